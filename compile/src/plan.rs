@@ -1,0 +1,109 @@
+//! From a spec to a program: every reference, expression and type is checked, and everything that is wrong is found at
+//! once, each with its path in the manifest.
+
+mod check;
+mod lower;
+mod sinks;
+
+use std::collections::BTreeMap;
+
+use leat_crds::job::{JOB_VERSION, JobDocument, KEY_GROUPS};
+use leat_crds::problem::{Problem, suggest};
+use leat_crds::spec::{StreamingPipelineSpec, Stream};
+
+use crate::program::Program;
+
+/// What a manifest refers to and does not contain: keys of ConfigMaps.
+#[derive(Debug, Clone, Default)]
+pub struct References {
+    /// ConfigMap → key → text.
+    pub config_maps: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+/// The job document of a spec, every reference resolved, and the program compiled from it.
+pub fn compile(namespace: &str, name: &str, spec: StreamingPipelineSpec, references: &References) -> Result<Program, Vec<Problem>> {
+    let mut problems = Vec::new();
+    let definitions = resolve(&spec, references, &mut problems);
+    let document = JobDocument {
+        version: JOB_VERSION,
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        key_groups: KEY_GROUPS,
+        repartition_partitions: partitions(&spec.streams),
+        spec,
+        definitions,
+    };
+    let compiled = compile_document(document);
+    match compiled {
+        Ok(program) if problems.is_empty() => Ok(program),
+        Ok(_) => Err(problems),
+        Err(more) => {
+            // A schema that could not be read makes no second problem out of each use of its columns.
+            problems.extend(more);
+            problems.sort();
+            problems.dedup();
+            Err(problems)
+        }
+    }
+}
+
+/// The program of a document that the operator, or this process, made.
+pub fn compile_document(document: JobDocument) -> Result<Program, Vec<Problem>> {
+    if document.version != JOB_VERSION {
+        let message = format!("job document version {} is not one that this build reads", document.version);
+        return Err(vec![Problem::new("version", message, format!("it reads {JOB_VERSION}"))]);
+    }
+    let mut problems = check::check(&document.spec);
+    match lower::lower(&document) {
+        Ok(program) if problems.is_empty() => Ok(program),
+        Ok(_) => Err(problems),
+        Err(more) => {
+            problems.extend(more);
+            problems.sort();
+            problems.dedup();
+            Err(problems)
+        }
+    }
+}
+
+/// Partitions of the repartition stream: two keyed tasks at least, one for each eight shards that feed them.
+fn partitions(streams: &[Stream]) -> u16 {
+    let shards: u32 = streams.iter().filter_map(|s| s.kinesis.as_ref()?.shards.as_ref()).map(|s| s.initial).sum();
+    shards.div_ceil(8).clamp(2, u32::from(KEY_GROUPS)) as u16
+}
+
+fn resolve(spec: &StreamingPipelineSpec, references: &References, problems: &mut Vec<Problem>) -> BTreeMap<String, String> {
+    let mut definitions = BTreeMap::new();
+    for (i, schema) in spec.schemas.iter().enumerate() {
+        let path = format!("spec.schemas[{i}]");
+        match (&schema.definition, &schema.definition_from) {
+            (Some(text), None) => drop(definitions.insert(schema.name.clone(), text.clone())),
+            (None, Some(from)) => {
+                let key = &from.config_map_key_ref;
+                let path = format!("{path}.definitionFrom.configMapKeyRef");
+                match references.config_maps.get(&key.name) {
+                    None => {
+                        let known = references.config_maps.keys().map(String::as_str);
+                        problems.push(Problem::new(path, format!("there is no ConfigMap `{}`", key.name), suggest(&key.name, known)));
+                    }
+                    Some(map) => match map.get(&key.key) {
+                        Some(text) => drop(definitions.insert(schema.name.clone(), text.clone())),
+                        None => {
+                            let message = format!("the ConfigMap `{}` has no key `{}`", key.name, key.key);
+                            problems.push(Problem::new(path, message, suggest(&key.key, map.keys().map(String::as_str))));
+                        }
+                    },
+                }
+            }
+            (Some(_), Some(_)) => problems.push(Problem::new(path, "`definition` and `definitionFrom` are both there", "keep one")),
+            (None, None) => problems.push(Problem::new(path, "the schema has no definition", "write `definition` or `definitionFrom`")),
+        }
+    }
+    definitions
+}
+
+/// Hash of a document: the identity of a job.
+pub fn job_hash(document: &JobDocument) -> String {
+    let text = serde_json::to_vec(document).unwrap_or_default();
+    format!("{:032x}", xxhash_rust::xxh3::xxh3_128(&text))
+}

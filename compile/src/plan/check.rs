@@ -1,0 +1,165 @@
+//! Checks of a spec that need no types: names, exactly-one rules, what is not there yet.
+
+use std::collections::BTreeSet;
+
+use leat_crds::problem::Problem;
+use leat_crds::spec::{Sink, Source, Step, StreamingPipelineSpec};
+
+/// Words that YAML 1.1 reads as something else.
+const YAML_WORDS: [&str; 9] = ["on", "off", "yes", "no", "y", "n", "null", "true", "false"];
+
+/// Everything that is wrong with names, members and what does not work yet.
+pub fn check(spec: &StreamingPipelineSpec) -> Vec<Problem> {
+    let mut out = Vec::new();
+    names("spec.streams", spec.streams.iter().map(|s| s.name.as_str()), &mut out);
+    names("spec.schemas", spec.schemas.iter().map(|s| s.name.as_str()), &mut out);
+    names("spec.tables", spec.tables.iter().map(|s| s.name.as_str()), &mut out);
+    names("spec.sinks", spec.sinks.iter().map(|s| s.name.as_str()), &mut out);
+    names("spec.sources", spec.sources.iter().map(|s| s.name.as_str()), &mut out);
+    names("spec.steps", spec.steps.iter().map(|s| s.name.as_str()), &mut out);
+    let sources: BTreeSet<&str> = spec.sources.iter().map(|s| s.name.as_str()).collect();
+    for (i, step) in spec.steps.iter().enumerate().filter(|(_, s)| sources.contains(s.name.as_str())) {
+        out.push(Problem::new(format!("spec.steps[{i}].name"), format!("`{}` is the name of a source too", step.name), "sources and steps share their names"));
+    }
+    for (member, present) in [
+        ("buckets", spec.buckets.is_some()), ("catalog", spec.catalog.is_some()), ("grants", spec.grants.is_some()),
+        ("privacy", spec.privacy.is_some()), ("alerts", spec.alerts.is_some()),
+    ] {
+        planned(present, format!("spec.{member}"), member, &mut out);
+    }
+    if spec.engine == Some(leat_crds::spec::Engine::Flink) {
+        planned(true, "spec.engine".to_owned(), "flink", &mut out);
+    }
+    for (i, stream) in spec.streams.iter().enumerate() {
+        let path = format!("spec.streams[{i}]");
+        planned(stream.kafka.is_some(), format!("{path}.kafka"), "kafka", &mut out);
+        match &stream.kinesis {
+            None if stream.kafka.is_none() => out.push(Problem::new(&path, "the stream has no kind", "write `kinesis`")),
+            None => {}
+            Some(kinesis) => {
+                planned(kinesis.consumers.is_some(), format!("{path}.kinesis.consumers"), "consumers", &mut out);
+                if kinesis.shards.is_some() && kinesis.on_demand.is_some() {
+                    out.push(Problem::new(format!("{path}.kinesis"), "`shards` and `onDemand` are both there", "keep one"));
+                }
+                if let Some(shards) = &kinesis.shards {
+                    planned(shards.schedule.is_some(), format!("{path}.kinesis.shards.schedule"), "schedule", &mut out);
+                    let (min, max) = (shards.min.unwrap_or(shards.initial), shards.max.unwrap_or(shards.initial));
+                    if !(min..=max).contains(&shards.initial) {
+                        out.push(Problem::new(format!("{path}.kinesis.shards"), format!("initial {} is not between min {min} and max {max}", shards.initial), ""));
+                    }
+                }
+                let hours = kinesis.retention.map(|r| r.millis() / 3_600_000);
+                if hours.is_some_and(|h| !(24..=8_760).contains(&h)) {
+                    out.push(Problem::new(format!("{path}.kinesis.retention"), "Kinesis keeps records from 24h to 365d", ""));
+                }
+            }
+        }
+    }
+    for (i, source) in spec.sources.iter().enumerate() {
+        check_source(source, &format!("spec.sources[{i}]"), &mut out);
+    }
+    for (i, step) in spec.steps.iter().enumerate() {
+        check_step(step, &format!("spec.steps[{i}]"), &mut out);
+    }
+    for (i, sink) in spec.sinks.iter().enumerate() {
+        check_sink(sink, &format!("spec.sinks[{i}]"), &mut out);
+    }
+    if let Some(dead_letter) = &spec.dead_letter {
+        planned(dead_letter.notify.is_some(), "spec.deadLetter.notify".to_owned(), "notify", &mut out);
+    }
+    if let Some(scaling) = spec.workers.as_ref().and_then(|w| w.autoscaling.as_ref()) {
+        planned(scaling.scale_streams.is_some(), "spec.workers.autoscaling.scaleStreams".to_owned(), "scaleStreams", &mut out);
+        planned(scaling.monthly_budget.is_some(), "spec.workers.autoscaling.monthlyBudget".to_owned(), "monthlyBudget", &mut out);
+        if scaling.min > scaling.max {
+            out.push(Problem::new("spec.workers.autoscaling", format!("min {} is more than max {}", scaling.min, scaling.max), ""));
+        }
+    }
+    out
+}
+
+fn planned(present: bool, path: String, name: &str, out: &mut Vec<Problem>) {
+    if present {
+        out.push(Problem::new(path, format!("`{name}` does not work yet"), "leave it out until it does; see docs/roadmap.md"));
+    }
+}
+
+fn names<'a>(path: &str, names: impl Iterator<Item = &'a str>, out: &mut Vec<Problem>) {
+    let mut seen = BTreeSet::new();
+    for (i, name) in names.enumerate() {
+        let path = format!("{path}[{i}].name");
+        if !seen.insert(name) {
+            out.push(Problem::new(&path, format!("`{name}` is there twice"), "each name once"));
+        }
+        if YAML_WORDS.contains(&name.to_lowercase().as_str()) {
+            out.push(Problem::new(&path, format!("`{name}` is read as another value by YAML 1.1"), "take another name"));
+        }
+        let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+        if !name.starts_with(|c: char| c.is_ascii_alphabetic()) || !name.chars().all(fits) {
+            out.push(Problem::new(&path, format!("`{name}` is not a name"), "a letter, then letters, digits, `_` and `-`"));
+        }
+    }
+}
+
+fn exactly_one(what: &str, present: &[(&str, bool)], path: &str, out: &mut Vec<Problem>) {
+    let there: Vec<&str> = present.iter().filter(|(_, p)| *p).map(|(name, _)| *name).collect();
+    let all = || present.iter().map(|(name, _)| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    match there.as_slice() {
+        [_] => {}
+        [] => out.push(Problem::new(path, format!("the {what} is missing"), format!("write one of {}", all()))),
+        many => out.push(Problem::new(path, format!("{} are too many", many.iter().map(|m| format!("`{m}`")).collect::<Vec<_>>().join(" and ")), format!("exactly one {what}"))),
+    }
+}
+
+fn check_source(source: &Source, path: &str, out: &mut Vec<Problem>) {
+    exactly_one("input", &[("stream", source.stream.is_some()), ("files", source.files.is_some())], path, out);
+    planned(source.changelog.is_some(), format!("{path}.changelog"), "changelog", out);
+    exactly_one("description of records", &[("schema", source.schema.is_some()), ("columns", !source.columns.is_empty())], path, out);
+    if source.partitioned_by.len() > 1 {
+        planned(true, format!("{path}.partitionedBy"), "partitionedBy of several columns", out);
+    }
+}
+
+fn check_step(step: &Step, path: &str, out: &mut Vec<Problem>) {
+    let verbs = [
+        ("validate", step.validate.is_some()), ("deduplicate", step.deduplicate.is_some()), ("filter", step.filter.is_some()),
+        ("select", step.select.is_some()), ("derive", step.derive.is_some()), ("aggregate", step.aggregate.is_some()),
+        ("userAgent", step.user_agent.is_some()), ("geoip", step.geoip.is_some()), ("lookup", step.lookup.is_some()),
+        ("sessionize", step.sessionize.is_some()), ("join", step.join.is_some()), ("sort", step.sort.is_some()),
+        ("pivot", step.pivot.is_some()), ("over", step.over.is_some()), ("crossing", step.crossing.is_some()),
+    ];
+    exactly_one("verb", &verbs, path, out);
+    for (verb, present) in &verbs[6..] {
+        planned(*present, format!("{path}.{verb}"), verb, out);
+    }
+    planned(step.having.is_some(), format!("{path}.having"), "having", out);
+    planned(step.validate.as_ref().is_some_and(|v| v.metrics.is_some()), format!("{path}.validate.metrics"), "metrics", out);
+    if step.aggregate.is_none() && step.pivot.is_none() {
+        for (part, present) in [("window", step.window.is_some()), ("emit", step.emit.is_some()), ("groupBy", !step.group_by.is_empty())] {
+            if present {
+                out.push(Problem::new(format!("{path}.{part}"), format!("`{part}` is a part of `aggregate`"), "it does nothing beside another verb"));
+            }
+        }
+    }
+    if let Some(window) = &step.window {
+        for (part, present) in [("size", window.size.is_some()), ("slide", window.slide.is_some()), ("calendar", window.calendar.is_some()), ("timeZone", window.time_zone.is_some())] {
+            planned(present, format!("{path}.window.{part}"), part, out);
+        }
+    }
+}
+
+fn check_sink(sink: &Sink, path: &str, out: &mut Vec<Problem>) {
+    exactly_one("input", &[("from", !sink.from.is_empty()), ("fromEach", !sink.from_each.is_empty())], path, out);
+    let kinds = [
+        ("s3", sink.s3.is_some()), ("dynamodb", sink.dynamodb.is_some()), ("stream", sink.stream.is_some()),
+        ("iceberg", sink.iceberg.is_some()), ("delta", sink.delta.is_some()), ("redshift", sink.redshift.is_some()),
+        ("redis", sink.redis.is_some()), ("eventBridge", sink.event_bridge.is_some()), ("sns", sink.sns.is_some()), ("sqs", sink.sqs.is_some()),
+    ];
+    exactly_one("kind", &kinds, path, out);
+    for (kind, present) in &kinds[2..] {
+        planned(*present, format!("{path}.{kind}"), kind, out);
+    }
+    planned(!sink.from_each.is_empty(), format!("{path}.fromEach"), "fromEach", out);
+    if sink.s3.as_ref().is_some_and(|s| s.partition_by.len() > 1) {
+        out.push(Problem::new(format!("{path}.s3.partitionBy"), "several time folders are too many", "the finest one names the others too"));
+    }
+}

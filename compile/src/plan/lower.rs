@@ -1,0 +1,463 @@
+//! Names to indexes, texts to expressions: the graph of a manifest, and where each step runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field as ArrowField, Schema, SchemaRef, TimeUnit};
+use leat_crds::job::JobDocument;
+use leat_crds::problem::{Problem, suggest};
+use leat_crds::spec::{EmitMode, RecordFormat, SchemaFormat, Source, Step};
+use leat_crds::values::Duration;
+
+use super::sinks;
+use crate::definition::{self, Field, Kind};
+use crate::program::{
+    Aggregate, Decode, DeduplicateSpec, Edge, EdgeKind, Encoding, EventTimeSpec, From, Function, Input, KeyedProgram,
+    Node, Op, Port, Program, RowsSpec, Side, SourceProgram, WindowSpec,
+};
+use crate::sql::{Planner, SqlError, type_name};
+
+/// Type of the columns that hold a time.
+pub(super) const TIMESTAMP: DataType = DataType::Timestamp(TimeUnit::Microsecond, None);
+
+/// Where rows are.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Place {
+    /// In the tasks of these sources; the port of each.
+    Sources(BTreeMap<usize, From>),
+    /// In keyed tasks.
+    Keyed(From),
+}
+
+/// What is known of a source's or step's output.
+#[derive(Debug, Clone)]
+pub(super) struct Output {
+    pub schema: SchemaRef,
+    pub place: Place,
+    /// Rows have an event time.
+    pub timed: bool,
+    /// The column of the partition key is still what the producer wrote.
+    pub partition_column: Option<String>,
+    /// Rows of one key follow each other: the key, and whether later ones replace earlier ones.
+    pub key: Option<(Vec<String>, bool)>,
+}
+
+pub(super) struct Lowering<'a> {
+    pub document: &'a JobDocument,
+    pub planner: Planner,
+    pub problems: Vec<Problem>,
+    pub program: Program,
+    pub outputs: BTreeMap<String, Output>,
+    /// Names of columns that some expression or sink uses.
+    pub used: BTreeSet<String>,
+}
+
+/// Lowers a document twice: the first pass finds which columns are in use, the second binds expressions to just those.
+pub(super) fn lower(document: &JobDocument) -> Result<Program, Vec<Problem>> {
+    let first = pass(document, None);
+    if !first.problems.is_empty() {
+        return Err(first.problems);
+    }
+    let second = pass(document, Some(first.used));
+    if second.problems.is_empty() { Ok(second.program) } else { Err(second.problems) }
+}
+
+fn pass<'a>(document: &'a JobDocument, used: Option<BTreeSet<String>>) -> Lowering<'a> {
+    let program = Program { document: document.clone(), sources: Vec::new(), keyed: KeyedProgram::default(), files: Vec::new(), tables: Vec::new() };
+    let mut lowering = Lowering { document, planner: Planner::default(), problems: Vec::new(), program, outputs: BTreeMap::new(), used: BTreeSet::new() };
+    for (i, source) in document.spec.sources.iter().enumerate() {
+        lowering.source(i, source, used.as_ref());
+    }
+    for i in lowering.order_of_steps() {
+        lowering.step(&format!("spec.steps[{i}]"), &document.spec.steps[i]);
+    }
+    sinks::lower(&mut lowering);
+    lowering
+}
+
+impl Lowering<'_> {
+    pub fn problem(&mut self, path: &str, message: impl Into<String>, hint: impl Into<String>) {
+        self.problems.push(Problem::new(path, message, hint));
+    }
+
+    fn sql(&mut self, path: &str, error: SqlError) {
+        self.problem(path, error.message, error.hint);
+    }
+
+    fn source(&mut self, index: usize, source: &Source, used: Option<&BTreeSet<String>>) {
+        let path = format!("spec.sources[{index}]");
+        let spec = &self.document.spec;
+        if let Some(stream) = source.stream.as_ref().filter(|s| !spec.streams.iter().any(|d| d.name == **s)) {
+            let hint = suggest(stream, spec.streams.iter().map(|s| s.name.as_str()));
+            self.problem(&format!("{path}.stream"), format!("there is no stream `{stream}`"), hint);
+        }
+        let Some((mut fields, encoding)) = self.fields(&path, source) else { return };
+        if let Some(used) = used {
+            let keep = |f: &Field| used.contains(&f.name);
+            let mut next = 0;
+            for field in &mut fields {
+                field.column = (keep(field) && matches!(field.kind, Kind::Scalar(_))).then(|| { next += 1; next - 1 });
+            }
+        } else {
+            let mut next = 0;
+            for field in fields.iter_mut().filter(|f| matches!(f.kind, Kind::Scalar(_))) {
+                field.column = Some(next);
+                next += 1;
+            }
+        }
+        let columns = fields.iter().filter(|f| f.column.is_some()).filter_map(|f| match &f.kind {
+            Kind::Scalar(data_type) => Some(ArrowField::new(&f.name, data_type.clone(), true)),
+            _ => None,
+        });
+        let schema: SchemaRef = Arc::new(Schema::new(columns.collect::<Vec<_>>()));
+        let partition_column = source.partitioned_by.first().cloned();
+        let partitioned_by = partition_column.as_ref().and_then(|name| self.column(&format!("{path}.partitionedBy[0]"), name, &schema));
+        let event_time = source.event_time.as_ref().and_then(|time| {
+            let column = self.column(&format!("{path}.eventTime.field"), &time.field, &schema)?;
+            match schema.field(column).data_type() {
+                DataType::Int64 | DataType::Date32 | DataType::Timestamp(..) => {}
+                other => {
+                    let message = format!("`{}` is {}, not a time", time.field, type_name(other));
+                    self.problem(&format!("{path}.eventTime.field"), message, "a timestamp (in JSON Schema: format date-time), a date, or an integer of epoch milliseconds");
+                    return None;
+                }
+            }
+            Some(EventTimeSpec {
+                column,
+                max_out_of_orderness: time.max_out_of_orderness.unwrap_or(Duration::from_millis(0)),
+                idle_timeout: time.idle_timeout,
+                max_ahead: time.max_ahead.unwrap_or(Duration::from_millis(86_400_000)),
+            })
+        });
+        let input = match (&source.stream, &source.files) {
+            (Some(stream), _) => Input::Stream(stream.clone()),
+            (None, files) => Input::Files(files.as_ref().map(|f| f.path.clone()).unwrap_or_default()),
+        };
+        let at = self.program.sources.len();
+        let timed = event_time.is_some() || source.event_time.is_some();
+        let decode = Decode { encoding, fields, schema: Arc::clone(&schema) };
+        self.program.sources.push(SourceProgram { name: source.name.clone(), input, decode, partitioned_by, event_time, nodes: Vec::new() });
+        let place = Place::Sources(BTreeMap::from([(at, From::Source)]));
+        self.outputs.insert(source.name.clone(), Output { schema, place, timed, partition_column, key: None });
+    }
+
+    fn fields(&mut self, path: &str, source: &Source) -> Option<(Vec<Field>, Encoding)> {
+        let format = source.format.or(source.files.as_ref().and_then(|f| f.format)).unwrap_or(RecordFormat::Json);
+        let encoding = if format == RecordFormat::Csv { Encoding::Csv } else { Encoding::Json };
+        let Some(name) = &source.schema else {
+            let mut fields = Vec::new();
+            for (name, text) in &source.columns {
+                match self.planner.column_type(text) {
+                    Ok(data_type) => fields.push(Field { name: name.clone(), kind: Kind::Scalar(data_type), required: false, nullable: true, bounds: definition::Bounds::default(), column: None }),
+                    Err(message) => self.problem(&format!("{path}.columns.{name}"), message, ""),
+                }
+            }
+            return Some((fields, encoding));
+        };
+        let schemas = &self.document.spec.schemas;
+        let Some(i) = schemas.iter().position(|s| s.name == *name) else {
+            let hint = suggest(name, schemas.iter().map(|s| s.name.as_str()));
+            self.problem(&format!("{path}.schema"), format!("there is no schema `{name}`"), hint);
+            return None;
+        };
+        if schemas[i].format != SchemaFormat::JSON {
+            self.problem(&format!("spec.schemas[{i}].format"), format!("{:?} does not work yet", schemas[i].format), "JSON does");
+            return None;
+        }
+        let text = self.document.definitions.get(name)?;
+        match definition::from_json_schema(text, &format!("spec.schemas[{i}]"), &self.planner) {
+            Ok(fields) => Some((fields, encoding)),
+            Err(problems) => {
+                self.problems.extend(problems);
+                None
+            }
+        }
+    }
+
+    /// Steps so that each comes after what it reads; those in a cycle are reported and left out.
+    fn order_of_steps(&mut self) -> Vec<usize> {
+        let steps = &self.document.spec.steps;
+        let index: BTreeMap<&str, usize> = steps.iter().enumerate().map(|(i, s)| (s.name.as_str(), i)).collect();
+        let reads = |step: &Step| step.from.iter().filter_map(|f| index.get(base(f)).copied()).collect::<BTreeSet<_>>();
+        let mut left: BTreeMap<usize, BTreeSet<usize>> = steps.iter().enumerate().map(|(i, s)| (i, reads(s))).collect();
+        let mut order = Vec::new();
+        while let Some(next) = left.iter().find(|(_, needs)| needs.iter().all(|n| !left.contains_key(n))).map(|(i, _)| *i) {
+            left.remove(&next);
+            order.push(next);
+        }
+        for i in left.keys() {
+            let around: Vec<&str> = left.keys().map(|i| steps[*i].name.as_str()).collect();
+            let problem = Problem::new(format!("spec.steps[{i}].from"), format!("`{}` reads, in the end, itself", steps[*i].name), format!("break the cycle among {}", around.join(", ")));
+            self.problems.push(problem);
+        }
+        order
+    }
+
+    /// What `from` names: outputs that can be united, and their ports.
+    pub fn inputs(&mut self, path: &str, from: &[String]) -> Option<(Output, Vec<(Output, Side)>)> {
+        let mut found = Vec::new();
+        let mut complete = true;
+        for (i, name) in from.iter().enumerate() {
+            let side = match name.split_once('.') {
+                None => Side::Passed,
+                Some((_, "rejected")) => Side::Rejected,
+                Some((_, "late")) => Side::Late,
+                Some((_, other)) => {
+                    self.problem(&format!("{path}.from[{i}]"), format!("`.{other}` is no output"), "NAME, NAME.rejected and NAME.late are");
+                    complete = false;
+                    continue;
+                }
+            };
+            match self.outputs.get(base(name)) {
+                Some(output) => found.push((output.clone(), side)),
+                None => {
+                    complete = false;
+                    let known: Vec<&str> = self.document.spec.sources.iter().map(|s| s.name.as_str()).chain(self.document.spec.steps.iter().map(|s| s.name.as_str())).collect();
+                    if !known.contains(&base(name)) {
+                        let hint = suggest(base(name), known);
+                        self.problem(&format!("{path}.from[{i}]"), format!("there is no source or step `{name}`"), hint);
+                    }
+                }
+            }
+        }
+        let (first, _) = found.first()?;
+        let mut union = first.clone();
+        for (i, (output, _)) in found.iter().enumerate().skip(1) {
+            if output.schema != union.schema {
+                self.problem(&format!("{path}.from[{i}]"), format!("`{}` has other columns than `{}`", from[i], from[0]), "a union wants the same columns");
+                complete = false;
+            }
+            union.timed &= output.timed;
+            if output.partition_column != union.partition_column {
+                union.partition_column = None;
+            }
+            if output.key.is_some() || union.key.is_some() {
+                self.problem(&format!("{path}.from[{i}]"), "a union of aggregates does not work yet", "one sink for each");
+                complete = false;
+            }
+        }
+        complete.then_some((union, found))
+    }
+
+    /// Adds `op` wherever its inputs are; answers where it is now.
+    pub fn place(&mut self, path: &str, name: &str, inputs: &[(Output, Side)], schema: &SchemaRef, op: &dyn Fn() -> Op) -> Option<Place> {
+        let mut by_source: BTreeMap<usize, Vec<Port>> = BTreeMap::new();
+        let mut keyed = Vec::new();
+        for (output, side) in inputs {
+            match &output.place {
+                Place::Sources(ports) => ports.iter().for_each(|(s, from)| by_source.entry(*s).or_default().push(Port { from: *from, side: *side })),
+                Place::Keyed(from) => keyed.push(Port { from: *from, side: *side }),
+            }
+        }
+        if !keyed.is_empty() && !by_source.is_empty() {
+            self.problem(&format!("{path}.from"), "a union of events with results of a keyed step does not work yet", "one step for each");
+            return None;
+        }
+        let node = |inputs| Node { name: name.to_owned(), inputs, op: op(), schema: Arc::clone(schema), rejects_read: false, late_read: false };
+        if keyed.is_empty() {
+            let add = |(source, ports): (usize, Vec<Port>)| {
+                let nodes = &mut self.program.sources[source].nodes;
+                nodes.push(node(ports));
+                (source, From::Node(nodes.len() - 1))
+            };
+            Some(Place::Sources(by_source.into_iter().map(add).collect()))
+        } else {
+            self.program.keyed.nodes.push(node(keyed));
+            Some(Place::Keyed(From::Node(self.program.keyed.nodes.len() - 1)))
+        }
+    }
+
+    pub fn column(&mut self, path: &str, name: &str, schema: &Schema) -> Option<usize> {
+        self.used.insert(name.to_owned());
+        match schema.index_of(name) {
+            Ok(index) => Some(index),
+            Err(_) => {
+                let hint = suggest(name, schema.fields().iter().map(|f| f.name().as_str()));
+                self.problem(path, format!("`{name}` is not a column of what comes in"), hint);
+                None
+            }
+        }
+    }
+
+    fn columns(&mut self, path: &str, names: &[String], schema: &Schema) -> Option<Vec<usize>> {
+        let found: Vec<Option<usize>> = names.iter().enumerate().map(|(i, n)| self.column(&format!("{path}[{i}]"), n, schema)).collect();
+        found.into_iter().collect()
+    }
+
+    fn step(&mut self, path: &str, step: &Step) {
+        let Some((input, inputs)) = self.inputs(path, &step.from) else { return };
+        if inputs.iter().any(|(_, side)| *side != Side::Passed) {
+            self.problem(&format!("{path}.from"), "steps that read `.rejected` or `.late` do not work yet", "a sink can read them");
+            return;
+        }
+        let output = if let Some(validate) = &step.validate {
+            let mut rules = Vec::new();
+            for (name, text) in &validate.rules {
+                match self.planner.condition(text, &input.schema) {
+                    Ok(rule) => {
+                        self.used.extend(rule.columns);
+                        rules.push((name.clone(), rule.expr));
+                    }
+                    Err(error) => self.sql(&format!("{path}.validate.rules.{name}"), error),
+                }
+            }
+            self.place(path, &step.name, &inputs, &input.schema, &|| Op::Validate(rules.clone())).map(|place| Output { place, ..input })
+        } else if let Some(text) = &step.filter {
+            match self.planner.condition(text, &input.schema) {
+                Ok(condition) => {
+                    self.used.extend(condition.columns);
+                    self.place(path, &step.name, &inputs, &input.schema, &|| Op::Filter(Arc::clone(&condition.expr))).map(|place| Output { place, ..input })
+                }
+                Err(error) => {
+                    self.sql(&format!("{path}.filter"), error);
+                    None
+                }
+            }
+        } else if let Some(columns) = step.select.as_ref().or(step.derive.as_ref()) {
+            let verb = if step.select.is_some() { "select" } else { "derive" };
+            self.project(path, step, verb, columns, input, &inputs)
+        } else if step.deduplicate.is_some() {
+            self.deduplicate(path, step, input, &inputs)
+        } else if step.aggregate.is_some() {
+            self.aggregate(path, step, input, &inputs)
+        } else {
+            None
+        };
+        if let Some(output) = output {
+            self.outputs.insert(step.name.clone(), output);
+        }
+    }
+
+    fn project(&mut self, path: &str, step: &Step, verb: &str, columns: &BTreeMap<String, String>, input: Output, inputs: &[(Output, Side)]) -> Option<Output> {
+        let mut fields: Vec<(ArrowField, Option<crate::program::Expr>)> = Vec::new();
+        let mut new = Vec::new();
+        for (name, text) in columns {
+            match self.planner.scalar(text, &input.schema) {
+                Ok(scalar) => {
+                    self.used.extend(scalar.columns);
+                    new.push((ArrowField::new(name, scalar.data_type, true), scalar.expr));
+                }
+                Err(error) => self.sql(&format!("{path}.{verb}.{name}"), error),
+            }
+        }
+        if verb == "derive" {
+            for field in input.schema.fields().iter().filter(|f| !columns.contains_key(f.name())) {
+                let same = self.planner.scalar(&format!("\"{}\"", field.name()), &input.schema).ok()?;
+                fields.push((field.as_ref().clone(), Some(same.expr)));
+            }
+        }
+        fields.extend(new.into_iter().map(|(f, e)| (f, Some(e))));
+        let schema: SchemaRef = Arc::new(Schema::new(fields.iter().map(|(f, _)| f.clone()).collect::<Vec<_>>()));
+        let exprs: Vec<_> = fields.into_iter().filter_map(|(_, e)| e).collect();
+        let place = self.place(path, &step.name, inputs, &schema, &|| Op::Project(exprs.clone()))?;
+        let kept = |name: &String| (verb == "derive") != columns.contains_key(name);
+        let partition_column = input.partition_column.filter(|c| kept(c) && verb == "derive");
+        Some(Output { schema, place, partition_column, ..input })
+    }
+
+    fn deduplicate(&mut self, path: &str, step: &Step, input: Output, inputs: &[(Output, Side)]) -> Option<Output> {
+        let verb = step.deduplicate.as_ref()?;
+        if !input.timed {
+            self.problem(path, "`deduplicate` forgets by event time, and the source has none", "give the source an `eventTime`");
+        }
+        if input.key.is_some() {
+            self.problem(path, "results of an aggregate are not deduplicated", "they have one row per key already");
+        }
+        let by = self.columns(&format!("{path}.deduplicate.by"), &verb.by, &input.schema);
+        let keyed_with = if verb.keyed_with.is_empty() { &verb.by } else { &verb.keyed_with };
+        let key = self.columns(&format!("{path}.deduplicate.keyedWith"), keyed_with, &input.schema);
+        let spec = DeduplicateSpec { by: by?, key: key?, within: verb.within };
+        let Place::Sources(sources) = &input.place else {
+            self.problem(path, "a second repartition does not work yet", "deduplicate before the aggregate");
+            return None;
+        };
+        let direct = sources.len() == 1 && input.partition_column.as_ref().is_some_and(|c| keyed_with == std::slice::from_ref(c));
+        let place = if direct {
+            self.place(path, &step.name, inputs, &input.schema, &|| Op::Deduplicate(spec.clone()))?
+        } else {
+            let edge = self.program.keyed.edges.len();
+            self.place(path, &step.name, inputs, &input.schema, &|| Op::Exchange(edge))?;
+            let kind = EdgeKind::Rows(RowsSpec { schema: Arc::clone(&input.schema), key: spec.key.clone(), deduplicate: spec });
+            self.program.keyed.edges.push(Edge { name: step.name.clone(), kind, schema: Arc::clone(&input.schema) });
+            Place::Keyed(From::Edge(edge))
+        };
+        Some(Output { place, ..input })
+    }
+
+    fn aggregate(&mut self, path: &str, step: &Step, input: Output, inputs: &[(Output, Side)]) -> Option<Output> {
+        let calls = step.aggregate.as_ref()?;
+        let window = step.window.clone().unwrap_or_default();
+        let size = window.tumbling.filter(|s| s.millis() > 0);
+        if size.is_none() {
+            self.problem(&format!("{path}.window"), "an aggregate without a tumbling window does not work yet", "write for example `window: {tumbling: 1m}`");
+        }
+        if !input.timed {
+            self.problem(&format!("{path}.window"), "a window needs event time, and the source has none", "give the source an `eventTime`");
+        }
+        if matches!(input.place, Place::Keyed(_)) {
+            self.problem(path, "a second repartition does not work yet: what comes in was keyed by another step", "aggregate events");
+            return None;
+        }
+        let group_by = self.columns(&format!("{path}.groupBy"), &step.group_by, &input.schema);
+        let mut aggregates = Vec::new();
+        for (name, text) in calls {
+            let path = format!("{path}.aggregate.{name}");
+            if ["window_start", "window_end"].contains(&name.as_str()) || step.group_by.contains(name) {
+                self.problem(&path, format!("`{name}` is a column of the result already"), "take another name");
+            }
+            match self.planner.aggregate(text, &input.schema) {
+                Err(error) => self.sql(&path, error),
+                Ok(call) => {
+                    self.used.extend(call.columns().cloned());
+                    aggregates.extend(self.mergeable(&path, name, call));
+                }
+            }
+        }
+        let (group_by, size) = (group_by?, size?);
+        let group: Vec<ArrowField> = group_by.iter().map(|i| input.schema.field(*i).clone()).collect();
+        let group_types = group.iter().map(|f| f.data_type().clone()).collect();
+        let times = ["window_start", "window_end"].map(|n| ArrowField::new(n, TIMESTAMP, false));
+        let results = aggregates.iter().map(|a| ArrowField::new(&a.name, a.output.clone(), true));
+        let schema: SchemaRef = Arc::new(Schema::new(group.into_iter().chain(times).chain(results).collect::<Vec<_>>()));
+        let on_update = step.emit.as_ref().filter(|e| e.mode == EmitMode::OnUpdate).map(|e| e.every.unwrap_or(Duration::from_millis(1000)));
+        let spec = WindowSpec { size, allowed_lateness: window.allowed_lateness.unwrap_or(Duration::from_millis(0)), on_update, group_by, group_types, aggregates };
+        let edge = self.program.keyed.edges.len();
+        self.place(path, &step.name, inputs, &input.schema, &|| Op::Partial(edge))?;
+        self.program.keyed.edges.push(Edge { name: step.name.clone(), kind: EdgeKind::Partial(spec), schema: Arc::clone(&schema) });
+        let key: Vec<String> = step.group_by.iter().cloned().chain(["window_start".to_owned()]).collect();
+        Some(Output { schema, place: Place::Keyed(From::Edge(edge)), timed: true, partition_column: None, key: Some((key, on_update.is_some())) })
+    }
+
+    /// The aggregate as one whose partial results merge exactly, in any order.
+    fn mergeable(&mut self, path: &str, name: &str, call: crate::sql::AggregateCall) -> Option<Aggregate> {
+        let input = call.argument.as_ref().map_or(DataType::Int64, |a| a.data_type.clone());
+        let function = match (call.function.as_str(), &input) {
+            ("count", _) if call.distinct => {
+                self.problem(path, "`count(DISTINCT …)` does not work yet", "count rows, or deduplicate first");
+                return None;
+            }
+            ("count", _) => Function::Count,
+            ("min", _) => Function::Min,
+            ("max", _) => Function::Max,
+            ("sum" | "avg", DataType::Float64) => {
+                let message = format!("`{}` over DOUBLE depends on the order of events, so it could differ after a restart", call.function);
+                self.problem(path, message, "cast to DECIMAL, or declare the field with `x-leat-type: decimal(18,4)`");
+                return None;
+            }
+            ("sum", _) => Function::Sum,
+            _ => Function::Avg,
+        };
+        let output = match (function, &input) {
+            (Function::Sum, DataType::Decimal128(_, scale)) => DataType::Decimal128(38, *scale),
+            (Function::Sum, _) => DataType::Decimal128(38, 0),
+            (Function::Min | Function::Max, _) => input.clone(),
+            _ => call.data_type.clone(),
+        };
+        Some(Aggregate { name: name.to_owned(), function, argument: call.argument.map(|a| a.expr), filter: call.filter.map(|f| f.expr), input, output })
+    }
+}
+
+/// The name before `.rejected` or `.late`.
+pub(super) fn base(name: &str) -> &str {
+    name.split_once('.').map_or(name, |(base, _)| base)
+}

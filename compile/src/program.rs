@@ -1,0 +1,301 @@
+//! A compiled pipeline: what each source task and each keyed task computes, every name resolved to an index.
+
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, SchemaRef};
+use datafusion_physical_expr::PhysicalExpr;
+use leat_crds::job::JobDocument;
+use leat_crds::spec::{FileFormat, FilePartition};
+use leat_crds::values::{Duration, Size};
+
+use crate::definition::Field;
+
+/// An expression over the columns of the batch that comes in.
+pub type Expr = Arc<dyn PhysicalExpr>;
+
+/// A compiled pipeline.
+#[derive(Debug, Clone)]
+pub struct Program {
+    /// What it was compiled from.
+    pub document: JobDocument,
+    /// One entry per source: what each of its lineages' tasks computes.
+    pub sources: Vec<SourceProgram>,
+    /// What each keyed task computes; without edges there are no keyed tasks.
+    pub keyed: KeyedProgram,
+    /// Files, by index.
+    pub files: Vec<FilesSpec>,
+    /// Tables, by index.
+    pub tables: Vec<TableSpec>,
+}
+
+/// What a source task computes.
+#[derive(Debug, Clone)]
+pub struct SourceProgram {
+    /// Name in the manifest.
+    pub name: String,
+    /// What is read.
+    pub input: Input,
+    /// How a record becomes a row.
+    pub decode: Decode,
+    /// Index of the decoded column that is the record's partition key.
+    pub partitioned_by: Option<usize>,
+    /// The event's time.
+    pub event_time: Option<EventTimeSpec>,
+    /// Steps and sinks, each after what it reads.
+    pub nodes: Vec<Node>,
+}
+
+/// What a source reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// A declared stream, by its name in the manifest.
+    Stream(String),
+    /// Files: bounded input.
+    Files(String),
+}
+
+/// How records become rows.
+#[derive(Debug, Clone)]
+pub struct Decode {
+    /// Encoding.
+    pub encoding: Encoding,
+    /// Every declared field, in use or only checked.
+    pub fields: Vec<Field>,
+    /// Columns in use, in the order of the batch.
+    pub schema: SchemaRef,
+}
+
+/// Encoding of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    /// One JSON object.
+    Json,
+    /// One line of comma-separated values.
+    Csv,
+}
+
+/// The time of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EventTimeSpec {
+    /// Decoded column.
+    pub column: usize,
+    /// How far behind the newest event one may be.
+    pub max_out_of_orderness: Duration,
+    /// How long silence holds others back; `None`: for ever.
+    pub idle_timeout: Option<Duration>,
+    /// How far ahead of its arrival an event may be.
+    pub max_ahead: Duration,
+}
+
+/// A step or a sink.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// Name in the manifest.
+    pub name: String,
+    /// What it reads; of several, their union in the order of records.
+    pub inputs: Vec<Port>,
+    /// What it does.
+    pub op: Op,
+    /// What leaves it; of a sink, what comes in.
+    pub schema: SchemaRef,
+    /// Whether some node reads its rejects; else they go to the dead letters.
+    pub rejects_read: bool,
+    /// Whether some node reads its late rows; else they go to the dead letters.
+    pub late_read: bool,
+}
+
+/// An output of a source, node or edge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Port {
+    /// Who.
+    pub from: From,
+    /// Which of its outputs.
+    pub side: Side,
+}
+
+/// Who has an output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum From {
+    /// The source; of a keyed program there is none.
+    Source,
+    /// A node of the same program.
+    Node(usize),
+    /// An edge of the keyed program.
+    Edge(usize),
+}
+
+/// Which output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// What went through.
+    Passed,
+    /// What failed.
+    Rejected,
+    /// What came too late.
+    Late,
+}
+
+/// What a node does.
+#[derive(Debug, Clone)]
+pub enum Op {
+    /// Rows that fail a rule are rejected.
+    Validate(Vec<(String, Expr)>),
+    /// Repeats are dropped; directly, since the key is the source's partition key, or in a keyed task.
+    Deduplicate(DeduplicateSpec),
+    /// Only TRUE passes.
+    Filter(Expr),
+    /// New columns.
+    Project(Vec<Expr>),
+    /// Rows go into partial sums, which leave through an edge of the keyed program.
+    Partial(usize),
+    /// Rows leave through an edge of the keyed program, as they are.
+    Exchange(usize),
+    /// Rows go into files.
+    Files(usize),
+    /// Records go into files, as they came.
+    RawFiles(usize),
+    /// Rows become items of a table.
+    Table(usize),
+}
+
+/// How repeats are found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeduplicateSpec {
+    /// Columns that identify an event together.
+    pub by: Vec<usize>,
+    /// Columns whose values make the key group.
+    pub key: Vec<usize>,
+    /// How far apart in event time.
+    pub within: Duration,
+}
+
+/// What keyed tasks compute.
+#[derive(Debug, Clone, Default)]
+pub struct KeyedProgram {
+    /// What comes through the repartition stream.
+    pub edges: Vec<Edge>,
+    /// Steps and sinks behind the edges, each after what it reads.
+    pub nodes: Vec<Node>,
+}
+
+/// An edge through the repartition stream.
+#[derive(Debug, Clone)]
+pub struct Edge {
+    /// Name of the step that is keyed.
+    pub name: String,
+    /// What travels.
+    pub kind: EdgeKind,
+    /// What the keyed step puts out.
+    pub schema: SchemaRef,
+}
+
+/// What travels over an edge.
+#[derive(Debug, Clone)]
+pub enum EdgeKind {
+    /// Partial sums of a window: a function of where a batch was cut, so staged.
+    Partial(WindowSpec),
+    /// Rows for a keyed deduplication: a function of one lineage's records, so replayable.
+    Rows(RowsSpec),
+}
+
+/// Rows that travel as they are.
+#[derive(Debug, Clone)]
+pub struct RowsSpec {
+    /// Columns of the rows.
+    pub schema: SchemaRef,
+    /// Columns whose values make the key group.
+    pub key: Vec<usize>,
+    /// What the keyed task does with them.
+    pub deduplicate: DeduplicateSpec,
+}
+
+/// A windowed aggregate.
+#[derive(Debug, Clone)]
+pub struct WindowSpec {
+    /// Length of the window.
+    pub size: Duration,
+    /// How long after its end it takes rows.
+    pub allowed_lateness: Duration,
+    /// `None`: once at the end; else early and corrected rows, at most this often.
+    pub on_update: Option<Duration>,
+    /// Columns that make a group.
+    pub group_by: Vec<usize>,
+    /// Types of the group's columns.
+    pub group_types: Vec<DataType>,
+    /// The aggregates, in the order of the output's columns.
+    pub aggregates: Vec<Aggregate>,
+}
+
+/// One aggregate.
+#[derive(Debug, Clone)]
+pub struct Aggregate {
+    /// Output column.
+    pub name: String,
+    /// Which.
+    pub function: Function,
+    /// Its argument; `None` for `count(*)`.
+    pub argument: Option<Expr>,
+    /// Only rows for which this is TRUE count.
+    pub filter: Option<Expr>,
+    /// Type of the argument.
+    pub input: DataType,
+    /// Type of the result.
+    pub output: DataType,
+}
+
+/// Aggregate functions: those whose partial results can be merged in any order with the same result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Function {
+    /// Number of rows, or of values that are not NULL.
+    Count,
+    /// Exact sum of integers or decimals.
+    Sum,
+    /// Smallest value.
+    Min,
+    /// Largest value.
+    Max,
+    /// Mean of decimals or integers, from an exact sum.
+    Avg,
+}
+
+/// Files of a sink.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FilesSpec {
+    /// Name of the sink.
+    pub name: String,
+    /// Prefix, as the manifest says it.
+    pub location: String,
+    /// Encoding.
+    pub format: FileFormat,
+    /// Time folders.
+    pub partition: Option<FilePartition>,
+    /// Column of the event's time, for the folder; Raw and dead letters go by arrival.
+    pub time_column: Option<usize>,
+    /// Size at which a file is closed.
+    pub roll_size: Size,
+    /// Age at which a file is closed.
+    pub roll_interval: Duration,
+    /// Columns.
+    pub schema: SchemaRef,
+}
+
+/// Items of a table.
+#[derive(Debug, Clone)]
+pub struct TableSpec {
+    /// Name of the sink.
+    pub name: String,
+    /// The declared table.
+    pub table: String,
+    /// Attribute and column of the partition key.
+    pub partition_key: (String, usize),
+    /// Attribute and column of the sort key.
+    pub sort_key: Option<(String, usize)>,
+    /// Attributes: name and expression over the row.
+    pub attributes: Vec<(String, Expr)>,
+    /// Attribute that holds the expiry, and how long after the window's end an item lives.
+    pub time_to_live: Option<(String, Duration)>,
+    /// Column that orders versions of an item: the window's end.
+    pub version_column: usize,
+    /// Columns of the row.
+    pub schema: SchemaRef,
+}

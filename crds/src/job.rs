@@ -1,0 +1,35 @@
+//! The job document: what the operator hands to a worker, and `leat dev` to itself.
+//!
+//! It holds the validated manifest with every reference resolved, and the constants that state depends on. It is
+//! versioned: a worker reads its own version and the one before.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::spec::StreamingPipelineSpec;
+
+/// Version of the document that this code writes.
+pub const JOB_VERSION: u32 = 1;
+/// Key groups of a new pipeline; immutable for its life, since keyed state is kept per group.
+pub const KEY_GROUPS: u16 = 1024;
+
+/// What a worker runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct JobDocument {
+    /// Version of this document's shape.
+    pub version: u32,
+    /// Namespace of the pipeline.
+    pub namespace: String,
+    /// Name of the pipeline.
+    pub name: String,
+    /// Number of key groups.
+    pub key_groups: u16,
+    /// Partitions of each repartition stream.
+    pub repartition_partitions: u16,
+    /// The manifest's spec.
+    pub spec: StreamingPipelineSpec,
+    /// Definition of each declared schema, by its name in the manifest.
+    pub definitions: BTreeMap<String, String>,
+}

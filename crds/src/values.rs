@@ -1,0 +1,173 @@
+//! Values that a manifest writes as text: durations and sizes. Each is parsed once, here.
+
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// A span of time in milliseconds, written as Go does plus `d` for 24 hours: `250ms`, `1m30s`, `7d`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Duration(i64);
+
+impl Duration {
+    /// A span of `ms` milliseconds.
+    pub const fn from_millis(ms: i64) -> Self {
+        Self(ms)
+    }
+
+    /// The span in milliseconds.
+    pub const fn millis(self) -> i64 {
+        self.0
+    }
+
+    /// Parses `text`; the error says what a duration looks like.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not a duration; write for example 250ms, 30s, 5m, 24h or 7d");
+        let mut rest = text;
+        let mut total: f64 = 0.0;
+        if rest.is_empty() {
+            return Err(wrong());
+        }
+        while !rest.is_empty() {
+            let digits = rest.find(|c: char| !(c.is_ascii_digit() || c == '.')).ok_or_else(wrong)?;
+            let number: f64 = rest[..digits].parse().map_err(|_| wrong())?;
+            rest = &rest[digits..];
+            let unit = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+            let scale = match &rest[..unit] {
+                "ms" => 1.0,
+                "s" => 1_000.0,
+                "m" => 60_000.0,
+                "h" => 3_600_000.0,
+                "d" => 86_400_000.0,
+                _ => return Err(wrong()),
+            };
+            total += number * scale;
+            rest = &rest[unit..];
+        }
+        if total.fract() != 0.0 || total > 1e15 {
+            return Err(format!("`{text}` is not a whole number of milliseconds below 30,000 years"));
+        }
+        Ok(Self(total as i64))
+    }
+}
+
+impl std::fmt::Display for Duration {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0 == 0 {
+            return f.write_str("0s");
+        }
+        let mut left = self.0;
+        for (unit, size) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)] {
+            if left >= size {
+                write!(f, "{}{unit}", left / size)?;
+                left %= size;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A number of bytes, written as a Kubernetes quantity: `512`, `64Ki`, `128Mi`, `5G`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Size(u64);
+
+impl Size {
+    /// A size of `bytes`.
+    pub const fn from_bytes(bytes: u64) -> Self {
+        Self(bytes)
+    }
+
+    /// The size in bytes.
+    pub const fn bytes(self) -> u64 {
+        self.0
+    }
+
+    /// Parses `text`; the error says what a size looks like.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not a size; write for example 64Ki, 128Mi or 1Gi");
+        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
+        let scale: u64 = match &text[digits..] {
+            "" => 1,
+            "k" => 1_000,
+            "M" => 1_000_000,
+            "G" => 1_000_000_000,
+            "T" => 1_000_000_000_000,
+            "Ki" => 1 << 10,
+            "Mi" => 1 << 20,
+            "Gi" => 1 << 30,
+            "Ti" => 1 << 40,
+            _ => return Err(wrong()),
+        };
+        number.checked_mul(scale).map(Self).ok_or_else(wrong)
+    }
+}
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (unit, shift) in [("Ti", 40), ("Gi", 30), ("Mi", 20), ("Ki", 10)] {
+            if self.0 != 0 && self.0.trailing_zeros() >= shift {
+                return write!(f, "{}{unit}", self.0 >> shift);
+            }
+        }
+        write!(f, "{}", self.0)
+    }
+}
+
+macro_rules! text_value {
+    ($type:ident, $pattern:expr, $about:expr) => {
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                let text = Cow::<'de, str>::deserialize(d)?;
+                $type::parse(&text).map_err(serde::de::Error::custom)
+            }
+        }
+
+        impl JsonSchema for $type {
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($type).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({"type": "string", "pattern": $pattern, "maxLength": 32, "description": $about})
+            }
+        }
+    };
+}
+
+text_value!(Duration, r"^([0-9]+(\.[0-9]+)?(ms|s|m|h|d))+$", "A duration: 250ms, 30s, 5m, 24h, 7d.");
+text_value!(Size, r"^[0-9]+(k|M|G|T|Ki|Mi|Gi|Ti)?$", "A size in bytes: 64Ki, 128Mi, 1Gi.");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_read_as_go_writes_them() {
+        for (text, ms) in [("250ms", 250), ("1m30s", 90_000), ("7d", 604_800_000), ("1.5h", 5_400_000)] {
+            assert_eq!(Duration::parse(text).map(Duration::millis), Ok(ms), "{text}");
+        }
+        for text in ["", "5", "m", "5 m", "-1s", "1.5ms", "5y"] {
+            assert!(Duration::parse(text).is_err(), "{text}");
+        }
+        assert_eq!(Duration::from_millis(90_061_001).to_string(), "1d1h1m1s1ms");
+    }
+
+    #[test]
+    fn sizes_read_as_kubernetes_writes_them() {
+        assert_eq!(Size::parse("128Mi").map(Size::bytes), Ok(134_217_728));
+        assert_eq!(Size::parse("5k").map(Size::bytes), Ok(5_000));
+        assert!(Size::parse("128MB").is_err());
+        assert_eq!(Size::from_bytes(134_217_728).to_string(), "128Mi");
+    }
+}
