@@ -1,1 +1,179 @@
-fn main() {}
+//! `leat`: validate a pipeline, and run it on the laptop.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use leat::dev::{self, Options};
+use leat::feed::Feed;
+use leat::manifest::{self, Located, Pipeline};
+
+/// Streaming pipelines on Kubernetes and AWS, and on your laptop.
+#[derive(Parser)]
+#[command(name = "leat", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Check a manifest and say everything that is wrong with it.
+    Validate(Files),
+    /// Run a pipeline here: no cloud, no cluster.
+    Dev(Dev),
+}
+
+#[derive(Args)]
+struct Files {
+    /// Manifest; may be given several times, and hold several documents.
+    #[arg(short, long = "filename", value_name = "FILE", required = true)]
+    files: Vec<PathBuf>,
+}
+
+#[derive(Args)]
+struct Dev {
+    #[command(flatten)]
+    files: Files,
+    /// Feed a file into a stream: NDJSON, or CSV with a header; plain, .gz or .zst.
+    #[arg(long, value_name = "STREAM=FILE")]
+    input: Vec<String>,
+    /// Feed so many generated clickstream events into a stream.
+    #[arg(long, value_name = "STREAM=COUNT")]
+    generate: Vec<String>,
+    /// Stop when everything that was fed in is delivered; closes all windows.
+    #[arg(long)]
+    until_done: bool,
+    /// Forget what earlier runs left.
+    #[arg(long)]
+    fresh: bool,
+    /// Where the state is kept between runs.
+    #[arg(long, value_name = "FOLDER", default_value = ".leat")]
+    state: PathBuf,
+    /// Address to which events can be posted (not with --until-done).
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8088")]
+    listen: String,
+    /// How the report is printed.
+    #[arg(long, value_enum, default_value = "text")]
+    output: OutputFormat,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum OutputFormat {
+    Text,
+    Json,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Validate(files) => validate(&files),
+        Command::Dev(dev) => run_dev(&dev),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn load(files: &Files) -> Result<Result<Pipeline, Vec<Located>>> {
+    let mut documents = Vec::new();
+    let mut problems = Vec::new();
+    for file in &files.files {
+        let name = file.display().to_string();
+        let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
+        match manifest::documents(&name, &text) {
+            Ok(found) => documents.extend(found),
+            Err(found) => problems.extend(found),
+        }
+    }
+    if !problems.is_empty() {
+        return Ok(Err(problems));
+    }
+    Ok(manifest::pipeline(&documents))
+}
+
+fn complain(problems: &[Located]) -> ExitCode {
+    for problem in problems {
+        eprintln!("{problem}");
+    }
+    let many = if problems.len() == 1 { "problem" } else { "problems" };
+    eprintln!("{} {many}", problems.len());
+    ExitCode::FAILURE
+}
+
+fn validate(files: &Files) -> Result<ExitCode> {
+    Ok(match load(files)? {
+        Ok(pipeline) => {
+            let document = &pipeline.program.document;
+            println!("{}/{} is valid", document.namespace, document.name);
+            ExitCode::SUCCESS
+        }
+        Err(problems) => complain(&problems),
+    })
+}
+
+fn run_dev(dev: &Dev) -> Result<ExitCode> {
+    let pipeline = match load(&dev.files)? {
+        Ok(pipeline) => pipeline,
+        Err(problems) => return Ok(complain(&problems)),
+    };
+    let mut feeds = Vec::new();
+    for input in &dev.input {
+        let (name, file) = pair(input, "--input STREAM=FILE")?;
+        feeds.push((name, Feed::File(file.into())));
+    }
+    for generate in &dev.generate {
+        let (name, count) = pair(generate, "--generate STREAM=COUNT")?;
+        feeds.push((name, Feed::Generate(count.replace(['_', ','], "").parse().with_context(|| format!("`{count}` is not a number of events"))?)));
+    }
+    let options = Options {
+        state: dev.state.clone(),
+        base: dev::base_of(&dev.files.files[0]),
+        fresh: dev.fresh,
+        until_done: dev.until_done,
+        feeds,
+        listen: (!dev.until_done).then(|| dev.listen.clone()),
+        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        talk: dev.output == OutputFormat::Text,
+    };
+    let stop = Arc::new(AtomicBool::new(false));
+    stop_on_signal(Arc::clone(&stop))?;
+    let report = dev::run(pipeline.program, &options, &stop)?;
+    match dev.output {
+        OutputFormat::Text => print!("\n{}", report.text()),
+        OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn pair(text: &str, shape: &str) -> Result<(String, String)> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() && !value.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => bail!("`{text}` should be {shape}"),
+    }
+}
+
+/// The first Ctrl-C or SIGTERM asks for an orderly stop, the second ends the process.
+fn stop_on_signal(stop: Arc<AtomicBool>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            use tokio::signal::unix::{SignalKind, signal};
+            let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else { return };
+            loop {
+                tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+                if stop.swap(true, Ordering::Relaxed) {
+                    std::process::exit(130);
+                }
+                eprintln!("  stopping: what was taken is being committed; once more ends it at once");
+            }
+        });
+    })?;
+    Ok(())
+}

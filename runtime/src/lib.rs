@@ -1,1 +1,7 @@
-//! to come
+//! The processing runtime: records in, exactly-once output out.
+
+pub mod batch;
+pub mod codecs;
+pub mod connectors;
+pub mod engine;
+pub mod operators;

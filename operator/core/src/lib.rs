@@ -1,1 +1,4 @@
-//! to come
+//! What a pipeline needs, and what has to change for it: pure, the same for the cloud and for the laptop.
+
+pub mod desired;
+pub mod plan;

@@ -1,1 +1,229 @@
-//! to come
+//! What the pipeline as a whole needs next: rows for new lineages and partitions, newcomers admitted, a change of job.
+//! Any worker may execute these changes at any time: each is one conditional write, and doing it twice is harmless.
+
+use std::collections::BTreeMap;
+
+use crate::key::HashRange;
+use crate::position::Lineage;
+use crate::row::{Fence, KeyedRow, Origin, PipelineRow, SourceRow, Status};
+use crate::rules::{Rule, Rules};
+use crate::watermark::Watermark;
+
+/// The job that should run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Desired {
+    /// Hash of its document.
+    pub hash: String,
+    /// Partitions of its repartition stream; 0: it has none.
+    pub partitions: u16,
+}
+
+/// A shard that exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownShard {
+    /// Its lineage.
+    pub lineage: Lineage,
+    /// Its parents that exist or have rows.
+    pub parents: Vec<Lineage>,
+    /// Its keys.
+    pub range: HashRange,
+}
+
+/// Everything that is decided on.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// The pipeline's row, and its version.
+    pub pipeline: Option<(Fence, PipelineRow)>,
+    /// Rows of source tasks.
+    pub sources: BTreeMap<Lineage, (Fence, SourceRow)>,
+    /// Rows of keyed tasks.
+    pub keyed: BTreeMap<u16, (Fence, KeyedRow)>,
+    /// The shards of all sources.
+    pub shards: Vec<KnownShard>,
+}
+
+/// One change.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Change {
+    /// Write the pipeline's row, conditional on the version that was seen.
+    Pipeline(Option<Fence>, PipelineRow),
+    /// Create the row of a lineage unless it is there.
+    Source(Lineage, u64, Box<SourceRow>),
+    /// Create the row of a keyed task unless it is there; with the number of its last cut.
+    Keyed(u16, Fence, Box<KeyedRow>),
+    /// Hand a row over to the next job.
+    Flip(String, Fence, Fence),
+    /// Replace the row of a keyed task whose key groups moved, while no task can take it.
+    Replace(u16, Fence, Fence, Box<KeyedRow>),
+}
+
+/// The changes that are possible now; after they were made, ask again.
+pub fn decide(view: &View, desired: &Desired, rules: Rules) -> Vec<Change> {
+    let Some((fence, pipeline)) = &view.pipeline else {
+        let roots = view.shards.iter().filter(|s| s.parents.is_empty()).map(|s| s.lineage.clone()).collect();
+        let pipeline = PipelineRow { job: 1, job_hash: desired.hash.clone(), partitions: desired.partitions, roots, ..PipelineRow::default() };
+        return vec![Change::Pipeline(None, pipeline)];
+    };
+    if pipeline.draining_for.is_some() {
+        return flip(view, fence, pipeline, desired, rules);
+    }
+    let changes = births(view, fence, pipeline, rules);
+    if changes.is_empty() && pipeline.job_hash != desired.hash && pipeline.joining.is_empty() {
+        let draining = PipelineRow { draining_for: Some(desired.hash.clone()), seal: None, ..pipeline.clone() };
+        return vec![Change::Pipeline(Some(fence.clone()), draining)];
+    }
+    changes
+}
+
+/// A row of a lineage that has taken nothing.
+fn newborn(origin: Origin, watermark: Watermark) -> SourceRow {
+    SourceRow {
+        origin,
+        status: Status::Live,
+        position: None,
+        taken: 0,
+        watermark,
+        newest: i64::MIN,
+        numbers: BTreeMap::new(),
+        unsent: Vec::new(),
+        files: Vec::new(),
+        complete: Vec::new(),
+        flushed: BTreeMap::new(),
+        raises: Vec::new(),
+        snapshot: None,
+        end_snapshot: None,
+        children: Vec::new(),
+        ledger: Default::default(),
+    }
+}
+
+/// A row of a keyed task that has taken nothing.
+fn empty_keyed() -> KeyedRow {
+    KeyedRow {
+        position: None,
+        watermark: Watermark::MIN,
+        unsent: Vec::new(),
+        complete: Vec::new(),
+        snapshot: None,
+        inherits: Vec::new(),
+        roots_version: 0,
+        dirty: 0,
+        open: 0,
+        ledger: Default::default(),
+    }
+}
+
+fn births(view: &View, fence: &Fence, pipeline: &PipelineRow, rules: Rules) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for partition in (0..pipeline.partitions).filter(|p| !view.keyed.contains_key(p)) {
+        let new = Fence { job: pipeline.job, ..Fence::default() };
+        changes.push(Change::Keyed(partition, new, Box::new(empty_keyed())));
+    }
+    for root in pipeline.roots.iter().filter(|r| !view.sources.contains_key(*r)) {
+        changes.push(Change::Source(root.clone(), pipeline.job, Box::new(newborn(Origin::Root(Watermark::MIN), Watermark::MIN))));
+    }
+    for shard in view.shards.iter().filter(|s| !s.parents.is_empty() && !view.sources.contains_key(&s.lineage)) {
+        changes.extend(child(view, pipeline, shard, rules));
+    }
+    let known = |l: &Lineage| pipeline.roots.contains(l) || pipeline.joining.contains(l) || view.sources.contains_key(l);
+    if pipeline.joining.is_empty() {
+        if let Some(newcomer) = view.shards.iter().find(|s| s.parents.is_empty() && !known(&s.lineage)) {
+            let mut next = pipeline.clone();
+            if rules.hold(Rule::Join) {
+                next.joining = vec![newcomer.lineage.clone()];
+                next.roots_version += 1;
+            } else {
+                next.roots.push(newcomer.lineage.clone());
+            }
+            changes.push(Change::Pipeline(Some(fence.clone()), next));
+        }
+    } else if (0..pipeline.partitions).all(|p| view.keyed.get(&p).is_some_and(|(_, k)| k.roots_version >= pipeline.roots_version)) {
+        changes.extend(admit(view, fence, pipeline));
+    }
+    changes
+}
+
+/// All keyed tasks hold their watermark: the newcomer is born at the highest that any of them has applied.
+fn admit(view: &View, fence: &Fence, pipeline: &PipelineRow) -> Vec<Change> {
+    let highest = view.keyed.values().map(|(_, k)| k.watermark).max().unwrap_or(Watermark::MIN);
+    let missing: Vec<&Lineage> = pipeline.joining.iter().filter(|l| !view.sources.contains_key(*l)).collect();
+    if missing.is_empty() {
+        let mut next = pipeline.clone();
+        next.roots.append(&mut next.joining);
+        return vec![Change::Pipeline(Some(fence.clone()), next)];
+    }
+    missing.into_iter().map(|l| Change::Source(l.clone(), pipeline.job, Box::new(newborn(Origin::Root(highest), highest)))).collect()
+}
+
+/// A child is created after all its parents ended, with their states and the highest of their final watermarks.
+fn child(view: &View, pipeline: &PipelineRow, shard: &KnownShard, rules: Rules) -> Option<Change> {
+    let parents: Vec<&SourceRow> = shard.parents.iter().map(|p| view.sources.get(p).map(|(_, row)| row)).collect::<Option<_>>()?;
+    if parents.iter().any(|p| p.status == Status::Live) {
+        return None;
+    }
+    let snapshots = parents.iter().map(|p| p.end_snapshot.clone()).collect::<Option<Vec<_>>>()?;
+    let finals = parents.iter().map(|p| p.final_watermark());
+    let watermark = match (rules.hold(Rule::Inherit), rules.hold(Rule::MergeMin)) {
+        (false, _) => Watermark::MIN,
+        (true, true) => finals.max()?,
+        (true, false) => finals.min()?,
+    };
+    let hash_range = (shard.range.first.to_string(), shard.range.last.to_string());
+    let origin = Origin::Parents { snapshots, watermark, hash_range };
+    Some(Change::Source(shard.lineage.clone(), pipeline.job, Box::new(newborn(origin, watermark))))
+}
+
+/// The change of job: once every row is drained, each is handed over by its own write, then the pipeline's row.
+fn flip(view: &View, fence: &Fence, pipeline: &PipelineRow, desired: &Desired, rules: Rules) -> Vec<Change> {
+    let next_job = pipeline.job + 1;
+    let live = || view.sources.iter().filter(|(_, (_, row))| row.status != Status::Retired);
+    let waits = |f: &Fence| f.job == pipeline.job && !f.drained;
+    let ended_counts = |row: &SourceRow| row.status == Status::Ended && !rules.hold(Rule::Drain);
+    if live().any(|(_, (f, row))| waits(f) && !ended_counts(row)) || view.keyed.values().any(|(f, _)| waits(f)) {
+        return Vec::new();
+    }
+    let handed = |f: &Fence| Fence { generation: f.generation + 1, owner: String::new(), job: next_job, drained: false, cut: f.cut };
+    let moved = desired.partitions != pipeline.partitions && desired.partitions > 0;
+    let mut changes: Vec<Change> = live()
+        .filter(|(_, (f, _))| f.job == pipeline.job)
+        .map(|(lineage, (f, _))| Change::Flip(crate::path::source_row(lineage), f.clone(), handed(f)))
+        .collect();
+    // Key groups move only here: every new task takes over from all old ones what is its own, at the lowest of their
+    // watermarks, and its cuts go on from the highest of their numbers, which guard what was written (rule `lamport`).
+    let old: Vec<&(Fence, KeyedRow)> = view.keyed.values().filter(|(f, _)| f.job == pipeline.job).collect();
+    let snapshots: Vec<_> = view.keyed.values().flat_map(|(_, k)| k.snapshot.clone().into_iter().chain(k.inherits.clone())).collect();
+    let lowest = view.keyed.values().map(|(_, k)| k.watermark).min().unwrap_or(Watermark::MIN);
+    let highest_cut = view.keyed.values().map(|(f, _)| f.cut).max().unwrap_or_default();
+    let roots_version = view.keyed.values().map(|(_, k)| k.roots_version).max().unwrap_or_default();
+    if moved {
+        // All handed over in one order: new rows first, so that a crash between leaves the old ones readable.
+        for partition in (0..desired.partitions).filter(|p| !view.keyed.contains_key(p)) {
+            let cut = if rules.hold(Rule::Lamport) { highest_cut } else { 0 };
+            let new = Fence { job: next_job, cut, ..Fence::default() };
+            changes.push(Change::Keyed(partition, new, Box::new(KeyedRow { inherits: snapshots.clone(), watermark: lowest, roots_version, ..empty_keyed() })));
+        }
+        if changes.iter().any(|c| matches!(c, Change::Keyed(..))) {
+            return changes;
+        }
+        for (partition, (f, row)) in view.keyed.iter().filter(|(_, (f, _))| f.job == pipeline.job) {
+            let cut = if rules.hold(Rule::Lamport) { highest_cut } else { f.cut };
+            let next = KeyedRow { inherits: snapshots.clone(), snapshot: None, watermark: lowest, ..row.clone() };
+            changes.push(Change::Replace(*partition, f.clone(), Fence { cut, ..handed(f) }, Box::new(next)));
+        }
+    } else {
+        let keyed = view.keyed.iter().filter(|(_, (f, _))| f.job == pipeline.job);
+        changes.extend(keyed.map(|(p, (f, _))| Change::Flip(crate::path::keyed_row(*p), f.clone(), handed(f))));
+    }
+    drop(old);
+    if changes.is_empty() {
+        let next = PipelineRow {
+            job: next_job,
+            job_hash: pipeline.draining_for.clone().unwrap_or_default(),
+            draining_for: None,
+            partitions: if desired.partitions > 0 { desired.partitions } else { pipeline.partitions },
+            ..pipeline.clone()
+        };
+        changes.push(Change::Pipeline(Some(fence.clone()), next));
+    }
+    changes
+}

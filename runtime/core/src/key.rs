@@ -10,11 +10,20 @@ use xxhash_rust::xxh3::xxh3_64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct KeyGroup(pub u16);
 
+/// The hash of a key's canonical bytes: XXH3, 64 bits, seed 0.
+pub fn hash(key: &[u8]) -> u64 {
+    xxh3_64(key)
+}
+
 impl KeyGroup {
-    /// The group of a key by its canonical bytes: the high part of `xxh3_64(key) · groups`.
+    /// The group of a key by its canonical bytes.
     pub fn of(key: &[u8], groups: u16) -> Self {
-        let spread = u128::from(xxh3_64(key)) * u128::from(groups);
-        Self((spread >> 64) as u16)
+        Self::of_hash(hash(key), groups)
+    }
+
+    /// The group of a key by its hash: the high part of `hash · groups`.
+    pub fn of_hash(hash: u64, groups: u16) -> Self {
+        Self((u128::from(hash) * u128::from(groups) >> 64) as u16)
     }
 
     /// The partition of a repartition stream that holds this group: ranges of equal size. Moves only with a job change.

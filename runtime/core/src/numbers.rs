@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::key::KeyGroup;
+use crate::rules::{Rule, Rules};
 
 /// The last number assigned per key group, for one lineage and edge. Dense per key group, so that a reader that has
 /// seen `n` numbers of a group knows that nothing below is missing (rule `kgnum`).
@@ -56,9 +57,11 @@ impl Cursor {
         true
     }
 
-    /// The wrong way that the simulation has to catch: everything below the highest number counts as seen.
-    #[cfg(feature = "ablation")]
-    pub fn admit_highest(&mut self, number: u64) -> bool {
+    /// As [`Cursor::admit`]; without the rule everything below the highest number counts as seen, which is wrong.
+    pub fn admit_by(&mut self, number: u64, rules: Rules) -> bool {
+        if rules.hold(Rule::SeenAbove) {
+            return self.admit(number);
+        }
         let new = number > self.seen_to;
         self.seen_to = self.seen_to.max(number);
         new

@@ -233,3 +233,10 @@ pub struct Seal {
     /// Watermark that closes all windows; known once all lineages have come to their ends.
     pub watermark: Option<Watermark>,
 }
+
+impl SourceRow {
+    /// The watermark that children start from: the lineage's own at its end.
+    pub fn final_watermark(&self) -> Watermark {
+        if self.children.is_empty() { Watermark::MAX } else { self.watermark }
+    }
+}

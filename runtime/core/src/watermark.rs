@@ -60,6 +60,8 @@ pub struct Seen {
     pub watermark: Option<Watermark>,
     /// The last numbers it has assigned, per edge.
     pub numbers: BTreeMap<String, Numbers>,
+    /// Its task drained, or it is retired: it assigns no more under this job.
+    pub drained: bool,
 }
 
 /// Every lineage that counts, as far as the rows tell: the roots, and below each ended lineage its children.
@@ -95,7 +97,7 @@ pub fn view(pipeline: &PipelineRow, rows: &BTreeMap<Lineage, SourceRow>, rules: 
         if !rules.hold(Rule::Assigned) && !row.unsent.is_empty() {
             numbers.clear();
         }
-        seen.insert(lineage.clone(), Seen { watermark: Some(watermark), numbers });
+        seen.insert(lineage.clone(), Seen { watermark: Some(watermark), numbers, drained: false });
     }
     seen
 }

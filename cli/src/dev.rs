@@ -1,0 +1,327 @@
+//! `leat dev`: a pipeline on the laptop. The manifest, the plan, the engine and the delivery protocol are those of the
+//! cluster; streams, tables and buckets are folders.
+
+mod http;
+mod outcome;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use leat_compile::program::{EdgeKind, Input, Program};
+use leat_operator_core::{desired, plan};
+use leat_runtime::connectors::local::files::FileSource;
+use leat_runtime::connectors::local::folder::{LocalFiles, LocalObjects};
+use leat_runtime::connectors::local::store::Store;
+use leat_runtime::connectors::local::streams::{LocalLog, LocalSource, LocalStream};
+use leat_runtime::engine::coordinator;
+use leat_runtime::engine::ports::{Clock, Ports, Rows, StoredRow};
+use leat_runtime::engine::task::{self, Settings};
+use leat_runtime::engine::worker::Worker;
+use leat_runtime_core::path;
+use leat_runtime_core::position::{Lineage, Offset};
+use leat_runtime_core::row::{Expect, Fence, KeyedRow, Seal, SourceRow, Status};
+use leat_runtime_core::watermark::Watermark;
+
+use crate::feed::{self, Fed, Feed};
+use crate::report::{Report, thousands};
+
+/// How `leat dev` runs.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Folder of the state.
+    pub state: PathBuf,
+    /// Folder that relative paths of the manifest start from.
+    pub base: PathBuf,
+    /// Forget what was there.
+    pub fresh: bool,
+    /// Stop when everything that is fed in is delivered.
+    pub until_done: bool,
+    /// Stream → what is fed into it.
+    pub feeds: Vec<(String, Feed)>,
+    /// Where events can be posted; `None`: nowhere.
+    pub listen: Option<String>,
+    /// Threads of tasks.
+    pub threads: usize,
+    /// Say what happens on standard error.
+    pub talk: bool,
+}
+
+struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> i64 {
+        feed::now()
+    }
+
+    fn sleep(&self, millis: u64) -> futures::future::LocalBoxFuture<'_, ()> {
+        Box::pin(tokio::time::sleep(Duration::from_millis(millis)))
+    }
+}
+
+/// Everything that a run needs, opened.
+struct World {
+    program: Arc<Program>,
+    folder: PathBuf,
+    store: Arc<Store>,
+    files: Arc<LocalFiles>,
+    streams: BTreeMap<String, Arc<LocalStream>>,
+    ports: Ports,
+}
+
+/// Runs a pipeline until it is done, or until `stop` is set.
+pub fn run(program: Program, options: &Options, stop: &Arc<AtomicBool>) -> Result<Report> {
+    let world = open(program, options)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let report = runtime.block_on(drive(&world, options, stop));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    report
+}
+
+fn open(program: Program, options: &Options) -> Result<World> {
+    let document = &program.document;
+    let folder = options.state.join(&document.namespace).join(&document.name);
+    if options.fresh && folder.exists() {
+        std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
+    let fed: Vec<&str> = options.feeds.iter().map(|(name, _)| name.as_str()).collect();
+    let known: Vec<&str> = document.spec.streams.iter().map(|s| s.name.as_str()).collect();
+    if let Some(unknown) = fed.iter().find(|f| !known.contains(f)) {
+        bail!("there is no stream `{unknown}` to feed; {}", leat_crds::problem::suggest(unknown, known));
+    }
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let now = feed::now();
+    let store = Arc::new(Store::open(&folder.join("store.redb"))?);
+    provision(&program, &store, options)?;
+    let mut streams = BTreeMap::new();
+    for stream in &document.spec.streams {
+        let Some(kinesis) = &stream.kinesis else { continue };
+        let shards = kinesis.shards.as_ref().map_or(4, |s| s.initial);
+        let opened = LocalStream::open(&folder.join("streams").join(&kinesis.stream_name), shards, now)?;
+        streams.insert(stream.name.clone(), Arc::new(opened));
+    }
+    let mut by_source = BTreeMap::new();
+    let mut file_sources = BTreeMap::new();
+    for source in &program.sources {
+        match &source.input {
+            Input::Stream(name) => drop(streams.get(name).map(|s| by_source.insert(source.name.clone(), Arc::clone(s)))),
+            Input::Files(path) => {
+                let path = options.base.join(path);
+                let files = FileSource::new(&path, now).with_context(|| format!("source `{}`: cannot read {}", source.name, path.display()))?;
+                file_sources.insert(source.name.clone(), Arc::new(files));
+            }
+        }
+    }
+    let session = format!("{}-{now}", std::process::id());
+    let files = Arc::new(LocalFiles::new(&folder.join("s3"), &folder.join("uploads"), &session));
+    let ports = Ports {
+        rows: Arc::clone(&store) as Arc<dyn Rows>,
+        objects: Arc::new(LocalObjects::new(&folder.join("objects"))),
+        files: Arc::clone(&files) as _,
+        log: Arc::new(LocalLog::open(&folder.join("repartition"), document.repartition_partitions)?),
+        source: Arc::new(LocalSource { streams: by_source, files: file_sources }),
+        tables: Arc::clone(&store) as _,
+        clock: Arc::new(SystemClock),
+    };
+    Ok(World { program: Arc::new(program), folder, store, files, streams, ports })
+}
+
+/// Plans as the operator does, says what is planned, and notes what was made.
+fn provision(program: &Program, store: &Arc<Store>, options: &Options) -> Result<()> {
+    let wanted = desired::desired(program);
+    let noted: Vec<String> = store.note("resources")?.and_then(|n| serde_json::from_slice(&n).ok()).unwrap_or_default();
+    let observed: Vec<desired::Resource> = wanted.iter().filter(|r| noted.contains(&format!("{} {}", r.kind, r.name))).cloned().collect();
+    let changes = plan::plan(&wanted, &observed);
+    if options.talk {
+        changes.iter().for_each(|change| eprintln!("  {change}"));
+    }
+    let made: Vec<String> = wanted.iter().map(|r| format!("{} {}", r.kind, r.name)).collect();
+    let note = serde_json::to_vec(&made)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    runtime.block_on(store.put_note("resources", note))?;
+    Ok(())
+}
+
+async fn drive(world: &World, options: &Options, stop: &Arc<AtomicBool>) -> Result<Report> {
+    let started = Instant::now();
+    let session = format!("dev-{}-{}", std::process::id(), feed::now());
+    let mut worker = Worker::new(world.ports.clone(), Settings::default(), session, Arc::clone(&world.program), options.threads)?;
+    worker.register().await?;
+    worker.round().await?;
+    let before = taken(world).await?;
+    unseal(world).await?;
+    let mut feeds: Vec<(Arc<Fed>, Option<std::thread::JoinHandle<Result<()>>>)> = Vec::new();
+    for (name, feed) in &options.feeds {
+        let Some(stream) = world.streams.get(name) else { continue };
+        let (fed, thread) = feed::spawn(feed.clone(), Arc::clone(&world.program), name.clone(), Arc::clone(stream))?;
+        feeds.push((fed, Some(thread)));
+    }
+    if let Some(address) = &options.listen {
+        let at = http::serve(address, Arc::clone(&world.program), world.streams.clone()).await?;
+        if options.talk {
+            for name in world.streams.keys() {
+                eprintln!("  post events to http://{at}/streams/{name}");
+            }
+        }
+    }
+    let mut progress = Progress { shown: started, records: before };
+    let mut done = false;
+    while !stop.load(Ordering::Relaxed) && !done {
+        worker.round().await?;
+        for (_, thread) in &mut feeds {
+            if let Some(ended) = thread.take_if(|t| t.is_finished()) {
+                ended.join().map_err(|_| anyhow::anyhow!("a feed stopped unexpectedly"))??;
+            }
+        }
+        let fed = feeds.iter().all(|(_, thread)| thread.is_none());
+        if options.until_done && fed {
+            done = seal(world).await?;
+        }
+        if options.talk && progress.shown.elapsed() >= Duration::from_secs(1) {
+            progress.show(&worker, &feeds);
+        }
+        if !done {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    feeds.iter().for_each(|(fed, _)| fed.stop.store(true, Ordering::Relaxed));
+    for (_, thread) in &mut feeds {
+        if let Some(thread) = thread.take() {
+            thread.join().map_err(|_| anyhow::anyhow!("a feed stopped unexpectedly"))??;
+        }
+    }
+    if !done {
+        settle(world, &mut worker).await?;
+    }
+    outcome::report(world, done, before, started.elapsed().as_secs_f64()).await
+}
+
+/// Records taken by all lineages.
+async fn taken(world: &World) -> Result<u64> {
+    Ok(sources(world).await?.values().map(|r| r.taken).sum())
+}
+
+async fn sources(world: &World) -> Result<BTreeMap<Lineage, SourceRow>> {
+    let mut rows = BTreeMap::new();
+    for (key, row) in world.ports.rows.list(path::SOURCES).await? {
+        rows.insert(coordinator::lineage_of(&key), task::decode(&row.body)?);
+    }
+    Ok(rows)
+}
+
+async fn keyed(world: &World) -> Result<Vec<KeyedRow>> {
+    let rows = world.ports.rows.list(path::KEYED).await?;
+    Ok(rows.into_iter().map(|(_, row)| task::decode(&row.body)).collect::<Result<_, _>>()?)
+}
+
+/// Waits a moment so that what was taken is cut: Ctrl-C loses no work.
+async fn settle(world: &World, worker: &mut Worker) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < end {
+        worker.round().await?;
+        let running: u64 = worker.shared.sources().values().map(|p| p.taken).sum();
+        if taken(world).await? >= running {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+/// New input may come: windows are closed by time again.
+async fn unseal(world: &World) -> Result<()> {
+    let ends = ends(world);
+    change_pipeline(world, &|pipeline| {
+        let more = pipeline.seal.as_ref().is_some_and(|seal| ends.iter().any(|(l, end)| seal.ends.get(l).copied().flatten() < *end));
+        if more { Some(None) } else { None }
+    }).await
+}
+
+/// The last record of each lineage that a stream feeds.
+fn ends(world: &World) -> BTreeMap<Lineage, Option<Offset>> {
+    let mut ends = BTreeMap::new();
+    for source in &world.program.sources {
+        let Input::Stream(name) = &source.input else { continue };
+        let Some(stream) = world.streams.get(name) else { continue };
+        for (shard, last) in stream.ends() {
+            ends.insert(Lineage::new(&source.name, &stream.incarnation(), &shard), (last > 0).then(|| Offset::new(last)));
+        }
+    }
+    ends
+}
+
+/// Changes the seal in the pipeline's row, unless `decide` wants none.
+async fn change_pipeline(world: &World, decide: &dyn Fn(&leat_runtime_core::row::PipelineRow) -> Option<Option<Seal>>) -> Result<()> {
+    while let Some((fence, pipeline)) = coordinator::read_pipeline(&world.ports).await? {
+        let Some(seal) = decide(&pipeline) else { return Ok(()) };
+        let mut next = pipeline.clone();
+        next.seal = seal;
+        let row = StoredRow { fence: Fence { cut: fence.cut + 1, ..fence.clone() }, body: task::encode(&next) };
+        if world.ports.rows.put(path::PIPELINE, row, Expect::Fence(fence)).await? {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Ends bounded input: the ends are noted, then, when all lineages have come to them, the watermark that closes every
+/// window. Answers whether everything is delivered.
+async fn seal(world: &World) -> Result<bool> {
+    let Some((_, pipeline)) = coordinator::read_pipeline(&world.ports).await? else { return Ok(false) };
+    if pipeline.draining_for.is_some() || pipeline.job_hash != leat_compile::job_hash(&world.program.document) {
+        return Ok(false);
+    }
+    let ends = ends(world);
+    let Some(seal) = pipeline.seal.filter(|s| s.ends == ends) else {
+        change_pipeline(world, &|_| Some(Some(Seal { ends: ends.clone(), watermark: None }))).await?;
+        return Ok(false);
+    };
+    let rows = sources(world).await?;
+    let arrived = |(lineage, end): (&Lineage, &Option<Offset>)| rows.get(lineage).is_some_and(|r| r.position >= *end);
+    if !seal.ends.iter().all(arrived) {
+        return Ok(false);
+    }
+    let Some(watermark) = seal.watermark else {
+        let newest = rows.values().map(|r| r.newest).max().unwrap_or(i64::MIN);
+        let longest = world.program.keyed.edges.iter().map(|e| match &e.kind {
+            EdgeKind::Partial(spec) => spec.size.millis() + spec.allowed_lateness.millis(),
+            EdgeKind::Rows(_) => 0,
+        });
+        let applied = keyed(world).await?.iter().map(|k| k.watermark).max().unwrap_or(Watermark::MIN);
+        let close = Watermark(newest.saturating_add(longest.max().unwrap_or_default()).saturating_add(1).max(i64::MIN + 1)).max(applied);
+        change_pipeline(world, &|p| p.seal.clone().map(|s| Some(Seal { watermark: Some(close), ..s }))).await?;
+        return Ok(false);
+    };
+    let settled = rows.values().all(|r| r.unsent.is_empty() && r.complete.is_empty() && r.files.is_empty() && (r.watermark >= watermark || r.status == Status::Retired));
+    let closed = keyed(world).await?.iter().all(|k| k.watermark >= watermark && k.unsent.is_empty() && k.complete.is_empty() && k.dirty == 0);
+    Ok(settled && closed)
+}
+
+struct Progress {
+    shown: Instant,
+    records: u64,
+}
+
+impl Progress {
+    fn show(&mut self, worker: &Worker, feeds: &[(Arc<Fed>, Option<std::thread::JoinHandle<Result<()>>>)]) {
+        let tasks = worker.shared.sources();
+        let taken: u64 = tasks.values().map(|p| p.taken).sum();
+        let fed: u64 = feeds.iter().map(|(f, _)| f.records.load(Ordering::Relaxed)).sum();
+        let rate = taken.saturating_sub(self.records) as f64 / self.shown.elapsed().as_secs_f64();
+        let watermark = tasks.values().map(|p| p.watermark).filter(|w| *w > i64::MIN).min();
+        let watermark = watermark.map_or_else(|| "none yet".to_owned(), leat_runtime::codecs::time::format_millis);
+        let open: u64 = worker.shared.keyed().values().map(|k| k.open).sum();
+        let lag = fed.saturating_sub(taken);
+        eprintln!("  {} taken, {} a second, lag {}, watermark {watermark}, {open} windows open", thousands(taken), thousands(rate as u64), thousands(lag));
+        self.shown = Instant::now();
+        self.records = taken;
+    }
+}
+
+/// The folder of a path, for relative paths of a manifest.
+pub fn base_of(file: &Path) -> PathBuf {
+    file.parent().map(Path::to_owned).unwrap_or_default()
+}

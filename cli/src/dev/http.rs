@@ -1,0 +1,64 @@
+//! Events by HTTP: `POST /streams/NAME`, one event or NDJSON; answered when they are durable.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::http::StatusCode;
+use axum::routing::post;
+use leat_compile::program::Program;
+use leat_runtime::connectors::local::shard::Record;
+use leat_runtime::connectors::local::streams::LocalStream;
+
+use crate::feed::now;
+use crate::sample::Keys;
+
+/// Largest request, in bytes.
+const LARGEST: usize = 32 << 20;
+
+type Streams = (Arc<Program>, BTreeMap<String, Arc<LocalStream>>);
+
+/// Serves in the background; answers the address.
+pub(super) async fn serve(address: &str, program: Arc<Program>, streams: BTreeMap<String, Arc<LocalStream>>) -> Result<SocketAddr> {
+    let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+    let at = listener.local_addr()?;
+    let app = Router::new().route("/streams/{name}", post(append)).layer(DefaultBodyLimit::max(LARGEST)).with_state(Arc::new((program, streams)));
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    Ok(at)
+}
+
+async fn append(State(world): State<Arc<Streams>>, Path(name): Path<String>, body: Bytes) -> (StatusCode, String) {
+    let Some(stream) = world.1.get(&name).cloned() else {
+        let hint = leat_crds::problem::suggest(&name, world.1.keys().map(String::as_str));
+        return (StatusCode::NOT_FOUND, format!("there is no stream `{name}`; {hint}\n"));
+    };
+    let wrote = tokio::task::spawn_blocking(move || {
+        let mut data = Vec::with_capacity(body.len());
+        let mut ends = Vec::new();
+        // A body that is one JSON value is one event, however many lines it has.
+        if serde_json::from_slice::<serde::de::IgnoredAny>(&body).is_ok() {
+            data.extend_from_slice(&body);
+            ends.push(data.len());
+        } else {
+            for line in body.split(|b| *b == b'\n').map(|l| l.strip_suffix(b"\r").unwrap_or(l)).filter(|l| !l.is_empty()) {
+                data.extend_from_slice(line);
+                ends.push(data.len());
+            }
+        }
+        let data = bytes::Bytes::from(data);
+        let keys = Keys::new(&world.0, &name).of(&data, &ends);
+        let mut start = 0;
+        let records: Vec<(u64, Record)> = keys.into_iter().zip(&ends).map(|(key, end)| (0, Record { arrival: now(), key, data: data[std::mem::replace(&mut start, *end)..*end].to_vec() })).collect();
+        let count = records.len();
+        stream.append(records, None).map(|()| count)
+    });
+    match wrote.await {
+        Ok(Ok(count)) => (StatusCode::OK, format!("{{\"accepted\":{count}}}\n")),
+        Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    }
+}

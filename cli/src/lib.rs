@@ -1,0 +1,8 @@
+//! The command line as a library: manifests with their line numbers, the laptop, and the generator of events.
+
+pub mod dev;
+pub mod feed;
+pub mod generate;
+pub mod manifest;
+pub mod report;
+pub mod sample;

@@ -1,0 +1,131 @@
+//! What a run has done, for people and for scripts.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use leat_runtime_core::ledger::{Counts, Ledger};
+use serde::Serialize;
+
+/// What a run has done.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// Namespace and name.
+    pub pipeline: String,
+    /// Everything that was fed in was taken, all windows are closed, and everything is delivered.
+    pub done: bool,
+    /// Records taken by this run.
+    pub taken: u64,
+    /// How long it ran, in seconds.
+    pub seconds: f64,
+    /// Where every record went, by source, step and sink, in the order of the data.
+    pub ledger: Vec<(String, Counts)>,
+    /// Rejected and late records by step and reason.
+    pub dead_letters: BTreeMap<String, u64>,
+    /// Where output is.
+    pub outputs: Vec<Output>,
+    /// The first rows of each table.
+    pub tables: Vec<Table>,
+}
+
+/// Where a sink's output is.
+#[derive(Debug, Clone, Serialize)]
+pub struct Output {
+    /// Name of the sink.
+    pub sink: String,
+    /// Folder.
+    pub path: PathBuf,
+    /// Number of files there.
+    pub files: usize,
+    /// Their size in bytes.
+    pub bytes: u64,
+}
+
+/// The start of a table.
+#[derive(Debug, Clone, Serialize)]
+pub struct Table {
+    /// Name of the table.
+    pub name: String,
+    /// Number of items.
+    pub items: usize,
+    /// Attribute names.
+    pub columns: Vec<String>,
+    /// The first rows.
+    pub rows: Vec<Vec<String>>,
+}
+
+/// The ledger in the order in which `names` come, and what else there is.
+pub fn ordered(ledger: &Ledger, names: &[String]) -> Vec<(String, Counts)> {
+    let place = |name: &str| names.iter().position(|n| name == n || name.strip_prefix(n.as_str()).is_some_and(|rest| rest.starts_with(" ("))).unwrap_or(names.len());
+    let mut entries: Vec<(String, Counts)> = ledger.0.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+    entries.sort_by_key(|(name, _)| (place(name), name.clone()));
+    entries
+}
+
+/// `12345` as `12,345`.
+pub fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+fn bytes(n: u64) -> String {
+    match n {
+        0..10_000 => format!("{n} B"),
+        10_000..10_000_000 => format!("{:.1} kB", n as f64 / 1e3),
+        10_000_000..10_000_000_000 => format!("{:.1} MB", n as f64 / 1e6),
+        _ => format!("{:.1} GB", n as f64 / 1e9),
+    }
+}
+
+/// Columns of text, the first left and the others right aligned.
+fn table(out: &mut String, header: &[&str], rows: &[Vec<String>], left: usize) {
+    let width = |c: usize| rows.iter().map(|r| r[c].chars().count()).chain([header[c].chars().count()]).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..header.len()).map(width).collect();
+    let mut line = |cells: Vec<&str>| {
+        let cells: Vec<String> = cells.iter().enumerate().map(|(c, cell)| if c < left { format!("{cell:<w$}", w = widths[c]) } else { format!("{cell:>w$}", w = widths[c]) }).collect();
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "  {}", cells.join("  ").trim_end());
+    };
+    line(header.to_vec());
+    for row in rows {
+        line(row.iter().map(String::as_str).collect());
+    }
+}
+
+impl Report {
+    /// The report as a person reads it.
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        let rate = if self.seconds > 0.0 { self.taken as f64 / self.seconds } else { 0.0 };
+        let state = if self.done { "done" } else { "stopped; the same command goes on from here" };
+        let _ = writeln!(out, "{}: {state}. {} records in {:.1} s ({} a second)\n", self.pipeline, thousands(self.taken), self.seconds, thousands(rate as u64));
+        let _ = writeln!(out, "Ledger");
+        let dash = |n: u64| if n == 0 { "·".to_owned() } else { thousands(n) };
+        let rows: Vec<Vec<String>> = self.ledger.iter().map(|(name, c)| {
+            vec![name.clone(), dash(c.taken), dash(c.passed), dash(c.filtered), dash(c.rejects()), dash(c.deduplicated), dash(c.late), dash(c.absorbed), dash(c.emitted)]
+        }).collect();
+        table(&mut out, &["", "in", "passed", "filtered", "rejected", "deduplicated", "late", "absorbed", "emitted"], &rows, 1);
+        if !self.dead_letters.is_empty() {
+            let _ = writeln!(out, "\nDead letters");
+            let rows: Vec<Vec<String>> = self.dead_letters.iter().map(|(reason, n)| vec![reason.clone(), thousands(*n)]).collect();
+            table(&mut out, &["", "records"], &rows, 1);
+        }
+        let _ = writeln!(out, "\nFiles");
+        let rows: Vec<Vec<String>> = self.outputs.iter().map(|o| vec![o.sink.clone(), o.path.display().to_string(), o.files.to_string(), bytes(o.bytes)]).collect();
+        table(&mut out, &["", "folder", "files", "size"], &rows, 2);
+        for shown in &self.tables {
+            let _ = writeln!(out, "\nTable {} ({} items)", shown.name, thousands(shown.items as u64));
+            let header: Vec<&str> = shown.columns.iter().map(String::as_str).collect();
+            table(&mut out, &header, &shown.rows, header.len());
+        }
+        out
+    }
+}

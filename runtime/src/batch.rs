@@ -1,0 +1,48 @@
+//! What a source hands over: records as they came, one buffer for all of them.
+
+use bytes::Bytes;
+use leat_runtime_core::position::Offset;
+
+/// Records of one lineage in their order.
+#[derive(Debug, Clone, Default)]
+pub struct SourceBatch {
+    /// The records' bytes, one after the other.
+    pub data: Bytes,
+    /// End of each record in `data`.
+    pub ends: Vec<usize>,
+    /// Where each record stands.
+    pub positions: Vec<Offset>,
+    /// When each record arrived: milliseconds since the epoch.
+    pub arrivals: Vec<i64>,
+    /// The records' partition keys, one after the other.
+    pub keys: Bytes,
+    /// End of each key in `keys`; empty: the source has no partition keys.
+    pub key_ends: Vec<usize>,
+}
+
+impl SourceBatch {
+    /// Number of records.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// A record's bytes.
+    pub fn record(&self, i: usize) -> &[u8] {
+        slice(&self.data, &self.ends, i)
+    }
+
+    /// A record's partition key.
+    pub fn key(&self, i: usize) -> Option<&[u8]> {
+        (!self.key_ends.is_empty()).then(|| slice(&self.keys, &self.key_ends, i))
+    }
+}
+
+fn slice<'a>(data: &'a [u8], ends: &[usize], i: usize) -> &'a [u8] {
+    let start = if i == 0 { 0 } else { ends[i - 1] };
+    &data[start..ends[i]]
+}

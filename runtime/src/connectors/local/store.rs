@@ -1,0 +1,236 @@
+//! Rows and items in one embedded database. Writes that come together share one commit.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc;
+
+use leat_runtime_core::path;
+use leat_runtime_core::row::{Expect, Fence};
+use leat_runtime_core::rules::Rules;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use super::fatal;
+use crate::engine::ports::{Call, PortError, Rows, StoredRow, Tables};
+use crate::operators::keyed::{Attribute, Item};
+
+const ROWS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("rows");
+const ITEMS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("items");
+const NOTES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("notes");
+
+#[derive(Serialize, Deserialize)]
+struct RowOnDisk {
+    fence: Fence,
+    body: serde_json::Value,
+}
+
+/// An item as it is kept: what was written, and the guard that a later write has to exceed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StoredItem {
+    /// The item.
+    pub item: Item,
+    /// Number of the cut that wrote it.
+    pub cut: u64,
+}
+
+enum Write {
+    Row(String, StoredRow, Expect, oneshot::Sender<Result<bool, PortError>>),
+    Items(String, Vec<Item>, u64, oneshot::Sender<Result<(), PortError>>),
+    Note(String, Vec<u8>, oneshot::Sender<Result<(), PortError>>),
+}
+
+/// The embedded database.
+pub struct Store {
+    database: Arc<Database>,
+    writes: mpsc::Sender<Write>,
+}
+
+impl Store {
+    /// Opens or creates the database; one process at a time.
+    pub fn open(file: &Path) -> Result<Self, PortError> {
+        let database = Database::create(file).map_err(|e| fatal(&format!("cannot open {} (is another `leat dev` running?)", file.display()), e))?;
+        let prepare = || -> Result<(), redb::Error> {
+            let transaction = database.begin_write()?;
+            transaction.open_table(ROWS)?;
+            transaction.open_table(ITEMS)?;
+            transaction.open_table(NOTES)?;
+            transaction.commit()?;
+            Ok(())
+        };
+        prepare().map_err(|e| fatal("cannot prepare the database", e))?;
+        let database = Arc::new(database);
+        let (writes, queue) = mpsc::channel();
+        let writer = Arc::clone(&database);
+        std::thread::Builder::new().name("store".to_owned()).spawn(move || write_all(&writer, &queue)).map_err(|e| fatal("cannot start a thread", e))?;
+        Ok(Self { database, writes })
+    }
+
+    /// All items of a table, in the order of their keys.
+    pub fn items(&self, table: &str) -> Result<Vec<StoredItem>, PortError> {
+        let prefix = format!("{table}\u{0}");
+        let read = || -> Result<Vec<StoredItem>, redb::Error> {
+            let items = self.database.begin_read()?.open_table(ITEMS)?;
+            let mut found = Vec::new();
+            for entry in items.range(prefix.as_str()..)? {
+                let (key, value) = entry?;
+                if !key.value().starts_with(&prefix) {
+                    break;
+                }
+                found.extend(serde_json::from_slice::<StoredItem>(value.value()));
+            }
+            Ok(found)
+        };
+        read().map_err(|e| fatal("cannot read items", e))
+    }
+
+    /// A note that something besides the engine keeps.
+    pub fn note(&self, key: &str) -> Result<Option<Vec<u8>>, PortError> {
+        let read = || -> Result<Option<Vec<u8>>, redb::Error> { Ok(self.database.begin_read()?.open_table(NOTES)?.get(key)?.map(|v| v.value().to_vec())) };
+        read().map_err(|e| fatal("cannot read a note", e))
+    }
+
+    /// Writes a note, durably.
+    pub async fn put_note(&self, key: &str, value: Vec<u8>) -> Result<(), PortError> {
+        self.send(|reply| Write::Note(key.to_owned(), value, reply)).await
+    }
+
+    async fn send<T>(&self, write: impl FnOnce(oneshot::Sender<Result<T, PortError>>) -> Write) -> Result<T, PortError> {
+        let (reply, answer) = oneshot::channel();
+        self.writes.send(write(reply)).map_err(|e| fatal("the database is closed", e))?;
+        answer.await.map_err(|e| fatal("the database is closed", e))?
+    }
+
+    fn read_row(&self, key: &str) -> Result<Option<StoredRow>, PortError> {
+        let read = || -> Result<Option<Vec<u8>>, redb::Error> { Ok(self.database.begin_read()?.open_table(ROWS)?.get(key)?.map(|v| v.value().to_vec())) };
+        read().map_err(|e| fatal("cannot read a row", e))?.map(|bytes| row(&bytes)).transpose()
+    }
+
+    fn list_rows(&self, prefix: &str) -> Result<Vec<(String, StoredRow)>, PortError> {
+        let read = || -> Result<Vec<(String, Vec<u8>)>, redb::Error> {
+            let rows = self.database.begin_read()?.open_table(ROWS)?;
+            let mut found = Vec::new();
+            for entry in rows.range(prefix..)? {
+                let (key, value) = entry?;
+                if !key.value().starts_with(prefix) {
+                    break;
+                }
+                found.push((key.value().to_owned(), value.value().to_vec()));
+            }
+            Ok(found)
+        };
+        let rows = read().map_err(|e| fatal("cannot list rows", e))?;
+        rows.into_iter().map(|(key, bytes)| Ok((key, row(&bytes)?))).collect()
+    }
+}
+
+fn row(bytes: &[u8]) -> Result<StoredRow, PortError> {
+    let on_disk: RowOnDisk = serde_json::from_slice(bytes).map_err(|e| fatal("a row is damaged", e))?;
+    Ok(StoredRow { fence: on_disk.fence, body: serde_json::to_vec(&on_disk.body).unwrap_or_default().into() })
+}
+
+/// Takes all writes that wait into one transaction.
+fn write_all(database: &Database, queue: &mpsc::Receiver<Write>) {
+    while let Ok(first) = queue.recv() {
+        let writes: Vec<Write> = std::iter::once(first).chain(queue.try_iter()).collect();
+        let outcome = commit(database, &writes);
+        for (i, write) in writes.into_iter().enumerate() {
+            let failed = outcome.as_ref().err().map(|e| fatal("cannot write", e));
+            // Nobody waits for the answer any more when the task was dropped.
+            match write {
+                Write::Row(.., reply) => drop(reply.send(failed.map_or_else(|| Ok(outcome.as_ref().is_ok_and(|done| done[i])), Err))),
+                Write::Items(.., reply) | Write::Note(.., reply) => drop(reply.send(failed.map_or(Ok(()), Err))),
+            }
+        }
+    }
+}
+
+fn commit(database: &Database, writes: &[Write]) -> Result<Vec<bool>, redb::Error> {
+    let transaction = database.begin_write()?;
+    let mut done = Vec::with_capacity(writes.len());
+    {
+        let mut rows = transaction.open_table(ROWS)?;
+        let mut items = transaction.open_table(ITEMS)?;
+        let mut notes = transaction.open_table(NOTES)?;
+        for write in writes {
+            done.push(match write {
+                Write::Row(key, row, expect, _) => {
+                    let fence_of = |bytes: &[u8]| serde_json::from_slice::<RowOnDisk>(bytes).ok().map(|r| r.fence);
+                    let found = rows.get(key.as_str())?.and_then(|v| fence_of(v.value()));
+                    let pipeline_allows = match expect {
+                        Expect::Absent { job } if *job > 0 => rows.get(path::PIPELINE)?.and_then(|v| fence_of(v.value())).is_some_and(|p| p.job == *job && !p.drained),
+                        _ => true,
+                    };
+                    let allowed = pipeline_allows && expect.allows(found.as_ref(), Rules::all());
+                    if allowed {
+                        let body = serde_json::from_slice(&row.body).unwrap_or_default();
+                        let bytes = serde_json::to_vec(&RowOnDisk { fence: row.fence.clone(), body }).unwrap_or_default();
+                        rows.insert(key.as_str(), bytes.as_slice())?;
+                    }
+                    allowed
+                }
+                Write::Items(table, new, cut, _) => {
+                    for item in new {
+                        let key = item_key(table, item);
+                        let newer = match items.get(key.as_str())? {
+                            Some(found) => serde_json::from_slice::<StoredItem>(found.value()).is_ok_and(|f| (f.item.version, f.cut) < (item.version, *cut)),
+                            None => true,
+                        };
+                        if newer {
+                            let stored = StoredItem { item: item.clone(), cut: *cut };
+                            items.insert(key.as_str(), serde_json::to_vec(&stored).unwrap_or_default().as_slice())?;
+                        }
+                    }
+                    true
+                }
+                Write::Note(key, value, _) => {
+                    notes.insert(key.as_str(), value.as_slice())?;
+                    true
+                }
+            });
+        }
+    }
+    transaction.commit()?;
+    Ok(done)
+}
+
+fn item_key(table: &str, item: &Item) -> String {
+    let mut key = table.to_owned();
+    for (_, attribute) in &item.key {
+        key.push('\u{0}');
+        key.push_str(match attribute {
+            Attribute::S(text) | Attribute::N(text) => text,
+            Attribute::Bool(true) => "true",
+            Attribute::Bool(false) => "false",
+            Attribute::Null => "",
+        });
+    }
+    key
+}
+
+impl Rows for Store {
+    fn get<'a>(&'a self, key: &'a str) -> Call<'a, Option<StoredRow>> {
+        Box::pin(async move { self.read_row(key) })
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str) -> Call<'a, Vec<(String, StoredRow)>> {
+        Box::pin(async move { self.list_rows(prefix) })
+    }
+
+    fn put<'a>(&'a self, key: &'a str, row: StoredRow, expect: Expect) -> Call<'a, bool> {
+        Box::pin(self.send(|reply| Write::Row(key.to_owned(), row, expect, reply)))
+    }
+}
+
+impl Tables for Store {
+    fn put<'a>(&'a self, table: &'a str, items: &'a [Item], cut: u64) -> Call<'a, ()> {
+        Box::pin(self.send(move |reply| Write::Items(table.to_owned(), items.to_vec(), cut, reply)))
+    }
+}
+
+/// Attributes of an item, key and others together.
+pub fn attributes(item: &Item) -> BTreeMap<&str, &Attribute> {
+    item.key.iter().map(|(k, v)| (k.as_str(), v)).chain(item.attributes.iter().map(|(k, v)| (k.as_str(), v))).collect()
+}
+

@@ -1,0 +1,3 @@
+//! Sources, sinks and stores of the world outside.
+
+pub mod local;

@@ -1,0 +1,90 @@
+//! Executes what `coordinate` decides.
+
+use std::collections::BTreeMap;
+
+use leat_compile::program::Program;
+use leat_runtime_core::coordinate::{self, Change, Desired, KnownShard, View};
+use leat_runtime_core::path;
+use leat_runtime_core::position::Lineage;
+use leat_runtime_core::row::{Expect, Fence, KeyedRow, PipelineRow, SourceRow};
+use leat_runtime_core::rules::Rules;
+
+use super::ports::{Ports, Shard, StoredRow};
+use super::task::{self, TaskError};
+
+/// What a program wants of the pipeline's rows.
+pub fn desired(program: &Program, hash: &str) -> Desired {
+    let partitions = if program.keyed.edges.is_empty() { 0 } else { program.document.repartition_partitions };
+    Desired { hash: hash.to_owned(), partitions }
+}
+
+/// Looks at everything and makes the changes that are possible now; answers how many were made, and the shards.
+pub async fn pass(ports: &Ports, program: &Program, desired: &Desired, rules: Rules) -> Result<(usize, Vec<Shard>), TaskError> {
+    let pipeline = read_pipeline(ports).await?;
+    let mut shards = Vec::new();
+    for source in &program.sources {
+        shards.extend(ports.insist(|| ports.source.shards(&source.name)).await?);
+    }
+    let mut sources = BTreeMap::new();
+    for (key, row) in ports.insist(|| ports.rows.list(path::SOURCES)).await? {
+        sources.insert(lineage_of(&key), (row.fence, task::decode::<SourceRow>(&row.body)?));
+    }
+    let mut keyed = BTreeMap::new();
+    for (key, row) in ports.insist(|| ports.rows.list(path::KEYED)).await? {
+        let partition = key[path::KEYED.len()..].parse().unwrap_or_default();
+        keyed.insert(partition, (row.fence, task::decode::<KeyedRow>(&row.body)?));
+    }
+    let known = shards.iter().map(|s| {
+        let parents = s.parents.iter().filter(|p| sources.contains_key(*p) || shards.iter().any(|o| o.lineage == **p)).cloned().collect();
+        KnownShard { lineage: s.lineage.clone(), parents, range: s.range }
+    });
+    let view = View { pipeline, shards: known.collect(), sources, keyed };
+    let mut made = 0;
+    for change in coordinate::decide(&view, desired, rules) {
+        made += usize::from(execute(ports, &view, change).await?);
+    }
+    Ok((made, shards))
+}
+
+/// The pipeline's row, if there is one.
+pub async fn read_pipeline(ports: &Ports) -> Result<Option<(Fence, PipelineRow)>, TaskError> {
+    let row = ports.insist(|| ports.rows.get(path::PIPELINE)).await?;
+    Ok(match row {
+        Some(row) => Some((row.fence, task::decode(&row.body)?)),
+        None => None,
+    })
+}
+
+/// The lineage of a source task's row.
+pub fn lineage_of(key: &str) -> Lineage {
+    let mut parts = key[path::SOURCES.len()..].splitn(3, '/');
+    let mut part = || parts.next().unwrap_or_default();
+    Lineage::new(part(), part(), part())
+}
+
+/// Makes one change; an unclear answer is none: the next pass sees what became of it.
+async fn execute(ports: &Ports, view: &View, change: Change) -> Result<bool, TaskError> {
+    let job = view.pipeline.as_ref().map_or(1, |(_, p)| p.job);
+    let (key, row, expect) = match change {
+        Change::Pipeline(before, pipeline) => {
+            let cut = before.as_ref().map_or(1, |f| f.cut + 1);
+            let fence = Fence { job: pipeline.job, cut, drained: pipeline.draining_for.is_some(), ..Fence::default() };
+            let expect = before.map_or(Expect::Absent { job: 0 }, Expect::Fence);
+            (path::PIPELINE.to_owned(), StoredRow { fence, body: task::encode(&pipeline) }, expect)
+        }
+        Change::Source(lineage, job, row) => {
+            let fence = Fence { job, ..Fence::default() };
+            (path::source_row(&lineage), StoredRow { fence, body: task::encode(&*row) }, Expect::Absent { job })
+        }
+        Change::Keyed(partition, fence, row) => {
+            let expect = Expect::Absent { job: if fence.job == job { job } else { 0 } };
+            (path::keyed_row(partition), StoredRow { fence, body: task::encode(&*row) }, expect)
+        }
+        Change::Flip(key, before, after) => {
+            let Some(found) = ports.insist(|| ports.rows.get(&key)).await? else { return Ok(false) };
+            (key, StoredRow { fence: after, body: found.body }, Expect::Fence(before))
+        }
+        Change::Replace(partition, before, after, row) => (path::keyed_row(partition), StoredRow { fence: after, body: task::encode(&*row) }, Expect::Fence(before)),
+    };
+    Ok(matches!(ports.rows.put(&key, row, expect).await, Ok(true)))
+}

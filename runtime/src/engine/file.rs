@@ -1,0 +1,200 @@
+//! Files of sinks under construction: rows to parts, and the bytes that close a file.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use arrow::json::LineDelimitedWriter;
+use bytes::Bytes;
+use leat_compile::program::FilesSpec;
+use leat_crds::spec::FileFormat;
+use leat_runtime_core::row::{OpenFile, Part};
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::metadata::{FileMetaData, ParquetMetaData, ParquetMetaDataWriter};
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::schema::types::ColumnPath;
+
+use super::ports::{Completed, Ports, parts_with_tail};
+use super::task::TaskError;
+use crate::operators::files::raw_schema;
+
+/// First number of a tail; data parts stay below. Each generation has its own, so that an owner that was replaced
+/// cannot overwrite it (S3 takes part numbers from 1 to 10,000).
+const FIRST_TAIL: u32 = 5_000;
+
+/// A file that parts are written to.
+pub struct FileWriter {
+    /// What the row says of it.
+    pub file: OpenFile,
+    /// Bytes in its parts.
+    pub size: u64,
+    encoder: Encoder,
+}
+
+enum Encoder {
+    Parquet { writer: Box<ArrowWriter<Shared>>, bytes: Shared },
+    JsonLines,
+}
+
+/// A buffer that a Parquet writer appends to and parts are taken from; the writer counts offsets by itself.
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<Vec<u8>>>);
+
+impl Shared {
+    fn take(&self) -> Vec<u8> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl std::io::Write for Shared {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Extension of a sink's files.
+pub fn extension(format: FileFormat) -> &'static str {
+    match format {
+        FileFormat::Raw | FileFormat::Parquet => "parquet",
+        FileFormat::JsonLines => "jsonl",
+    }
+}
+
+fn encode_error(error: impl std::fmt::Display) -> TaskError {
+    TaskError::Encode(error.to_string())
+}
+
+impl FileWriter {
+    /// A new file in `folder` of the sink.
+    pub fn new(spec: &FilesSpec, folder: &str, name: &str, now: i64) -> Result<Self, TaskError> {
+        let destination = format!("{}/{folder}{name}", spec.location.trim_end_matches('/'));
+        let encoder = match spec.format {
+            FileFormat::JsonLines => Encoder::JsonLines,
+            FileFormat::Parquet => Encoder::parquet(&spec.schema, false)?,
+            FileFormat::Raw => Encoder::parquet(&raw_schema(), true)?,
+        };
+        let file = OpenFile {
+            sink: spec.name.clone(),
+            folder: folder.to_owned(),
+            destination,
+            upload: String::new(),
+            parts: Vec::new(),
+            tail: None,
+            rows: 0,
+            opened: now,
+            covers: Vec::new(),
+        };
+        Ok(Self { file, size: 0, encoder })
+    }
+
+    /// Goes on with a file of another owner: only a wrong variant does, and only where no footer is needed.
+    pub fn go_on(spec: &FilesSpec, file: OpenFile) -> Option<Self> {
+        let size = file.parts.iter().map(|p| p.size).sum();
+        (spec.format == FileFormat::JsonLines).then_some(Self { file, size, encoder: Encoder::JsonLines })
+    }
+
+    /// Rows as the bytes of the next part.
+    pub fn encode(&mut self, batches: &[RecordBatch]) -> Result<Vec<u8>, TaskError> {
+        self.file.rows += batches.iter().map(|b| b.num_rows() as u64).sum::<u64>();
+        let bytes = match &mut self.encoder {
+            Encoder::JsonLines => {
+                let mut writer = LineDelimitedWriter::new(Vec::new());
+                writer.write_batches(&batches.iter().collect::<Vec<_>>()).map_err(encode_error)?;
+                writer.finish().map_err(encode_error)?;
+                writer.into_inner()
+            }
+            Encoder::Parquet { writer, bytes } => {
+                for batch in batches {
+                    writer.write(batch).map_err(encode_error)?;
+                }
+                writer.flush().map_err(encode_error)?;
+                writer.sync().map_err(encode_error)?;
+                bytes.take()
+            }
+        };
+        self.size += bytes.len() as u64;
+        Ok(bytes)
+    }
+
+    /// The bytes that close the file after the parts so far; `None`: nothing is needed.
+    pub fn tail(&self) -> Result<Option<Vec<u8>>, TaskError> {
+        let Encoder::Parquet { writer, .. } = &self.encoder else { return Ok(None) };
+        let groups = writer.flushed_row_groups().to_vec();
+        let descriptor = groups.first().map(|g| g.schema_descr_ptr());
+        let Some(descriptor) = descriptor else { return Ok(None) };
+        let rows = groups.iter().map(|g| g.num_rows()).sum();
+        let meta = FileMetaData::new(2, rows, Some("leat".to_owned()), None, descriptor, None);
+        let mut out = Vec::new();
+        ParquetMetaDataWriter::new(&mut out, &ParquetMetaData::new(meta, groups)).finish().map_err(encode_error)?;
+        Ok(Some(out))
+    }
+}
+
+impl Encoder {
+    fn parquet(schema: &SchemaRef, raw: bool) -> Result<Self, TaskError> {
+        let level = ZstdLevel::try_new(1).map_err(encode_error)?;
+        let mut properties = WriterProperties::builder()
+            .set_compression(Compression::ZSTD(level))
+            .set_statistics_enabled(EnabledStatistics::Chunk)
+            .set_offset_index_disabled(true)
+            .set_created_by("leat".to_owned());
+        if raw {
+            let column = |name: &str| ColumnPath::from(name);
+            properties = properties
+                .set_column_dictionary_enabled(column("data"), false)
+                .set_column_dictionary_enabled(column("position"), false)
+                .set_column_statistics_enabled(column("data"), EnabledStatistics::None)
+                .set_column_bloom_filter_enabled(column("partition_key"), true)
+                .set_bloom_filter_position(parquet::file::properties::BloomFilterPosition::AfterRowGroup);
+        }
+        let bytes = Shared::default();
+        let options = parquet::arrow::arrow_writer::ArrowWriterOptions::new().with_properties(properties.build()).with_skip_arrow_metadata(true);
+        let writer = ArrowWriter::try_new_with_options(bytes.clone(), Arc::clone(schema), options).map_err(encode_error)?;
+        Ok(Encoder::Parquet { writer: Box::new(writer), bytes })
+    }
+}
+
+/// Writes a part of a file, and begins its upload before the first.
+pub async fn upload(ports: &Ports, file: &mut OpenFile, bytes: Vec<u8>) -> Result<(), TaskError> {
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    if file.upload.is_empty() {
+        file.upload = ports.insist(|| ports.files.create(&file.destination)).await?;
+    }
+    let number = file.parts.len() as u32 + 1;
+    let size = bytes.len() as u64;
+    let bytes = Bytes::from(bytes);
+    let tag = ports.insist(|| ports.files.part(&file.destination, &file.upload, number, bytes.clone())).await?;
+    file.parts.push(Part { number, tag, size });
+    Ok(())
+}
+
+/// Completes a file that a cut names; its tail is written first, under a number that is this generation's own.
+pub async fn complete(ports: &Ports, file: &OpenFile, generation: u64) -> Result<(), TaskError> {
+    let tail = match &file.tail {
+        None => None,
+        Some(object) => {
+            let bytes = ports.insist(|| ports.objects.get(object)).await?;
+            let number = FIRST_TAIL + (generation % u64::from(FIRST_TAIL)) as u32;
+            let size = bytes.len() as u64;
+            let tag = match ports.insist(|| ports.files.part(&file.destination, &file.upload, number, bytes.clone())).await {
+                // The upload is gone when another owner has completed it; completing says whether it was so.
+                Err(super::ports::PortError::Fatal(_)) => String::new(),
+                other => other?,
+            };
+            Some(Part { number, tag, size })
+        }
+    };
+    let parts = parts_with_tail(file, tail);
+    match ports.insist(|| ports.files.complete(&file.destination, &file.upload, &parts)).await? {
+        Completed::Done => Ok(()),
+        Completed::WrongPart => Err(TaskError::Defect(format!("{}: a part of the upload is not what the cut names", file.destination))),
+    }
+}

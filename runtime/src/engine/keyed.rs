@@ -1,0 +1,498 @@
+//! The task of a partition of the repartition stream: windows and ids by key, closed by the merged watermark.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arrow::array::RecordBatch;
+use bytes::Bytes;
+use futures::future::LocalBoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
+use leat_compile::program::{EdgeKind, Op, Program};
+use leat_runtime_core::message;
+use leat_runtime_core::path;
+use leat_runtime_core::position::{Lineage, Offset};
+use leat_runtime_core::row::{Fence, KeyedRow, OpenFile, PipelineRow, Snapshot, SourceRow, Staged, Status};
+use leat_runtime_core::rules::{Rule, Rules};
+use leat_runtime_core::watermark::{self, Merge, Seen, Watermark};
+
+use super::file::{self, FileWriter};
+use super::ports::{PortError, Ports};
+use super::task::{self, Control, Exit, Settings, TaskError};
+use crate::operators::files::{read_batches, write_batches};
+use crate::operators::keyed::{Item, KeyedChain, Output};
+
+/// What a keyed task works on.
+#[derive(Clone)]
+pub struct KeyedJob {
+    /// The compiled pipeline.
+    pub program: Arc<Program>,
+    /// Number of its job.
+    pub job: u64,
+    /// The partition.
+    pub partition: u16,
+    /// Partitions of the repartition stream.
+    pub partitions: u16,
+}
+
+/// What the rows of all lineages said at one look.
+type Look = (PipelineRow, BTreeMap<Lineage, Seen>, Vec<Lineage>);
+
+enum Event {
+    Read(Result<Vec<(Offset, Bytes)>, PortError>),
+    Looked(Result<Look, TaskError>),
+    Cut(Result<Box<Done>, TaskError>),
+    Sent(String, Result<(), TaskError>),
+    Completed(OpenFile, Result<(), TaskError>),
+    Tick,
+}
+
+struct Done {
+    fence: Fence,
+    row: KeyedRow,
+}
+
+/// A keyed task.
+pub struct KeyedTask<C> {
+    ports: Ports,
+    control: Rc<C>,
+    settings: Settings,
+    job: KeyedJob,
+    key: String,
+    fence: Fence,
+    row: KeyedRow,
+    chain: KeyedChain,
+    merge: Merge,
+    view: BTreeMap<Lineage, Seen>,
+    position: Option<Offset>,
+    roots_version: u64,
+    sent: BTreeSet<String>,
+    acknowledged: BTreeSet<String>,
+    busy_sends: BTreeSet<String>,
+    last_cut: i64,
+    last_look: i64,
+    last_snapshot: i64,
+    last_update: i64,
+    since_roll: BTreeMap<String, i64>,
+    reading: bool,
+    looking: bool,
+    cutting: bool,
+    changed: bool,
+    behind: bool,
+    progress: Arc<Mutex<Progress>>,
+}
+
+/// What others may see of a running task.
+#[derive(Debug, Clone, Default)]
+pub struct Progress {
+    /// The watermark applied, ms.
+    pub watermark: i64,
+    /// Open windows.
+    pub open: u64,
+    /// Nothing is left to do: everything read, cut and acknowledged.
+    pub settled: bool,
+}
+
+impl<C: Control> KeyedTask<C> {
+    /// Takes the partition's row and recovers its state.
+    pub async fn start(ports: Ports, control: Rc<C>, settings: Settings, job: KeyedJob, session: &str, progress: Arc<Mutex<Progress>>) -> Result<Self, TaskError> {
+        let key = path::keyed_row(job.partition);
+        let (fence, row): (Fence, KeyedRow) = task::take(&ports, &key, job.job, session, settings.rules).await?;
+        let chain = KeyedChain::new(&job.program, job.partition, job.partitions, settings.rules);
+        let now = ports.clock.now();
+        let mut task = Self {
+            ports, control, settings, job, key, fence, chain, progress,
+            merge: Merge::default(),
+            view: BTreeMap::new(),
+            position: None,
+            roots_version: row.roots_version,
+            sent: BTreeSet::new(),
+            acknowledged: BTreeSet::new(),
+            busy_sends: BTreeSet::new(),
+            last_cut: now,
+            last_look: i64::MIN,
+            last_snapshot: now,
+            last_update: now,
+            since_roll: BTreeMap::new(),
+            reading: false,
+            looking: false,
+            cutting: false,
+            changed: false,
+            behind: false,
+            row,
+        };
+        task.recover().await?;
+        Ok(task)
+    }
+
+    /// Brings the state to the row's cut. Rows that come out on the way were staged before, so they are dropped.
+    async fn recover(&mut self) -> Result<(), TaskError> {
+        let own: Vec<Snapshot> = self.row.snapshot.iter().cloned().collect();
+        for (snapshot, mine) in self.row.inherits.iter().map(|s| (s, false)).chain(own.iter().map(|s| (s, true))) {
+            for object in &snapshot.objects {
+                let bytes = self.ports.insist(|| self.ports.objects.get(object)).await?;
+                self.chain.restore(&bytes, mine)?;
+            }
+        }
+        let mut at = self.row.snapshot.as_ref().and_then(|s| s.position);
+        while at < self.row.position {
+            let records = self.ports.insist(|| self.ports.log.read(self.job.partition, at)).await?;
+            for (offset, record) in records.into_iter().filter(|(o, _)| Some(*o) <= self.row.position) {
+                self.chain.take(message::decode(&record)?)?;
+                at = Some(offset);
+            }
+        }
+        self.position = self.row.position;
+        self.chain.resume(self.row.watermark);
+        self.chain.ledger.clone_from(&self.row.ledger);
+        Ok(())
+    }
+
+    fn rules(&self) -> Rules {
+        self.settings.rules
+    }
+
+    /// Works until the job drains or somebody else takes the row.
+    pub async fn run(mut self) -> Result<Exit, TaskError> {
+        let mut busy: FuturesUnordered<LocalBoxFuture<'static, Event>> = FuturesUnordered::new();
+        busy.push(self.tick());
+        loop {
+            if let Some(exit) = self.decide(&mut busy)? {
+                return Ok(exit);
+            }
+            match busy.next().await {
+                None => return Err(TaskError::Defect("the task has nothing to wait for".to_owned())),
+                Some(Event::Tick) => busy.push(self.tick()),
+                Some(event) => match self.apply(event) {
+                    Err(TaskError::Fenced) => return Ok(Exit::Fenced),
+                    other => other?,
+                },
+            }
+            if let Some(broken) = self.chain.broken.take() {
+                return Err(TaskError::Defect(broken));
+            }
+        }
+    }
+
+    fn tick(&self) -> LocalBoxFuture<'static, Event> {
+        let (clock, pause) = (Arc::clone(&self.ports.clock), self.settings.poll_interval);
+        Box::pin(async move {
+            clock.sleep(pause).await;
+            Event::Tick
+        })
+    }
+
+    fn draining(&self) -> bool {
+        let pipeline = self.control.pipeline();
+        pipeline.draining_for.is_some() && pipeline.job == self.job.job
+    }
+
+    fn outstanding(&self) -> bool {
+        self.row.unsent.iter().any(|s| !self.acknowledged.contains(&s.object)) || self.row.complete.iter().any(|f| !self.acknowledged.contains(&f.destination))
+    }
+
+    fn decide(&mut self, busy: &mut FuturesUnordered<LocalBoxFuture<'static, Event>>) -> Result<Option<Exit>, TaskError> {
+        if self.fence.drained {
+            return Ok(Some(Exit::Drained));
+        }
+        let now = self.ports.clock.now();
+        let draining = self.draining();
+        self.send(busy);
+        if !self.reading {
+            self.reading = true;
+            let (log, partition, after) = (Arc::clone(&self.ports.log), self.job.partition, self.position);
+            let (clock, pause) = (Arc::clone(&self.ports.clock), if self.behind { 0 } else { self.settings.poll_interval });
+            busy.push(Box::pin(async move {
+                if pause > 0 {
+                    clock.sleep(pause).await;
+                }
+                Event::Read(log.read(partition, after).await)
+            }));
+        }
+        if !self.looking && now.saturating_sub(self.last_look) >= self.settings.poll_interval as i64 {
+            self.looking = true;
+            let (ports, rules) = (self.ports.clone(), self.rules());
+            busy.push(Box::pin(async move { Event::Looked(look(&ports, rules).await) }));
+        }
+        let update_every = self.job.program.keyed.edges.iter().filter_map(|e| if let EdgeKind::Partial(s) = &e.kind { s.on_update } else { None }).map(|d| d.millis()).min();
+        if update_every.is_some_and(|every| now - self.last_update >= every || draining) {
+            self.last_update = now;
+            self.chain.emit_updates();
+        }
+        self.changed |= self.chain.has_outputs();
+        let due = now - self.last_cut >= self.settings.cut_interval;
+        if now - self.last_snapshot >= self.settings.snapshot_interval && self.row.snapshot.as_ref().and_then(|s| s.position) != self.position {
+            // Rows that wait for a cut are no part of it, so it is taken right when a cut takes them.
+            if !self.cutting && !draining {
+                busy.push(self.cut(now, false, true)?);
+                return Ok(None);
+            }
+        }
+        if !self.cutting {
+            if draining && self.consumed() && !self.changed && !self.outstanding() && self.rows_for_files() == 0 {
+                busy.push(self.cut(now, true, false)?);
+            } else if due && (self.changed || !self.acknowledged.is_empty() || self.roll_due(now)) {
+                busy.push(self.cut(now, false, false)?);
+            }
+        }
+        let (rows_for_files, outstanding) = (self.rows_for_files(), self.outstanding());
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        progress.watermark = self.chain.watermark.0;
+        progress.open = self.chain.open().0;
+        progress.settled = !self.changed && !self.cutting && !outstanding && self.acknowledged.is_empty() && rows_for_files == 0;
+        Ok(None)
+    }
+
+    /// Whether everything that drained lineages have assigned was consumed: key groups can move only then.
+    fn consumed(&self) -> bool {
+        self.view.iter().all(|(lineage, seen)| {
+            seen.numbers.iter().all(|(edge, numbers)| {
+                let cursors = self.chain.cursors.get(&(lineage.clone(), edge.clone()));
+                numbers.iter().filter(|(group, _)| self.chain.mine(*group)).all(|(group, last)| cursors.and_then(|c| c.get(&group)).map_or(0, |c| c.seen_to()) >= last)
+            })
+        }) && self.control.pipeline().draining_for.is_some() && self.all_drained()
+    }
+
+    fn all_drained(&self) -> bool {
+        !self.view.is_empty() && self.view.values().all(|s| s.drained)
+    }
+
+    fn roll_due(&self, now: i64) -> bool {
+        let unsent = &self.row.unsent;
+        self.job.program.files.iter().any(|f| unsent.iter().any(|s| s.to == f.name && !self.covered(&s.object)) && self.since_roll.get(&f.name).is_none_or(|since| now - since >= f.roll_interval.millis()))
+    }
+
+    /// Whether a file that is being completed contains a staged object.
+    fn covered(&self, object: &str) -> bool {
+        self.row.complete.iter().any(|f| f.covers.iter().any(|c| c == object))
+    }
+
+    fn rows_for_files(&self) -> u64 {
+        let files: BTreeSet<&str> = self.job.program.files.iter().map(|f| f.name.as_str()).collect();
+        self.row.unsent.iter().filter(|s| files.contains(s.to.as_str()) && !self.acknowledged.contains(&s.object)).map(|s| s.rows).sum()
+    }
+
+    /// Sends what cuts cover; every pending send is compared with what the sink already has.
+    fn send(&mut self, busy: &mut FuturesUnordered<LocalBoxFuture<'static, Event>>) {
+        for staged in &self.row.unsent {
+            let table = self.job.program.tables.iter().find(|t| t.name == staged.to).map(|t| t.table.clone());
+            let Some(table) = table.filter(|_| !self.sent.contains(&staged.object) && self.busy_sends.insert(staged.object.clone())) else { continue };
+            let (ports, staged) = (self.ports.clone(), staged.clone());
+            busy.push(Box::pin(async move {
+                let object = staged.object.clone();
+                Event::Sent(object, send_items(&ports, &table, &staged).await)
+            }));
+        }
+        for file in &self.row.complete {
+            if self.busy_sends.insert(file.destination.clone()) {
+                let (ports, file, generation) = (self.ports.clone(), file.clone(), self.fence.generation);
+                busy.push(Box::pin(async move {
+                    let done = file::complete(&ports, &file, generation).await;
+                    Event::Completed(file, done)
+                }));
+            }
+        }
+    }
+
+    fn apply(&mut self, event: Event) -> Result<(), TaskError> {
+        match event {
+            Event::Tick => {}
+            Event::Read(records) => {
+                self.reading = false;
+                let records = match records {
+                    Err(PortError::Unclear(_)) => return Ok(()),
+                    other => other?,
+                };
+                self.behind = !records.is_empty();
+                for (offset, record) in records {
+                    self.chain.take(message::decode(&record)?)?;
+                    self.position = Some(offset);
+                    self.changed = true;
+                }
+                self.advance();
+            }
+            Event::Looked(look) => {
+                self.looking = false;
+                self.last_look = self.ports.clock.now();
+                let (pipeline, view, retired) = look?;
+                self.looked(&pipeline, view, &retired);
+            }
+            Event::Cut(done) => {
+                let done = *done?;
+                self.cutting = false;
+                self.last_cut = self.ports.clock.now();
+                self.acknowledged.retain(|a| done.row.unsent.iter().any(|s| s.object == *a) || done.row.complete.iter().any(|f| f.destination == *a));
+                self.fence = done.fence;
+                self.row = done.row;
+            }
+            Event::Sent(object, done) => {
+                done?;
+                self.sent.insert(object.clone());
+                self.acknowledged.insert(object);
+            }
+            Event::Completed(file, done) => {
+                done?;
+                self.acknowledged.extend(file.covers);
+                self.acknowledged.insert(file.destination);
+            }
+        }
+        Ok(())
+    }
+
+    fn looked(&mut self, pipeline: &PipelineRow, view: BTreeMap<Lineage, Seen>, retired: &[Lineage]) {
+        let join = self.rules().hold(Rule::Join);
+        if !pipeline.joining.is_empty() && join {
+            // A newcomer: hold the watermark until its row says where it starts.
+            self.view.clear();
+        } else {
+            self.view = view;
+        }
+        if pipeline.roots_version > self.roots_version {
+            self.roots_version = pipeline.roots_version;
+            self.changed = true;
+        }
+        self.advance();
+        if !self.rules().hold(Rule::Retain) {
+            retired.iter().for_each(|l| self.chain.forget(l));
+        }
+    }
+
+    fn advance(&mut self) {
+        if self.view.is_empty() {
+            return;
+        }
+        let chain = &self.chain;
+        let to = self.merge.advance(&self.view, &chain.cursors, &|group| chain.mine(group));
+        if to > self.chain.watermark {
+            self.chain.advance(to);
+            self.changed = true;
+        }
+    }
+
+    fn object(&self, kind: path::Kind, cut: u64, index: usize) -> String {
+        let generation = self.rules().hold(Rule::Names).then_some(self.fence.generation);
+        path::object(kind, &self.key, cut, generation, index)
+    }
+
+    /// Starts a cut of everything taken so far.
+    fn cut(&mut self, now: i64, drained: bool, with_snapshot: bool) -> Result<LocalBoxFuture<'static, Event>, TaskError> {
+        self.cutting = true;
+        self.changed = false;
+        let number = self.fence.cut + 1;
+        let mut row = self.row.clone();
+        row.position = self.position;
+        row.watermark = self.chain.watermark;
+        row.roots_version = self.roots_version;
+        row.ledger = self.chain.ledger.clone();
+        (row.open, row.dirty) = self.chain.open();
+        row.unsent.retain(|s| !self.acknowledged.contains(&s.object));
+        row.complete.retain(|f| !self.acknowledged.contains(&f.destination));
+        if !self.rules().hold(Rule::Unsent) {
+            row.unsent.clear();
+        }
+        let mut objects: Vec<(String, Bytes)> = Vec::new();
+        for (nth, (node, output)) in self.chain.take_outputs().into_iter().enumerate() {
+            let node = &self.job.program.keyed.nodes[node];
+            let (rows, bytes) = match &output {
+                Output::Items(items) => (items.len(), serde_json::to_vec(items).map_err(|e| TaskError::Encode(e.to_string()))?),
+                Output::Rows(batches) => (batches.iter().map(RecordBatch::num_rows).sum(), write_batches(batches).map_err(|e| TaskError::Encode(e.to_string()))?),
+            };
+            let object = self.object(path::Kind::Staged, number, nth);
+            row.unsent.push(Staged { to: node.name.clone(), object: object.clone(), cut: number, rows: rows as u64 });
+            objects.push((object, bytes.into()));
+        }
+        if with_snapshot || (drained && self.rules().hold(Rule::DSnap)) {
+            let object = self.object(path::Kind::Snapshot, number, 0);
+            let bytes = Bytes::from(self.chain.snapshot());
+            row.snapshot = Some(Snapshot { objects: vec![object.clone()], position: self.position, size: bytes.len() as u64 });
+            row.inherits.clear();
+            self.last_snapshot = now;
+            objects.push((object, bytes));
+        }
+        let rolls = self.rolls(now, number, &row, drained || self.draining())?;
+        let after = Fence { cut: number, drained, ..self.fence.clone() };
+        let (ports, key, before, rules) = (self.ports.clone(), self.key.clone(), self.fence.clone(), self.rules());
+        Ok(Box::pin(async move { Event::Cut(write(&ports, &key, &before, after, row, objects, rolls, rules).await.map(Box::new)) }))
+    }
+
+    /// Files to make of staged rows whose time has come: each covers the objects that it will contain.
+    fn rolls(&mut self, now: i64, number: u64, row: &KeyedRow, last: bool) -> Result<Vec<(FileWriter, Vec<String>)>, TaskError> {
+        let mut rolls = Vec::new();
+        let sealed = self.control.pipeline().seal.is_some_and(|s| s.watermark.is_some_and(|w| self.chain.watermark >= w)) || self.chain.watermark == Watermark::MAX;
+        let nodes = self.job.program.keyed.nodes.iter().filter_map(|n| if let Op::Files(i) = n.op { Some(i) } else { None });
+        for (nth, index) in nodes.collect::<BTreeSet<_>>().into_iter().enumerate() {
+            let spec = &self.job.program.files[index];
+            let waiting: Vec<&Staged> = self.row.unsent.iter().filter(|s| s.to == spec.name && !self.covered(&s.object) && row.unsent.contains(s)).collect();
+            if waiting.is_empty() {
+                continue;
+            }
+            let since = *self.since_roll.entry(spec.name.clone()).or_insert(now);
+            if !(last || sealed || now - since >= spec.roll_interval.millis()) {
+                continue;
+            }
+            self.since_roll.remove(&spec.name);
+            let name = path::file(&self.key, number, self.fence.generation, nth, file::extension(spec.format));
+            let mut writer = FileWriter::new(spec, "", &name, now)?;
+            writer.file.covers = waiting.iter().map(|s| s.object.clone()).collect();
+            let covers = writer.file.covers.clone();
+            rolls.push((writer, covers));
+        }
+        Ok(rolls)
+    }
+}
+
+/// Reads the pipeline's row first, then all lineages' rows.
+async fn look(ports: &Ports, rules: Rules) -> Result<Look, TaskError> {
+    let pipeline = ports.insist(|| ports.rows.get(path::PIPELINE)).await?;
+    let pipeline: PipelineRow = pipeline.map(|p| task::decode(&p.body)).transpose()?.unwrap_or_default();
+    let mut rows = BTreeMap::new();
+    let mut drained = BTreeSet::new();
+    let mut retired = Vec::new();
+    for (key, row) in ports.insist(|| ports.rows.list(path::SOURCES)).await? {
+        let mut parts = key[path::SOURCES.len()..].splitn(3, '/');
+        let mut part = || parts.next().unwrap_or_default();
+        let lineage = Lineage::new(part(), part(), part());
+        let body: SourceRow = task::decode(&row.body)?;
+        if row.fence.drained || body.status == Status::Retired {
+            drained.insert(lineage.clone());
+        }
+        if body.status == Status::Retired {
+            retired.push(lineage.clone());
+        }
+        rows.insert(lineage, body);
+    }
+    let mut view = watermark::view(&pipeline, &rows, rules);
+    view.iter_mut().for_each(|(lineage, seen)| seen.drained = drained.contains(lineage));
+    Ok((pipeline, view, retired))
+}
+
+async fn send_items(ports: &Ports, table: &str, staged: &Staged) -> Result<(), TaskError> {
+    let bytes = ports.insist(|| ports.objects.get(&staged.object)).await?;
+    let items: Vec<Item> = task::decode(&bytes)?;
+    ports.insist(|| ports.tables.put(table, &items, staged.cut)).await?;
+    Ok(())
+}
+
+#[expect(clippy::too_many_arguments, reason = "it is the tail of one function, moved out so that it owns what it writes")]
+async fn write(ports: &Ports, key: &str, before: &Fence, after: Fence, mut row: KeyedRow, objects: Vec<(String, Bytes)>, rolls: Vec<(FileWriter, Vec<String>)>, rules: Rules) -> Result<Done, TaskError> {
+    for (object, bytes) in &objects {
+        ports.insist(|| ports.objects.put(object, bytes.clone())).await?;
+    }
+    for (mut writer, covers) in rolls {
+        let mut batches = Vec::new();
+        for object in &covers {
+            batches.extend(read_batches(&ports.insist(|| ports.objects.get(object)).await?)?);
+        }
+        let bytes = writer.encode(&batches)?;
+        file::upload(ports, &mut writer.file, bytes).await?;
+        if let Some(tail) = writer.tail()? {
+            let object = format!("{}-{}", path::object(path::Kind::Tail, key, after.cut, Some(after.generation), 0), writer.file.sink);
+            let tail = Bytes::from(tail);
+            ports.insist(|| ports.objects.put(&object, tail.clone())).await?;
+            writer.file.tail = Some(object);
+        }
+        row.complete.push(writer.file);
+    }
+    let fence = task::write_cut(ports, key, before, after, task::encode(&row), rules).await?;
+    Ok(Done { fence, row })
+}

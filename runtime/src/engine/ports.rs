@@ -1,0 +1,177 @@
+//! What a task needs of the world. Every call may fail, may take for ever, and may have had its effect although it
+//! failed; each trait says what may be assumed all the same.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::LocalBoxFuture;
+use leat_runtime_core::key::HashRange;
+use leat_runtime_core::position::{Lineage, Offset};
+use leat_runtime_core::row::{Expect, Fence, OpenFile, Part};
+use thiserror::Error;
+
+use crate::batch::SourceBatch;
+use crate::operators::keyed::Item;
+
+/// A call under way. Tasks run on one thread each, so it need not be sent to another.
+pub type Call<'a, T> = LocalBoxFuture<'a, Result<T, PortError>>;
+
+/// Why a call failed, and what follows.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+pub enum PortError {
+    /// It may or may not have had its effect; the same call may be made again.
+    #[error("no clear answer: {0}")]
+    Unclear(String),
+    /// It had no effect and never will: the task stops and says why.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+/// A row as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredRow {
+    /// Who may write it next.
+    pub fence: Fence,
+    /// The row, JSON.
+    pub body: Bytes,
+}
+
+/// The lease table.
+///
+/// Guarantees: reads see every write that was acknowledged before them; a conditional write is atomic, and for a row
+/// that is absent also looks at the pipeline's row. Caveat: a write without a clear answer may still come into effect
+/// later.
+pub trait Rows: Send + Sync {
+    /// The row at `key`.
+    fn get<'a>(&'a self, key: &'a str) -> Call<'a, Option<StoredRow>>;
+    /// All rows whose keys start with `prefix`, in the order of their keys; not one moment in time.
+    fn list<'a>(&'a self, prefix: &'a str) -> Call<'a, Vec<(String, StoredRow)>>;
+    /// Writes a row if it is as expected; answers whether it was.
+    fn put<'a>(&'a self, key: &'a str, row: StoredRow, expect: Expect) -> Call<'a, bool>;
+}
+
+/// Objects that are written once: staged output, snapshots, tails.
+///
+/// Guarantees: an object that was acknowledged is there, whole. Names are unique per generation, so an object that
+/// exists already is the one that an earlier try of the same call wrote.
+pub trait Objects: Send + Sync {
+    /// Writes an object unless there is one.
+    fn put<'a>(&'a self, name: &'a str, bytes: Bytes) -> Call<'a, ()>;
+    /// Reads an object.
+    fn get<'a>(&'a self, name: &'a str) -> Call<'a, Bytes>;
+}
+
+/// How completing a file went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Completed {
+    /// It is there.
+    Done,
+    /// A part is not what it should be.
+    WrongPart,
+}
+
+/// Files of sinks: nothing is visible before it is completed.
+pub trait Files: Send + Sync {
+    /// Smallest size of a part that is not the last.
+    fn smallest_part(&self) -> usize;
+    /// Begins an upload.
+    fn create<'a>(&'a self, destination: &'a str) -> Call<'a, String>;
+    /// Writes a part; writing it again replaces it.
+    fn part<'a>(&'a self, destination: &'a str, upload: &'a str, number: u32, bytes: Bytes) -> Call<'a, String>;
+    /// Makes the file of exactly these parts; done again, it changes nothing.
+    fn complete<'a>(&'a self, destination: &'a str, upload: &'a str, parts: &'a [Part]) -> Call<'a, Completed>;
+}
+
+/// The repartition stream.
+///
+/// Guarantees: what was acknowledged is in the log, for good, at one offset; records of one partition are read in the
+/// order of their offsets by everybody. Caveat: an append may fail in part, be repeated, and come into effect later
+/// than the next one.
+pub trait Log: Send + Sync {
+    /// Appends records to a partition; answers the indexes of those that failed.
+    fn append<'a>(&'a self, partition: u16, records: Vec<Bytes>) -> Call<'a, Vec<usize>>;
+    /// Records after an offset; none when there are none now.
+    fn read<'a>(&'a self, partition: u16, after: Option<Offset>) -> Call<'a, Vec<(Offset, Bytes)>>;
+}
+
+/// A shard, partition or split, as the source lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shard {
+    /// Its lineage.
+    pub lineage: Lineage,
+    /// Where it comes from; those that are gone are left out.
+    pub parents: Vec<Lineage>,
+    /// The keys that it takes.
+    pub range: HashRange,
+}
+
+/// An answer of a source.
+#[derive(Debug, Clone, Default)]
+pub struct Read {
+    /// Records, in order.
+    pub batch: SourceBatch,
+    /// The shard ended, and these are its last records.
+    pub end: bool,
+    /// At the end: the lineages that go on.
+    pub children: Vec<Lineage>,
+}
+
+/// What a pipeline reads.
+///
+/// Guarantees: a lineage's records have one order, and reading after an offset gives the same records each time.
+pub trait Source: Send + Sync {
+    /// The shards of a source that exist now, parents among them as long as they have records.
+    fn shards<'a>(&'a self, source: &'a str) -> Call<'a, Vec<Shard>>;
+    /// Records after an offset, as many as are there now up to a size of the source's choice.
+    fn read<'a>(&'a self, lineage: &'a Lineage, after: Option<Offset>) -> Call<'a, Read>;
+}
+
+/// Tables of sinks.
+///
+/// Guarantees: an item is written only when its guard, (version, cut), is above that of what is there.
+pub trait Tables: Send + Sync {
+    /// Writes items; `cut` is the number of the cut that made them.
+    fn put<'a>(&'a self, table: &'a str, items: &'a [Item], cut: u64) -> Call<'a, ()>;
+}
+
+/// Time.
+pub trait Clock: Send + Sync {
+    /// Milliseconds since the epoch.
+    fn now(&self) -> i64;
+    /// Waits.
+    fn sleep(&self, millis: u64) -> LocalBoxFuture<'_, ()>;
+}
+
+/// All of them.
+#[allow(missing_docs)]
+#[derive(Clone)]
+pub struct Ports {
+    pub rows: Arc<dyn Rows>,
+    pub objects: Arc<dyn Objects>,
+    pub files: Arc<dyn Files>,
+    pub log: Arc<dyn Log>,
+    pub source: Arc<dyn Source>,
+    pub tables: Arc<dyn Tables>,
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Ports {
+    /// Makes a call until it has a clear answer, each time after a longer pause. Only for calls that may be repeated.
+    pub async fn insist<'a, T>(&'a self, call: impl Fn() -> Call<'a, T>) -> Result<T, PortError> {
+        let mut pause = 10;
+        loop {
+            match call().await {
+                Err(PortError::Unclear(_)) => {
+                    self.clock.sleep(pause).await;
+                    pause = (pause * 2).min(2_000);
+                }
+                clear => return clear,
+            }
+        }
+    }
+}
+
+/// The parts of a file, its tail included.
+pub fn parts_with_tail(file: &OpenFile, tail: Option<Part>) -> Vec<Part> {
+    file.parts.iter().cloned().chain(tail).collect()
+}

@@ -1,0 +1,459 @@
+//! The task of a lineage: reads, computes, cuts, and sends what its cuts cover.
+
+mod cut;
+mod recover;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use futures::future::LocalBoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
+use leat_compile::program::Program;
+use leat_runtime_core::key::HashRange;
+use leat_runtime_core::message::{self, Message};
+use leat_runtime_core::numbers::Numbers;
+use leat_runtime_core::path;
+use leat_runtime_core::position::{Lineage, Offset};
+use leat_runtime_core::row::{Fence, OpenFile, Snapshot, SourceRow, Staged, Status};
+use leat_runtime_core::rules::{Rule, Rules};
+use leat_runtime_core::watermark::Watermark;
+
+use super::file::{self, FileWriter};
+use super::ports::{PortError, Ports, Read};
+use super::task::{self, Control, Exit, Settings, TaskError};
+use crate::operators::source::{Replayable, SourceChain};
+
+/// Messages in one record of the repartition stream, and records in one append, at most.
+const BUNDLE: usize = 500;
+
+/// What a source task works on.
+#[derive(Clone)]
+pub struct SourceJob {
+    /// The compiled pipeline.
+    pub program: Arc<Program>,
+    /// Number of its job.
+    pub job: u64,
+    /// Partitions of the repartition stream.
+    pub partitions: u16,
+    /// Index of the source.
+    pub source: usize,
+    /// The lineage.
+    pub lineage: Lineage,
+    /// The keys that the lineage takes.
+    pub range: HashRange,
+}
+
+/// Staged messages that were not acknowledged yet.
+struct Pending {
+    staged: Staged,
+    /// `None`: not read back yet.
+    left: Option<Vec<Message>>,
+    busy: bool,
+}
+
+/// Something that was under way came to an end.
+enum Event {
+    Read(Result<Read, PortError>),
+    Cut(Result<Box<cut::Done>, TaskError>),
+    Loaded(String, Result<Vec<Message>, TaskError>),
+    Sent(String, Vec<Message>),
+    SentReplayable(Vec<Replayable>),
+    Completed(String, Result<(), TaskError>),
+    Snapshot(Result<Snapshot, PortError>),
+    Lowest(Result<Option<Watermark>, TaskError>),
+    Tick,
+}
+
+/// A source task.
+pub struct SourceTask<C> {
+    ports: Ports,
+    control: Rc<C>,
+    settings: Settings,
+    job: SourceJob,
+    key: String,
+    fence: Fence,
+    row: SourceRow,
+    chain: SourceChain,
+    position: Option<Offset>,
+    assigned: BTreeMap<String, Numbers>,
+    pending: Vec<Pending>,
+    replayable: VecDeque<Replayable>,
+    complete: BTreeMap<String, (OpenFile, bool)>,
+    acknowledged: BTreeSet<String>,
+    inherited: Vec<OpenFile>,
+    writers: BTreeMap<(usize, String), FileWriter>,
+    raises: Vec<(Option<Offset>, Watermark)>,
+    snapshot: Option<Snapshot>,
+    at_tip_since: Option<i64>,
+    last_cut: i64,
+    last_snapshot: i64,
+    reading: bool,
+    cutting: bool,
+    snapshotting: bool,
+    sending_replayable: bool,
+    looking: bool,
+    ended: bool,
+    children: Vec<Lineage>,
+    changed: bool,
+    progress: Arc<Mutex<Progress>>,
+}
+
+/// What others may see of a running task.
+#[derive(Debug, Clone, Default)]
+pub struct Progress {
+    /// Records taken and not necessarily cut.
+    pub taken: u64,
+    /// The lineage's watermark, ms.
+    pub watermark: i64,
+    /// Nothing newer was there at the last read.
+    pub at_tip: bool,
+}
+
+impl<C: Control> SourceTask<C> {
+    /// Takes the lineage's row and recovers its state.
+    pub async fn start(ports: Ports, control: Rc<C>, settings: Settings, job: SourceJob, session: &str, progress: Arc<Mutex<Progress>>) -> Result<Self, TaskError> {
+        let key = path::source_row(&job.lineage);
+        let (fence, row): (Fence, SourceRow) = task::take(&ports, &key, job.job, session, settings.rules).await?;
+        let chain = SourceChain::new(&job.program, job.source, &job.lineage, job.range, job.job, settings.rules);
+        let now = ports.clock.now();
+        let mut task = Self {
+            ports, control, settings, job, key, fence, chain, progress,
+            position: row.position,
+            assigned: BTreeMap::new(),
+            pending: row.unsent.iter().map(|s| Pending { staged: s.clone(), left: None, busy: false }).collect(),
+            replayable: VecDeque::new(),
+            complete: row.complete.iter().map(|f| (f.destination.clone(), (f.clone(), false))).collect(),
+            acknowledged: BTreeSet::new(),
+            inherited: row.files.clone(),
+            writers: BTreeMap::new(),
+            raises: row.raises.clone(),
+            snapshot: None,
+            at_tip_since: None,
+            last_cut: now,
+            last_snapshot: now,
+            reading: false,
+            cutting: false,
+            snapshotting: false,
+            sending_replayable: false,
+            looking: false,
+            ended: row.status != Status::Live,
+            children: row.children.clone(),
+            changed: false,
+            row,
+        };
+        task.recover().await?;
+        Ok(task)
+    }
+
+    fn rules(&self) -> Rules {
+        self.settings.rules
+    }
+
+    /// Works until the lineage is retired, the job drains, or somebody else takes the row.
+    pub async fn run(mut self) -> Result<Exit, TaskError> {
+        let mut busy: FuturesUnordered<LocalBoxFuture<'static, Event>> = FuturesUnordered::new();
+        busy.push(self.tick());
+        loop {
+            if let Some(exit) = self.decide(&mut busy)? {
+                return Ok(exit);
+            }
+            match busy.next().await {
+                None => return Err(TaskError::Defect("the task has nothing to wait for".to_owned())),
+                Some(Event::Tick) => busy.push(self.tick()),
+                Some(event) => match self.apply(event) {
+                    Err(TaskError::Fenced) => return Ok(Exit::Fenced),
+                    other => other?,
+                },
+            }
+        }
+    }
+
+    fn tick(&self) -> LocalBoxFuture<'static, Event> {
+        let (clock, pause) = (Arc::clone(&self.ports.clock), self.settings.poll_interval);
+        Box::pin(async move {
+            clock.sleep(pause).await;
+            Event::Tick
+        })
+    }
+
+    fn draining(&self) -> bool {
+        let pipeline = self.control.pipeline();
+        pipeline.draining_for.is_some() && pipeline.job == self.job.job
+    }
+
+    fn outstanding(&self) -> bool {
+        !self.replayable.is_empty()
+            || self.sending_replayable
+            || self.pending.iter().any(|p| !self.acknowledged.contains(&p.staged.object))
+            || self.complete.keys().any(|d| !self.acknowledged.contains(d))
+    }
+
+    /// Starts whatever can be under way now; answers when the task is done.
+    fn decide(&mut self, busy: &mut FuturesUnordered<LocalBoxFuture<'static, Event>>) -> Result<Option<Exit>, TaskError> {
+        if self.row.status == Status::Retired {
+            return Ok(Some(Exit::Retired));
+        }
+        if self.fence.drained {
+            return Ok(Some(Exit::Drained));
+        }
+        self.send(busy);
+        let draining = self.draining();
+        let now = self.ports.clock.now();
+        if self.ended {
+            // Two cuts: the first ends the lineage, the second retires it when everything is acknowledged.
+            if !self.cutting && self.row.status == Status::Live {
+                let status = if self.rules().hold(Rule::Retire) { Status::Ended } else { Status::Retired };
+                busy.push(self.cut(status, false)?);
+            } else if !self.cutting && !self.outstanding() {
+                busy.push(self.cut(Status::Retired, false)?);
+            }
+            return Ok(None);
+        }
+        if draining && !self.reading {
+            if !self.cutting {
+                let settled = !self.changed && !self.chain.has_partials() && !self.outstanding() && self.row.files.is_empty() && self.nothing_buffered();
+                if settled {
+                    busy.push(self.cut(Status::Live, true)?);
+                } else if self.changed || now - self.last_cut >= self.settings.cut_interval {
+                    busy.push(self.cut(Status::Live, false)?);
+                }
+            }
+            return Ok(None);
+        }
+        if !self.reading && !draining && self.replayable.len() < 50 * BUNDLE && self.pending.len() < 64 && self.buffered() < 4 * self.settings.part_bytes {
+            self.reading = true;
+            let (source, lineage, after) = (Arc::clone(&self.ports.source), self.job.lineage.clone(), self.position);
+            let (clock, pause) = (Arc::clone(&self.ports.clock), if self.at_tip_since.is_some() { self.settings.poll_interval } else { 0 });
+            busy.push(Box::pin(async move {
+                if pause > 0 {
+                    clock.sleep(pause).await;
+                }
+                Event::Read(source.read(&lineage, after).await)
+            }));
+        }
+        if !self.cutting {
+            let sealed = self.seal();
+            if sealed != Watermark::MIN && sealed.0 > self.chain.watermark {
+                self.raise(sealed);
+                busy.push(self.cut(Status::Live, false)?);
+            } else if now - self.last_cut >= self.settings.cut_interval && (self.changed || self.files_due(now) || !self.acknowledged.is_empty()) {
+                busy.push(self.cut(Status::Live, false)?);
+            } else if self.idle(now) && !self.looking {
+                self.looking = true;
+                let (ports, key, rules) = (self.ports.clone(), self.key.clone(), self.rules());
+                busy.push(Box::pin(async move { Event::Lowest(lowest_of_others(&ports, &key, rules).await) }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Bytes of rows that wait for a part.
+    fn buffered(&mut self) -> usize {
+        self.chain.files().map(|(_, rows)| rows.buffers().map(|(_, b)| b.bytes).sum::<usize>()).max().unwrap_or_default()
+    }
+
+    fn nothing_buffered(&mut self) -> bool {
+        self.chain.files().all(|(_, rows)| rows.buffers().next().is_none()) && self.writers.is_empty()
+    }
+
+    /// Sends what cuts cover.
+    fn send(&mut self, busy: &mut FuturesUnordered<LocalBoxFuture<'static, Event>>) {
+        let groups = self.job.program.document.key_groups;
+        for pending in self.pending.iter_mut().filter(|p| !p.busy) {
+            pending.busy = true;
+            let (ports, object) = (self.ports.clone(), pending.staged.object.clone());
+            let partitions = self.job.partitions;
+            match pending.left.take() {
+                None => busy.push(Box::pin(async move {
+                    let loaded = ports.insist(|| ports.objects.get(&object)).await;
+                    let messages = loaded.map_err(TaskError::from).and_then(|bytes| Ok(message::decode(&bytes)?));
+                    Event::Loaded(object, messages)
+                })),
+                Some(messages) => busy.push(Box::pin(async move { Event::Sent(object, append(&ports, messages, groups, partitions).await) })),
+            }
+        }
+        if !self.sending_replayable {
+            let covered = |r: &Replayable| Some(r.position) <= self.row.position || !self.rules().hold(Rule::AfterCut);
+            let free = self.replayable.iter().take(8 * BUNDLE).take_while(|r| covered(r)).count();
+            if free > 0 {
+                self.sending_replayable = true;
+                let records: Vec<Replayable> = self.replayable.drain(..free).collect();
+                let (ports, partitions) = (self.ports.clone(), self.job.partitions);
+                busy.push(Box::pin(async move {
+                    let left = append(&ports, records.iter().map(|r| r.message.clone()).collect(), groups, partitions).await;
+                    let failed: BTreeSet<(String, u16, u64)> = left.iter().map(|m| (m.edge.clone(), m.group.0, m.number)).collect();
+                    let left = records.into_iter().filter(|r| failed.contains(&(r.message.edge.clone(), r.message.group.0, r.message.number)));
+                    Event::SentReplayable(left.collect())
+                }));
+            }
+        }
+        for (file, started) in self.complete.values_mut().filter(|(f, started)| !started && self.row.complete.iter().any(|c| c.destination == f.destination)) {
+            *started = true;
+            let (ports, file, generation) = (self.ports.clone(), file.clone(), self.fence.generation);
+            busy.push(Box::pin(async move { Event::Completed(file.destination.clone(), file::complete(&ports, &file, generation).await) }));
+        }
+        let due = self.ports.clock.now() - self.last_snapshot >= self.settings.snapshot_interval;
+        if due && !self.ended && !self.snapshotting && self.snapshot.is_none() && self.row.snapshot.as_ref().and_then(|s| s.position) != self.position {
+            busy.push(self.take_snapshot());
+        }
+    }
+
+    /// A snapshot of the state as it is. Partial results are no part of it: it becomes the base only with a later cut,
+    /// which stages them.
+    fn take_snapshot(&mut self) -> LocalBoxFuture<'static, Event> {
+        self.snapshotting = true;
+        let name = self.object(path::Kind::Snapshot, self.fence.cut, self.chain.taken as usize);
+        let bytes = Bytes::from(self.chain.snapshot());
+        let (ports, position) = (self.ports.clone(), self.position);
+        Box::pin(async move {
+            let size = bytes.len() as u64;
+            let put = ports.insist(|| ports.objects.put(&name, bytes.clone())).await;
+            Event::Snapshot(put.map(|()| Snapshot { objects: vec![name.clone()], position, size }))
+        })
+    }
+
+    fn object(&self, kind: path::Kind, cut: u64, index: usize) -> String {
+        let generation = self.rules().hold(Rule::Names).then_some(self.fence.generation);
+        path::object(kind, &self.key, cut, generation, index)
+    }
+
+    fn apply(&mut self, event: Event) -> Result<(), TaskError> {
+        match event {
+            Event::Tick => {}
+            Event::Read(read) => self.take_records(read)?,
+            Event::Cut(done) => self.committed(*done?),
+            Event::Loaded(object, messages) => self.pend(&object, messages?),
+            Event::Sent(object, left) if left.is_empty() => drop(self.acknowledged.insert(object)),
+            Event::Sent(object, left) => self.pend(&object, left),
+            Event::SentReplayable(left) => {
+                self.sending_replayable = false;
+                left.into_iter().rev().for_each(|r| self.replayable.push_front(r));
+            }
+            Event::Completed(destination, done) => {
+                done?;
+                self.acknowledged.insert(destination);
+            }
+            Event::Snapshot(snapshot) => {
+                self.snapshotting = false;
+                self.last_snapshot = self.ports.clock.now();
+                self.snapshot = Some(snapshot?);
+                self.changed = true;
+            }
+            Event::Lowest(lowest) => {
+                self.looking = false;
+                let now = self.ports.clock.now();
+                if let Some(lowest) = lowest?
+                    && self.idle(now)
+                    && !self.cutting
+                    && lowest.0 > self.chain.watermark
+                {
+                    self.raise(lowest);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn pend(&mut self, object: &str, messages: Vec<Message>) {
+        for pending in self.pending.iter_mut().filter(|p| p.staged.object == object) {
+            pending.left = Some(messages.clone());
+            pending.busy = false;
+        }
+    }
+
+    fn take_records(&mut self, read: Result<Read, PortError>) -> Result<(), TaskError> {
+        self.reading = false;
+        let read = match read {
+            Err(PortError::Unclear(_)) => return Ok(()),
+            other => other?,
+        };
+        if let Some(last) = read.batch.positions.last() {
+            #[cfg(feature = "ablation")]
+            self.judge_by_others();
+            self.replayable.extend(self.chain.process(&read.batch));
+            self.position = Some(*last);
+            self.changed = true;
+            self.at_tip_since = None;
+        } else {
+            let now = self.ports.clock.now();
+            self.at_tip_since.get_or_insert(now);
+        }
+        if read.end {
+            self.ended = true;
+            self.children = read.children;
+        }
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        progress.taken = self.chain.taken;
+        progress.watermark = self.chain.watermark;
+        progress.at_tip = self.at_tip_since.is_some();
+        Ok(())
+    }
+
+    /// The wrong variant that judges lateness by the watermark of all.
+    #[cfg(feature = "ablation")]
+    fn judge_by_others(&mut self) {
+        if !self.rules().hold(Rule::OwnWatermark) {
+            self.chain.merged_watermark = Some(self.control.merged());
+        }
+    }
+
+    /// Raises the lineage's own watermark, to be made durable before any later record.
+    fn raise(&mut self, to: Watermark) {
+        self.changed = true;
+        if self.rules().hold(Rule::Idle) {
+            self.chain.watermark = to.0;
+        }
+        self.raises.push((self.position, to));
+    }
+
+    /// The watermark that closes bounded input, once this lineage has come to its end.
+    fn seal(&self) -> Watermark {
+        let Some(seal) = self.control.pipeline().seal else { return Watermark::MIN };
+        let at_end = seal.ends.get(&self.job.lineage).is_some_and(|end| self.position >= *end);
+        seal.watermark.filter(|_| at_end).unwrap_or(Watermark::MIN)
+    }
+
+    fn idle(&self, now: i64) -> bool {
+        let spec = &self.job.program.sources[self.job.source];
+        let timeout = spec.event_time.and_then(|t| t.idle_timeout);
+        let bounded = self.control.pipeline().seal.is_some();
+        let silent = self.at_tip_since.zip(timeout).is_some_and(|(since, timeout)| now - since >= timeout.millis());
+        silent && !bounded && !self.ended && self.row.position == self.position
+    }
+}
+
+/// The lowest watermark of the other lineages that are live.
+async fn lowest_of_others(ports: &Ports, mine: &str, _rules: Rules) -> Result<Option<Watermark>, TaskError> {
+    let rows = ports.insist(|| ports.rows.list(path::SOURCES)).await?;
+    let mut lowest = None;
+    for (_, row) in rows.iter().filter(|(key, _)| key != mine) {
+        let row: SourceRow = task::decode(&row.body)?;
+        if row.status == Status::Live {
+            lowest = Some(lowest.map_or(row.watermark, |l: Watermark| l.min(row.watermark)));
+        }
+    }
+    Ok(lowest)
+}
+
+/// Appends messages, those of one partition together; answers those that failed or whose fate is unclear.
+async fn append(ports: &Ports, messages: Vec<Message>, groups: u16, partitions: u16) -> Vec<Message> {
+    let mut by_partition: BTreeMap<u16, Vec<Message>> = BTreeMap::new();
+    for message in messages {
+        by_partition.entry(message.group.partition(groups, partitions)).or_default().push(message);
+    }
+    let mut left = Vec::new();
+    for (partition, messages) in by_partition {
+        let bundles: Vec<&[Message]> = messages.chunks(BUNDLE).collect();
+        let records = bundles.iter().map(|b| Bytes::from(message::encode(b))).collect();
+        match ports.log.append(partition, records).await {
+            Ok(failed) => failed.into_iter().filter_map(|i| bundles.get(i)).for_each(|b| left.extend_from_slice(b)),
+            Err(_) => left.extend(messages),
+        }
+    }
+    if !left.is_empty() {
+        ports.clock.sleep(10).await;
+    }
+    left
+}

@@ -1,0 +1,266 @@
+//! The cut of a source task: what it covers is written down first, then one conditional write makes it true.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use futures::future::LocalBoxFuture;
+use leat_runtime_core::message::{self, Message};
+use leat_runtime_core::numbers::Numbers;
+use leat_runtime_core::path;
+use leat_runtime_core::row::{Fence, OpenFile, Snapshot, SourceRow, Staged, Status};
+use leat_runtime_core::rules::Rule;
+use leat_runtime_core::watermark::Watermark;
+
+use super::{Event, Pending, SourceTask};
+use crate::engine::file::{self, FileWriter};
+use crate::engine::ports::Ports;
+use crate::engine::task::{self, Control, TaskError};
+use crate::operators::keyed::cursor_of;
+
+/// To the repartition stream.
+const REPARTITION: &str = "repartition";
+
+/// A cut that was made.
+pub(super) struct Done {
+    fence: Fence,
+    row: SourceRow,
+    /// Files that stay open, and those that the cut completes.
+    open: Vec<Flush>,
+    staged: Option<(Staged, Vec<Message>)>,
+    used_snapshot: bool,
+    acknowledged: Vec<String>,
+}
+
+/// A file that gets a part, a tail, or its end with this cut.
+pub(super) struct Flush {
+    index: usize,
+    writer: FileWriter,
+    part: Vec<u8>,
+    tail: Option<(String, Vec<u8>)>,
+    close: bool,
+}
+
+/// Everything that the cut writes, decided while nothing is under way.
+struct Draft {
+    key: String,
+    before: Fence,
+    after: Fence,
+    row: SourceRow,
+    flushes: Vec<Flush>,
+    staged: Option<(Staged, Vec<Message>)>,
+    snapshot: Option<(Snapshot, Bytes)>,
+    used_snapshot: bool,
+    acknowledged: Vec<String>,
+}
+
+impl<C: Control> SourceTask<C> {
+    /// Whether a file is old enough to be closed, or enough rows wait for it.
+    pub(super) fn files_due(&mut self, now: i64) -> bool {
+        let part = self.settings.part_bytes;
+        let program = std::sync::Arc::clone(&self.job.program);
+        let full = self.chain.files().any(|(_, rows)| rows.buffers().any(|(_, b)| b.bytes >= part));
+        full || self.writers.iter().any(|((i, _), w)| now - w.file.opened >= program.files[*i].roll_interval.millis())
+    }
+
+    /// Starts a cut of everything processed so far.
+    pub(super) fn cut(&mut self, status: Status, drained: bool) -> Result<LocalBoxFuture<'static, Event>, TaskError> {
+        self.cutting = true;
+        self.changed = false;
+        let draft = self.draft(status, drained)?;
+        let (ports, rules) = (self.ports.clone(), self.settings.rules);
+        Ok(Box::pin(async move { Event::Cut(draft.write(&ports, rules).await.map(Box::new)) }))
+    }
+
+    fn draft(&mut self, status: Status, drained: bool) -> Result<Draft, TaskError> {
+        let now = self.ports.clock.now();
+        let number = self.fence.cut + 1;
+        let sealed = self.seal();
+        let last = status != Status::Live || drained || self.draining() || (sealed != Watermark::MIN && sealed.0 <= self.chain.watermark);
+        let flushes = self.flushes(now, number, last)?;
+        let mut row = self.row.clone();
+        row.status = status;
+        row.position = self.position;
+        row.taken = self.chain.taken;
+        row.newest = self.chain.newest;
+        row.ledger = self.chain.ledger.clone();
+        row.raises.clone_from(&self.raises);
+        row.flushed = {
+            let program = std::sync::Arc::clone(&self.job.program);
+            self.chain.files().map(|(i, rows)| (program.files[i].name.clone(), rows.flushed().clone())).collect()
+        };
+        // What was acknowledged leaves the lists; what this cut adds joins them.
+        let acknowledged: Vec<String> = self.acknowledged.iter().cloned().collect();
+        row.unsent.retain(|s| !self.acknowledged.contains(&s.object));
+        row.complete.retain(|f| !self.acknowledged.contains(&f.destination));
+        if !self.rules().hold(Rule::Unsent) {
+            row.unsent.clear();
+        }
+        row.complete.append(&mut std::mem::take(&mut self.inherited));
+        let flushing: Vec<&String> = flushes.iter().map(|f| &f.writer.file.destination).collect();
+        row.files = self.writers.values().map(|w| w.file.clone()).filter(|f| !flushing.contains(&&f.destination)).collect();
+        let mut assigned = self.assigned.clone();
+        let messages = self.partials(&mut assigned);
+        self.assigned.clone_from(&assigned);
+        let staged = (!messages.is_empty()).then(|| {
+            let object = self.object(path::Kind::Staged, number, 0);
+            (Staged { to: REPARTITION.to_owned(), object, cut: number, rows: messages.len() as u64 }, messages)
+        });
+        row.unsent.extend(staged.iter().map(|(s, _)| s.clone()));
+        row.numbers = assigned;
+        for (edge, numbers) in self.chain.replayable_numbers() {
+            row.numbers.insert(cursor_of(edge, self.rules()), numbers.clone());
+        }
+        let mut snapshot = None;
+        if status != Status::Live {
+            row.children.clone_from(&self.children);
+        }
+        let first_end = status != Status::Live && self.row.status == Status::Live;
+        if first_end || (drained && self.rules().hold(Rule::DSnap)) {
+            let object = self.object(path::Kind::Snapshot, number, 0);
+            let bytes = Bytes::from(self.chain.snapshot());
+            let end = Snapshot { objects: vec![object], position: self.position, size: bytes.len() as u64 };
+            if first_end {
+                row.end_snapshot = Some(end.clone());
+            }
+            self.snapshot = Some(end.clone());
+            snapshot = Some((end, bytes));
+        }
+        let mut used_snapshot = false;
+        if let Some(ready) = &self.snapshot {
+            let unacknowledged = self.sending_replayable || self.replayable.iter().any(|r| Some(r.position) <= ready.position);
+            if !unacknowledged || !self.rules().hold(Rule::Ack) {
+                row.snapshot = Some(ready.clone());
+                row.raises.retain(|(position, _)| *position >= ready.position);
+                used_snapshot = true;
+            }
+        }
+        row.watermark = self.published(status);
+        let after = Fence { cut: number, drained, ..self.fence.clone() };
+        Ok(Draft { key: self.key.clone(), before: self.fence.clone(), after, row, flushes, staged, snapshot, used_snapshot, acknowledged })
+    }
+
+    /// The partial results since the last cut, numbered.
+    fn partials(&mut self, assigned: &mut BTreeMap<String, Numbers>) -> Vec<Message> {
+        if self.rules().hold(Rule::OneSeq) {
+            return self.chain.take_partials(assigned);
+        }
+        self.chain.take_partials_in_one_sequence()
+    }
+
+    /// The watermark that others may count on: after the end of a lineage without children nothing more comes.
+    fn published(&self, status: Status) -> Watermark {
+        if status != Status::Live && self.children.is_empty() {
+            return Watermark::MAX;
+        }
+        if !self.rules().hold(Rule::Idle) {
+            // The wrong variant leaves an idle lineage out instead of raising its own watermark.
+            return self.raises.iter().map(|(_, w)| *w).fold(Watermark(self.chain.watermark), Ord::max);
+        }
+        Watermark(self.chain.watermark)
+    }
+
+    /// Takes rows into parts where it is time.
+    fn flushes(&mut self, now: i64, cut: u64, last: bool) -> Result<Vec<Flush>, TaskError> {
+        let program = std::sync::Arc::clone(&self.job.program);
+        let part_bytes = self.settings.part_bytes;
+        let mut due: Vec<(usize, String, bool)> = Vec::new();
+        for (index, rows) in self.chain.files() {
+            let spec = &program.files[index];
+            for (folder, buffer) in rows.buffers() {
+                let writer = self.writers.get(&(index, folder.clone()));
+                let age = writer.map_or(0, |w| now - w.file.opened);
+                let size = writer.map_or(0, |w| w.size);
+                let close = last || age >= spec.roll_interval.millis() || size >= spec.roll_size.bytes();
+                // A file starts its clock with its first rows, so that rows never wait longer than the interval.
+                if close || writer.is_none() || buffer.bytes >= part_bytes {
+                    due.push((index, folder.clone(), close));
+                }
+            }
+        }
+        for ((index, folder), writer) in &self.writers {
+            let old = now - writer.file.opened >= program.files[*index].roll_interval.millis() || last;
+            if old && !due.iter().any(|(i, f, _)| i == index && f == folder) {
+                due.push((*index, folder.clone(), true));
+            }
+        }
+        let mut flushes = Vec::new();
+        for (nth, (index, folder, close)) in due.into_iter().enumerate() {
+            let spec = &program.files[index];
+            let waits = self.chain.files().find(|(i, _)| *i == index).and_then(|(_, rows)| Some(rows.buffers().find(|(f, _)| **f == folder)?.1.bytes));
+            let mut writer = match self.writers.remove(&(index, folder.clone())) {
+                Some(writer) => writer,
+                None => {
+                    let name = path::file(&self.key, cut, self.fence.generation, nth, file::extension(spec.format));
+                    FileWriter::new(spec, &folder, &name, now)?
+                }
+            };
+            let mut part = Vec::new();
+            if close || waits.is_some_and(|bytes| bytes >= part_bytes) {
+                let buffer = self.chain.files().find(|(i, _)| *i == index).and_then(|(_, rows)| rows.flush(&folder));
+                if let Some(buffer) = buffer {
+                    part = writer.encode(&buffer.batches)?;
+                }
+            }
+            let tail = writer.tail()?.map(|bytes| (self.object(path::Kind::Tail, cut, nth), bytes));
+            flushes.push(Flush { index, writer, part, tail, close });
+        }
+        Ok(flushes)
+    }
+
+    /// The cut is true: what it covers may leave.
+    pub(super) fn committed(&mut self, done: Done) {
+        self.cutting = false;
+        self.last_cut = self.ports.clock.now();
+        self.fence = done.fence;
+        self.row = done.row;
+        for destination in done.acknowledged {
+            self.acknowledged.remove(&destination);
+            self.complete.remove(&destination);
+            self.pending.retain(|p| p.staged.object != destination);
+        }
+        if done.used_snapshot {
+            self.snapshot = None;
+            self.raises.clone_from(&self.row.raises);
+        }
+        for flush in done.open.into_iter().filter(|f| !f.close) {
+            self.writers.insert((flush.index, flush.writer.file.folder.clone()), flush.writer);
+        }
+        for file in &self.row.complete {
+            self.complete.entry(file.destination.clone()).or_insert_with(|| (file.clone(), false));
+        }
+        if let Some((staged, messages)) = done.staged {
+            self.pending.push(Pending { staged, left: Some(messages), busy: false });
+        }
+    }
+}
+
+impl Draft {
+    async fn write(mut self, ports: &Ports, rules: leat_runtime_core::rules::Rules) -> Result<Done, TaskError> {
+        let mut open = Vec::new();
+        for mut flush in self.flushes {
+            file::upload(ports, &mut flush.writer.file, std::mem::take(&mut flush.part)).await?;
+            if let Some((object, bytes)) = flush.tail.take() {
+                let bytes = Bytes::from(bytes);
+                ports.insist(|| ports.objects.put(&object, bytes.clone())).await?;
+                flush.writer.file.tail = Some(object);
+            }
+            if !flush.writer.file.parts.is_empty() {
+                let list: &mut Vec<OpenFile> = if flush.close { &mut self.row.complete } else { &mut self.row.files };
+                list.push(flush.writer.file.clone());
+            }
+            open.push(flush);
+        }
+        if let Some((staged, messages)) = &self.staged {
+            let bytes = Bytes::from(message::encode(messages));
+            ports.insist(|| ports.objects.put(&staged.object, bytes.clone())).await?;
+        }
+        if let Some((snapshot, bytes)) = &self.snapshot {
+            for object in &snapshot.objects {
+                ports.insist(|| ports.objects.put(object, bytes.clone())).await?;
+            }
+        }
+        let body = task::encode(&self.row);
+        let fence = task::write_cut(ports, &self.key, &self.before, self.after, body, rules).await?;
+        Ok(Done { fence, row: self.row, open, staged: self.staged, used_snapshot: self.used_snapshot, acknowledged: self.acknowledged })
+    }
+}

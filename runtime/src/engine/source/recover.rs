@@ -1,0 +1,119 @@
+//! Recovery: the base snapshot, and the records since, computed again up to the last cut.
+
+use leat_runtime_core::key::HashRange;
+use leat_runtime_core::position::Offset;
+use leat_runtime_core::row::Origin;
+use leat_runtime_core::rules::Rule;
+use leat_runtime_core::watermark::Watermark;
+
+use super::SourceTask;
+use crate::batch::SourceBatch;
+use crate::engine::file::FileWriter;
+use crate::engine::task::{Control, TaskError};
+
+impl<C: Control> SourceTask<C> {
+    /// Brings the state to the row's cut. What is computed again and was staged is dropped; what was merely sent after
+    /// a cut is sent again (rule `ack`).
+    pub(super) async fn recover(&mut self) -> Result<(), TaskError> {
+        let flushed = self.row.flushed.clone();
+        let mut at = None;
+        match self.row.snapshot.clone() {
+            Some(snapshot) => {
+                for object in &snapshot.objects {
+                    let bytes = self.ports.insist(|| self.ports.objects.get(object)).await?;
+                    self.chain.restore(&bytes)?;
+                }
+                at = snapshot.position;
+            }
+            None => match self.row.origin.clone() {
+                Origin::Root(watermark) => self.chain.watermark = watermark.0,
+                Origin::Parents { snapshots, watermark, hash_range } => {
+                    let bound = |text: &str| text.parse().unwrap_or_default();
+                    let range = HashRange { first: bound(&hash_range.0), last: bound(&hash_range.1) };
+                    for object in snapshots.iter().flat_map(|s| &s.objects) {
+                        let bytes = self.ports.insist(|| self.ports.objects.get(object)).await?;
+                        self.chain.inherit(&bytes, range)?;
+                    }
+                    self.chain.watermark = watermark.0;
+                }
+            },
+        }
+        for (index, rows) in self.chain.files() {
+            let sink = &self.job.program.files[index].name;
+            rows.resume(flushed.get(sink).unwrap_or(&Default::default()));
+        }
+        let raises = self.row.raises.clone();
+        self.apply_raises(&raises, at, true);
+        while at < self.row.position {
+            let read = self.ports.insist(|| self.ports.source.read(&self.job.lineage, at)).await?;
+            let mut batch = truncate(&read.batch, self.row.position);
+            if batch.is_empty() {
+                self.ports.clock.sleep(10).await;
+            }
+            // A raise stands between two records: the batch ends there.
+            while !batch.is_empty() {
+                let stop = raises.iter().filter_map(|(p, _)| *p).filter(|p| Some(*p) > at && Some(p) < batch.positions.last()).min();
+                let (now, rest) = split(&batch, stop);
+                let again = self.chain.process(&now);
+                if self.rules().hold(Rule::Ack) {
+                    self.replayable.extend(again);
+                }
+                at = now.positions.last().copied();
+                self.apply_raises(&raises, at, false);
+                batch = rest;
+            }
+        }
+        drop(self.chain.take_partials(&mut Default::default()));
+        self.assigned = self.row.numbers.clone();
+        let replayable: Vec<String> = self.chain.replayable_numbers().map(|(edge, _)| edge.to_owned()).collect();
+        self.assigned.retain(|edge, _| !replayable.contains(edge));
+        if !self.rules().hold(Rule::Part) {
+            // The wrong variant writes on into the upload of another owner.
+            for file in std::mem::take(&mut self.inherited) {
+                let index = self.job.program.files.iter().position(|f| f.name == file.sink);
+                match index.and_then(|i| Some((i, FileWriter::go_on(&self.job.program.files[i], file.clone())?))) {
+                    Some((i, writer)) => drop(self.writers.insert((i, file.folder.clone()), writer)),
+                    None => self.inherited.push(file),
+                }
+            }
+        }
+        self.changed = !self.inherited.is_empty();
+        Ok(())
+    }
+
+    fn apply_raises(&mut self, raises: &[(Option<Offset>, Watermark)], at: Option<Offset>, base: bool) {
+        if !self.rules().hold(Rule::RaiseLog) || !self.rules().hold(Rule::Idle) {
+            return;
+        }
+        for (position, to) in raises {
+            if *position == at || (base && *position < at) {
+                self.chain.watermark = self.chain.watermark.max(to.0);
+            }
+        }
+    }
+}
+
+/// The records up to `end`.
+fn truncate(batch: &SourceBatch, end: Option<Offset>) -> SourceBatch {
+    let keep = batch.positions.partition_point(|p| Some(*p) <= end);
+    range(batch, 0, keep)
+}
+
+/// The records up to `stop`, and those behind it.
+fn split(batch: &SourceBatch, stop: Option<Offset>) -> (SourceBatch, SourceBatch) {
+    let at = stop.map_or(batch.len(), |stop| batch.positions.partition_point(|p| *p <= stop));
+    (range(batch, 0, at), range(batch, at, batch.len()))
+}
+
+fn range(batch: &SourceBatch, from: usize, to: usize) -> SourceBatch {
+    let cut = |data: &bytes::Bytes, ends: &[usize]| {
+        if ends.is_empty() || from == to {
+            return (bytes::Bytes::new(), Vec::new());
+        }
+        let start = if from == 0 { 0 } else { ends[from - 1] };
+        (data.slice(start..ends[to - 1]), ends[from..to].iter().map(|e| e - start).collect())
+    };
+    let (data, ends) = cut(&batch.data, &batch.ends);
+    let (keys, key_ends) = cut(&batch.keys, &batch.key_ends);
+    SourceBatch { data, ends, positions: batch.positions[from..to].to_vec(), arrivals: batch.arrivals[from..to].to_vec(), keys, key_ends }
+}

@@ -1,0 +1,140 @@
+//! What source and keyed tasks share: taking a row, writing the next one, and how a task ends.
+
+use bytes::Bytes;
+use leat_runtime_core::row::{Expect, Fence, PipelineRow};
+use leat_runtime_core::rules::{Rule, Rules};
+use leat_runtime_core::wire::Damaged;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+use super::ports::{PortError, Ports, StoredRow};
+
+/// How a task ended, when nothing is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Its lineage is retired.
+    Retired,
+    /// It drained for the next job.
+    Drained,
+    /// Somebody else holds its row.
+    Fenced,
+}
+
+/// Why a task stopped.
+#[derive(Debug, Error)]
+pub enum TaskError {
+    /// Somebody else holds the row: no fault.
+    #[error("another worker holds the row")]
+    Fenced,
+    /// A port cannot do what is needed.
+    #[error(transparent)]
+    Port(#[from] PortError),
+    /// Something persisted cannot be read.
+    #[error(transparent)]
+    Damaged(#[from] Damaged),
+    /// A file could not be encoded.
+    #[error("a file cannot be encoded: {0}")]
+    Encode(String),
+    /// The protocol was broken: a defect of ours; the task stops before it does harm.
+    #[error("defect: {0}")]
+    Defect(String),
+}
+
+/// A task's settings.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Least time between two cuts, ms.
+    pub cut_interval: i64,
+    /// Least time between two snapshots, ms.
+    pub snapshot_interval: i64,
+    /// How often something that may have changed elsewhere is looked at, ms.
+    pub poll_interval: u64,
+    /// A part of a file is written when so many bytes are in memory.
+    pub part_bytes: usize,
+    /// The rules of the protocol; all of them.
+    pub rules: Rules,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { cut_interval: 250, snapshot_interval: 5_000, poll_interval: 20, part_bytes: 32 << 20, rules: Rules::all() }
+    }
+}
+
+/// What the worker knows of the pipeline's row; never newer than the truth.
+pub trait Control {
+    /// The pipeline's row as it was last seen.
+    fn pipeline(&self) -> PipelineRow;
+
+    /// The lowest watermark of all lineages, ms: only a wrong variant judges lateness by it.
+    #[cfg(feature = "ablation")]
+    fn merged(&self) -> i64 {
+        i64::MIN
+    }
+}
+
+/// A body as JSON.
+pub fn encode<T: Serialize>(body: &T) -> Bytes {
+    serde_json::to_vec(body).unwrap_or_default().into()
+}
+
+/// A body from JSON.
+pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Damaged> {
+    serde_json::from_slice(body).map_err(|_| Damaged("a row cannot be read"))
+}
+
+/// Takes a row: raises its generation and makes `session` its owner. Safe at any time: the owner before finds out at
+/// its next cut.
+pub async fn take<T: DeserializeOwned>(ports: &Ports, key: &str, job: u64, session: &str, rules: Rules) -> Result<(Fence, T), TaskError> {
+    loop {
+        let row = ports.insist(|| ports.rows.get(key)).await?.ok_or(TaskError::Fenced)?;
+        if row.fence.job > job || (row.fence.drained && row.fence.job == job && rules.hold(Rule::Drain)) {
+            return Err(TaskError::Fenced);
+        }
+        let fence = Fence { generation: row.fence.generation + 1, owner: session.to_owned(), job, drained: false, ..row.fence.clone() };
+        let new = StoredRow { fence: fence.clone(), body: row.body.clone() };
+        match ports.rows.put(key, new, Expect::Fence(row.fence)).await {
+            Ok(true) => return Ok((fence, decode(&row.body)?)),
+            // A cut of the owner before came between: look again.
+            Ok(false) => continue,
+            Err(PortError::Unclear(_)) => {
+                let found = ports.insist(|| ports.rows.get(key)).await?.ok_or(TaskError::Fenced)?;
+                if found.fence.generation == fence.generation && found.fence.owner == session {
+                    return Ok((found.fence.clone(), decode(&found.body)?));
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Writes the cut that follows `before`. Its outcome is clear when this returns: after an unclear answer the row is
+/// read, and the same bytes are written again, never another cut under that number.
+pub async fn write_cut(ports: &Ports, key: &str, before: &Fence, after: Fence, body: Bytes, rules: Rules) -> Result<Fence, TaskError> {
+    let mine = |found: &Fence| found.generation == after.generation && found.owner == after.owner && found.cut == after.cut;
+    loop {
+        let row = StoredRow { fence: after.clone(), body: body.clone() };
+        match ports.rows.put(key, row, Expect::Fence(before.clone())).await {
+            Ok(true) => return Ok(after),
+            Ok(false) => {
+                // An earlier try may have come into effect late.
+                let found = ports.insist(|| ports.rows.get(key)).await?;
+                return if found.is_some_and(|f| mine(&f.fence)) && rules.hold(Rule::Pred) { Ok(after) } else { Err(TaskError::Fenced) };
+            }
+            Err(PortError::Unclear(_)) => {
+                if rules.hold(Rule::Pred) {
+                    let found = ports.insist(|| ports.rows.get(key)).await?.ok_or(TaskError::Fenced)?;
+                    if mine(&found.fence) {
+                        return Ok(after);
+                    }
+                    if found.fence.generation != after.generation {
+                        return Err(TaskError::Fenced);
+                    }
+                }
+                ports.clock.sleep(10).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! A worker: takes leases, runs tasks on one thread per core, and has the coordinator look after the pipeline's rows.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use bytes::Bytes;
+use futures::future::LocalBoxFuture;
+use leat_compile::program::Program;
+use leat_crds::job::JobDocument;
+use leat_runtime_core::coordinate::Desired;
+use leat_runtime_core::lease::{self, Lease};
+use leat_runtime_core::path;
+use leat_runtime_core::row::{Expect, Fence, PipelineRow, SourceRow, Status};
+use thiserror::Error;
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+
+use super::coordinator;
+use super::keyed::{KeyedJob, KeyedTask};
+use super::ports::{Ports, Shard, StoredRow};
+use super::source::{SourceJob, SourceTask};
+use super::task::{self, Control, Exit, Settings, TaskError};
+
+/// A worker that has not shown a heartbeat for so long is dead, ms.
+const SESSION_TIMEOUT: i64 = 5_000;
+
+/// Why a worker stopped.
+#[derive(Debug, Error)]
+pub enum WorkerError {
+    /// A task met something that will not go away by itself.
+    #[error("{task} stopped: {source}")]
+    Task {
+        /// Row of the task.
+        task: String,
+        /// Why.
+        source: TaskError,
+    },
+    /// The worker itself.
+    #[error(transparent)]
+    Worker(#[from] TaskError),
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] std::io::Error),
+    /// The job before can not be drained, since its document cannot be read.
+    #[error("the job that runs now ({hash}) cannot be drained: {why}")]
+    OldJob {
+        /// Its hash.
+        hash: String,
+        /// Why.
+        why: String,
+    },
+}
+
+/// What is known of the pipeline, shared by all threads.
+#[derive(Debug, Default)]
+pub struct Shared {
+    pipeline: RwLock<PipelineRow>,
+    sources: Mutex<BTreeMap<String, Arc<Mutex<super::source::Progress>>>>,
+    keyed: Mutex<BTreeMap<String, Arc<Mutex<super::keyed::Progress>>>>,
+}
+
+impl Shared {
+    /// The progress of each running source task.
+    pub fn sources(&self) -> BTreeMap<String, super::source::Progress> {
+        let tasks = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.iter().map(|(k, p)| (k.clone(), p.lock().unwrap_or_else(PoisonError::into_inner).clone())).collect()
+    }
+
+    /// The progress of each running keyed task.
+    pub fn keyed(&self) -> BTreeMap<String, super::keyed::Progress> {
+        let tasks = self.keyed.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.iter().map(|(k, p)| (k.clone(), p.lock().unwrap_or_else(PoisonError::into_inner).clone())).collect()
+    }
+}
+
+struct SharedControl(Arc<Shared>);
+
+impl Control for SharedControl {
+    fn pipeline(&self) -> PipelineRow {
+        self.0.pipeline.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+type Start = Box<dyn FnOnce() -> LocalBoxFuture<'static, ()> + Send>;
+type Ended = (String, Result<Exit, TaskError>);
+
+/// A worker of one pipeline.
+pub struct Worker {
+    ports: Ports,
+    settings: Settings,
+    session: String,
+    document: JobDocument,
+    desired: Desired,
+    programs: BTreeMap<String, Arc<Program>>,
+    threads: Vec<mpsc::UnboundedSender<Start>>,
+    load: Vec<BTreeSet<String>>,
+    ended: (mpsc::UnboundedSender<Ended>, mpsc::UnboundedReceiver<Ended>),
+    /// Heartbeats of other workers, and when they last changed.
+    seen: BTreeMap<String, (u64, i64)>,
+    beat: u64,
+    last_beat: i64,
+    /// What is known of the pipeline.
+    pub shared: Arc<Shared>,
+}
+
+impl Worker {
+    /// A worker with `threads` threads for tasks.
+    pub fn new(ports: Ports, settings: Settings, session: String, program: Arc<Program>, threads: usize) -> Result<Self, WorkerError> {
+        let hash = leat_compile::job_hash(&program.document);
+        let desired = coordinator::desired(&program, &hash);
+        let mut senders = Vec::new();
+        for i in 0..threads.max(1) {
+            let (sender, mut starts) = mpsc::unbounded_channel::<Start>();
+            senders.push(sender);
+            std::thread::Builder::new().name(format!("tasks-{i}")).spawn(move || {
+                let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() else { return };
+                let local = LocalSet::new();
+                local.block_on(&runtime, async move {
+                    while let Some(start) = starts.recv().await {
+                        tokio::task::spawn_local(start());
+                    }
+                });
+            })?;
+        }
+        Ok(Self {
+            ports,
+            settings,
+            session,
+            document: program.document.clone(),
+            desired,
+            programs: BTreeMap::from([(hash, program)]),
+            load: vec![BTreeSet::new(); senders.len()],
+            threads: senders,
+            ended: mpsc::unbounded_channel(),
+            seen: BTreeMap::new(),
+            beat: 0,
+            last_beat: i64::MIN,
+            shared: Arc::default(),
+        })
+    }
+
+    /// Writes the job's document, so that a later job can drain this one.
+    pub async fn register(&self) -> Result<(), WorkerError> {
+        let body = Bytes::from(serde_json::to_vec(&self.document).unwrap_or_default());
+        let name = path::job(&self.desired.hash);
+        self.ports.insist(|| self.ports.objects.put(&name, body.clone())).await.map_err(TaskError::from)?;
+        Ok(())
+    }
+
+    /// One round: heartbeat, coordinator, leases, and what tasks say. Call it again after a short while.
+    pub async fn round(&mut self) -> Result<(), WorkerError> {
+        let program = Arc::clone(&self.programs[&self.desired.hash]);
+        // New rows make new tasks possible at once.
+        let mut shards = Vec::new();
+        for _ in 0..8 {
+            let (made, found) = coordinator::pass(&self.ports, &program, &self.desired, self.settings.rules).await?;
+            shards = found;
+            if made == 0 {
+                break;
+            }
+        }
+        let Some((_, pipeline)) = coordinator::read_pipeline(&self.ports).await? else { return Ok(()) };
+        self.shared.pipeline.write().unwrap_or_else(PoisonError::into_inner).clone_from(&pipeline);
+        self.reap()?;
+        let alive = self.heartbeat().await?;
+        self.start_tasks(&pipeline, &shards, &alive).await
+    }
+
+    /// Forgets tasks that ended; one that ended in error ends the worker.
+    fn reap(&mut self) -> Result<(), WorkerError> {
+        while let Ok((task, outcome)) = self.ended.1.try_recv() {
+            for load in &mut self.load {
+                load.remove(&task);
+            }
+            self.shared.sources.lock().unwrap_or_else(PoisonError::into_inner).remove(&task);
+            self.shared.keyed.lock().unwrap_or_else(PoisonError::into_inner).remove(&task);
+            match outcome {
+                Ok(_) | Err(TaskError::Fenced) => {}
+                Err(source) => return Err(WorkerError::Task { task, source }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows that this worker lives; answers which do.
+    async fn heartbeat(&mut self) -> Result<Vec<String>, WorkerError> {
+        let now = self.ports.clock.now();
+        if now.saturating_sub(self.last_beat) >= SESSION_TIMEOUT / 5 {
+            let key = path::session_row(&self.session);
+            let before = (self.beat > 0).then(|| Fence { cut: self.beat, ..Fence::default() });
+            self.beat += 1;
+            let row = StoredRow { fence: Fence { cut: self.beat, ..Fence::default() }, body: Bytes::from_static(b"{}") };
+            let expect = before.map_or(Expect::Absent { job: 0 }, Expect::Fence);
+            drop(self.ports.rows.put(&key, row, expect).await);
+            self.last_beat = now;
+        }
+        let mut alive = vec![self.session.clone()];
+        for (key, row) in self.ports.insist(|| self.ports.rows.list(path::SESSIONS)).await.map_err(TaskError::from)? {
+            let session = key[path::SESSIONS.len()..].to_owned();
+            if session == self.session {
+                continue;
+            }
+            let seen = self.seen.entry(session.clone()).or_insert((row.fence.cut, i64::MIN));
+            if seen.0 != row.fence.cut {
+                *seen = (row.fence.cut, now);
+            }
+            if now.saturating_sub(seen.1) < SESSION_TIMEOUT {
+                alive.push(session);
+            }
+        }
+        alive.sort();
+        Ok(alive)
+    }
+
+    async fn start_tasks(&mut self, pipeline: &PipelineRow, shards: &[Shard], alive: &[String]) -> Result<(), WorkerError> {
+        let mut rows = Vec::new();
+        for (key, row) in self.ports.insist(|| self.ports.rows.list(path::SOURCES)).await.map_err(TaskError::from)? {
+            let body: SourceRow = task::decode(&row.body).map_err(TaskError::from)?;
+            if body.status != Status::Retired {
+                rows.push((key, row));
+            }
+        }
+        let keyed = self.ports.insist(|| self.ports.rows.list(path::KEYED)).await.map_err(TaskError::from)?;
+        rows.extend(keyed.into_iter().filter(|(key, _)| key[path::KEYED.len()..].parse::<u16>().is_ok_and(|p| p < pipeline.partitions)));
+        rows.retain(|(_, row)| row.fence.job == pipeline.job && !row.fence.drained);
+        let running: BTreeSet<&String> = self.load.iter().flatten().collect();
+        let leases: Vec<Lease> = rows.iter().map(|(key, row)| {
+            let mine = running.contains(key);
+            // A task that ended although its row is ours is nobody's.
+            let lost = row.fence.owner == self.session && !mine;
+            Lease { task: key.clone(), owner: if lost { String::new() } else { row.fence.owner.clone() } }
+        }).collect();
+        let take = lease::to_take(&self.session, alive, &leases);
+        if take.is_empty() {
+            return Ok(());
+        }
+        let program = self.program_of(pipeline).await?;
+        for key in take {
+            if self.load.iter().any(|l| l.contains(&key)) {
+                continue;
+            }
+            self.start(&key, pipeline, shards, &program);
+        }
+        Ok(())
+    }
+
+    /// The program of the active job: this worker's own, or the one before, which is only drained.
+    async fn program_of(&mut self, pipeline: &PipelineRow) -> Result<Arc<Program>, WorkerError> {
+        let hash = &pipeline.job_hash;
+        if let Some(program) = self.programs.get(hash) {
+            return Ok(Arc::clone(program));
+        }
+        let fail = |why: String| WorkerError::OldJob { hash: hash.clone(), why };
+        let name = path::job(hash);
+        let bytes = self.ports.insist(|| self.ports.objects.get(&name)).await.map_err(|e| fail(e.to_string()))?;
+        let document: JobDocument = serde_json::from_slice(&bytes).map_err(|e| fail(e.to_string()))?;
+        let program = leat_compile::compile_document(document).map_err(|p| fail(p.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))?;
+        let program = Arc::new(program);
+        self.programs.insert(hash.clone(), Arc::clone(&program));
+        Ok(program)
+    }
+
+    fn start(&mut self, key: &str, pipeline: &PipelineRow, shards: &[Shard], program: &Arc<Program>) {
+        let Some(thread) = (0..self.threads.len()).min_by_key(|i| self.load[*i].len()) else { return };
+        let (ports, settings, session) = (self.ports.clone(), self.settings, self.session.clone());
+        let (shared, ended, task) = (Arc::clone(&self.shared), self.ended.0.clone(), key.to_owned());
+        let start: Start = if key.starts_with(path::SOURCES) {
+            let lineage = coordinator::lineage_of(key);
+            let Some(source) = program.sources.iter().position(|s| s.name == lineage.source()) else { return };
+            let Some(shard) = shards.iter().find(|s| s.lineage == lineage) else { return };
+            let job = SourceJob { program: Arc::clone(program), job: pipeline.job, partitions: pipeline.partitions, source, lineage, range: shard.range };
+            let progress = Arc::default();
+            shared.sources.lock().unwrap_or_else(PoisonError::into_inner).insert(task.clone(), Arc::clone(&progress));
+            Box::new(move || Box::pin(async move {
+                let control = Rc::new(SharedControl(shared));
+                let outcome = match SourceTask::start(ports, control, settings, job, &session, progress).await {
+                    Ok(running) => running.run().await,
+                    Err(error) => Err(error),
+                };
+                drop(ended.send((task, outcome)));
+            }))
+        } else {
+            let partition = key[path::KEYED.len()..].parse().unwrap_or_default();
+            let job = KeyedJob { program: Arc::clone(program), job: pipeline.job, partition, partitions: pipeline.partitions };
+            let progress = Arc::default();
+            shared.keyed.lock().unwrap_or_else(PoisonError::into_inner).insert(task.clone(), Arc::clone(&progress));
+            Box::new(move || Box::pin(async move {
+                let control = Rc::new(SharedControl(shared));
+                let outcome = match KeyedTask::start(ports, control, settings, job, &session, progress).await {
+                    Ok(running) => running.run().await,
+                    Err(error) => Err(error),
+                };
+                drop(ended.send((task, outcome)));
+            }))
+        };
+        self.load[thread].insert(key.to_owned());
+        drop(self.threads[thread].send(start));
+    }
+}

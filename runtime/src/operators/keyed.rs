@@ -1,0 +1,361 @@
+//! What a keyed task computes: messages of the repartition stream into windows and ids, closed by the watermark.
+
+mod persist;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
+use arrow::compute::filter_record_batch;
+use leat_compile::program::{Edge, EdgeKind, From, Node, Op, Program, RowsSpec, TableSpec, WindowSpec};
+use leat_runtime_core::key::{self, KeyGroup, KeyWriter};
+use leat_runtime_core::ledger::Ledger;
+use leat_runtime_core::message::Message;
+use leat_runtime_core::position::Lineage;
+use leat_runtime_core::rules::{Rule, Rules};
+use leat_runtime_core::value::Value;
+use leat_runtime_core::watermark::{Cursors, Watermark};
+use leat_runtime_core::wire::{Damaged, Reader};
+use serde::{Deserialize, Serialize};
+
+use super::deduplicate::{Seen, Verdict};
+use super::evaluate;
+use super::source::{event_hash, key_bytes};
+use super::window::{Group, Windows};
+use crate::codecs::number::format_decimal;
+use crate::codecs::time;
+
+/// State of an edge.
+#[derive(Debug, Clone)]
+enum State {
+    Windows(Windows),
+    Seen(Seen),
+}
+
+/// An attribute of an item, with the types of DynamoDB.
+#[allow(missing_docs)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Attribute {
+    S(String),
+    N(String),
+    Bool(bool),
+    Null,
+}
+
+/// One item of a table, whole: writing it again changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Item {
+    /// Partition and sort key.
+    pub key: Vec<(String, Attribute)>,
+    /// The other attributes.
+    pub attributes: BTreeMap<String, Attribute>,
+    /// Orders versions of the item before the cut does: the window's end, in ms.
+    pub version: i64,
+}
+
+/// Rows for a sink since the last cut.
+#[derive(Debug, Clone)]
+pub enum Output {
+    /// For files.
+    Rows(Vec<RecordBatch>),
+    /// For a table.
+    Items(Vec<Item>),
+}
+
+/// The steps of one partition of the repartition stream, and their state.
+pub struct KeyedChain {
+    program: Arc<Program>,
+    partition: u16,
+    partitions: u16,
+    rules: Rules,
+    states: Vec<State>,
+    /// What was seen of each lineage.
+    pub cursors: Cursors,
+    /// The watermark applied.
+    pub watermark: Watermark,
+    /// Where rows went.
+    pub ledger: Ledger,
+    outputs: BTreeMap<usize, Output>,
+    /// A partial result met a window that was closed: the protocol was broken. Never true.
+    pub broken: Option<String>,
+}
+
+impl KeyedChain {
+    /// The steps for `partition` of `partitions`, with empty state.
+    pub fn new(program: &Arc<Program>, partition: u16, partitions: u16, rules: Rules) -> Self {
+        let state = |edge: &Edge| match edge.kind {
+            EdgeKind::Partial(_) => State::Windows(Windows::default()),
+            EdgeKind::Rows(_) => State::Seen(Seen::default()),
+        };
+        Self {
+            program: Arc::clone(program),
+            partition,
+            partitions,
+            rules,
+            states: program.keyed.edges.iter().map(state).collect(),
+            cursors: Cursors::new(),
+            watermark: Watermark::MIN,
+            ledger: Ledger::default(),
+            outputs: BTreeMap::new(),
+            broken: None,
+        }
+    }
+
+    /// Whether a key group belongs to this partition.
+    pub fn mine(&self, group: KeyGroup) -> bool {
+        group.partition(self.program.document.key_groups, self.partitions) == self.partition
+    }
+
+    /// Takes messages in the order of the log. What was seen before is dropped; so is what is for another partition:
+    /// key groups move only with a job change, after everything sent before was consumed.
+    pub fn take(&mut self, messages: Vec<Message>) -> Result<(), Damaged> {
+        for message in messages {
+            if !self.mine(message.group) {
+                continue;
+            }
+            let cursor = self.cursors.entry((message.lineage.clone(), cursor_of(&message.edge, self.rules))).or_default().entry(message.group).or_default();
+            if !cursor.admit_by(message.number, self.rules) {
+                continue;
+            }
+            let program = Arc::clone(&self.program);
+            // An edge that this job does not have any more: its step was dropped, as the plan said.
+            let Some(i) = program.keyed.edges.iter().position(|e| e.name == message.edge) else { continue };
+            match &program.keyed.edges[i].kind {
+                EdgeKind::Partial(spec) => self.partial(i, spec, &message)?,
+                EdgeKind::Rows(spec) => self.row(i, spec, &message)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn partial(&mut self, i: usize, spec: &WindowSpec, message: &Message) -> Result<(), Damaged> {
+        let State::Windows(windows) = &mut self.states[i] else { return Ok(()) };
+        let mut body = Reader::new(&message.body);
+        while !body.is_empty() {
+            let group = Group::read(&mut body, spec, message.group)?;
+            let end = group.start.saturating_add(spec.size.millis());
+            if self.watermark.closes(end, spec.allowed_lateness.millis()) {
+                self.broken = Some(format!("{}: a result of {} for the window {} came at watermark {}", message.edge, message.lineage, group.start, self.watermark));
+            }
+            let counts = self.ledger.of(&format!("{} (windows)", message.edge));
+            counts.taken += group.rows;
+            counts.absorbed += group.rows;
+            windows.merge(group, spec);
+        }
+        Ok(())
+    }
+
+    fn row(&mut self, i: usize, spec: &RowsSpec, message: &Message) -> Result<(), Damaged> {
+        let mut body = Reader::new(&message.body);
+        let (time, watermark) = (body.signed()?, body.signed()?);
+        let columns: Vec<ArrayRef> = spec.schema.fields().iter().map(|field| {
+            let value = Value::read(&mut body)?;
+            Ok(evaluate::column(std::iter::once(&value), field.data_type()))
+        }).collect::<Result<_, Damaged>>()?;
+        let rows = RecordBatch::try_new(Arc::clone(&spec.schema), columns).map_err(|_| Damaged("a row does not fit its step"))?;
+        let State::Seen(seen) = &mut self.states[i] else { return Ok(()) };
+        let mut writer = KeyWriter::default();
+        let place = key::hash(key_bytes(&rows, 0, &spec.key, &mut writer));
+        let id = (place, event_hash(&rows, 0, &spec.key, &spec.deduplicate.by, &mut writer));
+        // Judged against the watermark that the row's lineage had before it, so that the verdict is a function of the
+        // log alone.
+        let verdict = seen.judge(id, time, watermark, spec.deduplicate.within.millis(), self.rules);
+        let counts = self.ledger.of(&format!("{} (keyed)", message.edge));
+        counts.taken += 1;
+        match verdict {
+            Verdict::New => {
+                counts.passed += 1;
+                self.flow(From::Edge(i), rows);
+            }
+            Verdict::Repeat => counts.deduplicated += 1,
+            Verdict::Late => counts.late += 1,
+        }
+        Ok(())
+    }
+
+    /// Applies a watermark: windows that it closes are emitted.
+    pub fn advance(&mut self, watermark: Watermark) {
+        if watermark <= self.watermark {
+            return;
+        }
+        self.watermark = watermark;
+        for i in 0..self.states.len() {
+            let program = Arc::clone(&self.program);
+            let edge = &program.keyed.edges[i];
+            if let (State::Windows(windows), EdgeKind::Partial(spec)) = (&mut self.states[i], &edge.kind) {
+                let closed = windows.close(watermark, spec);
+                self.emit(i, edge, spec, &closed);
+            }
+        }
+    }
+
+    /// Emits early and corrected rows of windows that changed.
+    pub fn emit_updates(&mut self) {
+        for i in 0..self.states.len() {
+            let program = Arc::clone(&self.program);
+            let edge = &program.keyed.edges[i];
+            if let (State::Windows(windows), EdgeKind::Partial(spec)) = (&mut self.states[i], &edge.kind)
+                && spec.on_update.is_some()
+            {
+                let changed = windows.changed();
+                self.emit(i, edge, spec, &changed);
+            }
+        }
+    }
+
+    fn emit(&mut self, i: usize, edge: &Edge, spec: &WindowSpec, groups: &[Group]) {
+        if groups.is_empty() {
+            return;
+        }
+        let rows: Vec<Vec<Value>> = groups.iter().map(|g| {
+            let times = [g.start, g.start.saturating_add(spec.size.millis())].map(|t| Value::Timestamp(t.saturating_mul(1000)));
+            let results = g.accumulators.iter().zip(&spec.aggregates).map(|(acc, aggregate)| acc.result(aggregate));
+            g.key.iter().cloned().chain(times).chain(results).collect()
+        }).collect();
+        let columns = edge.schema.fields().iter().enumerate().map(|(c, f)| evaluate::column(rows.iter().map(|r| &r[c]), f.data_type())).collect();
+        #[expect(clippy::expect_used, reason = "the columns were made from the schema's types, one value per row")]
+        let rows = RecordBatch::try_new(Arc::clone(&edge.schema), columns).expect("rows fit the edge");
+        self.ledger.of(&format!("{} (windows)", edge.name)).emitted += groups.len() as u64;
+        self.flow(From::Edge(i), rows);
+    }
+
+    /// Sends rows through the nodes that read `from`.
+    fn flow(&mut self, from: From, rows: RecordBatch) {
+        let program = Arc::clone(&self.program);
+        for (n, node) in program.keyed.nodes.iter().enumerate() {
+            if rows.num_rows() > 0 && node.inputs.iter().any(|p| p.from == from && p.side == leat_compile::program::Side::Passed) {
+                self.node(n, node, &rows);
+            }
+        }
+    }
+
+    fn node(&mut self, n: usize, node: &Node, rows: &RecordBatch) {
+        let taken = rows.num_rows() as u64;
+        let (output, failures) = match &node.op {
+            Op::Filter(condition) => {
+                let (holds, failures) = evaluate::condition(condition, rows);
+                (filter_record_batch(rows, &holds).ok(), failures)
+            }
+            Op::Project(exprs) => {
+                let (columns, failures): (Vec<ArrayRef>, Vec<_>) = exprs.iter().map(|e| evaluate::evaluate(e, rows)).unzip();
+                let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+                let projected = RecordBatch::try_new_with_options(Arc::clone(&node.schema), columns, &options).ok();
+                (projected, failures.concat())
+            }
+            Op::Files(_) => {
+                if let Output::Rows(batches) = self.outputs.entry(n).or_insert_with(|| Output::Rows(Vec::new())) {
+                    batches.push(rows.clone());
+                }
+                (None, Vec::new())
+            }
+            Op::Table(table) => {
+                let items = items(&self.program.tables[*table], rows);
+                if let Output::Items(all) = self.outputs.entry(n).or_insert_with(|| Output::Items(Vec::new())) {
+                    all.extend(items);
+                }
+                (None, Vec::new())
+            }
+            _ => (None, Vec::new()),
+        };
+        let counts = self.ledger.of(&node.name);
+        counts.taken += taken;
+        let passed = output.as_ref().map_or(0, |o| o.num_rows() as u64);
+        match &node.op {
+            Op::Files(_) | Op::Table(_) => counts.absorbed += taken,
+            Op::Filter(_) => {
+                counts.passed += passed;
+                counts.reject("expression", failures.len() as u64);
+                counts.filtered += taken - passed - failures.len() as u64;
+            }
+            _ => {
+                counts.passed += passed;
+                counts.reject("expression", taken - passed);
+            }
+        }
+        if let Some(output) = output {
+            self.flow(From::Node(n), output);
+        }
+    }
+
+    /// What sinks get with the next cut, by node; nothing is left.
+    pub fn take_outputs(&mut self) -> BTreeMap<usize, Output> {
+        std::mem::take(&mut self.outputs)
+    }
+
+    /// Whether something waits for a cut.
+    pub fn has_outputs(&self) -> bool {
+        !self.outputs.is_empty()
+    }
+
+    /// Drops what was computed again and staged before.
+    pub fn discard_outputs(&mut self) {
+        self.outputs.clear();
+    }
+
+    /// Open windows, and those with changes that were not emitted.
+    pub fn open(&self) -> (u64, u64) {
+        let mut counts = (0, 0);
+        for (state, edge) in self.states.iter().zip(&self.program.keyed.edges) {
+            if let (State::Windows(windows), EdgeKind::Partial(spec)) = (state, &edge.kind) {
+                counts.0 += windows.len() as u64;
+                if spec.on_update.is_some() {
+                    counts.1 += windows.dirty() as u64;
+                }
+            }
+        }
+        counts
+    }
+}
+
+fn items(spec: &TableSpec, rows: &RecordBatch) -> Vec<Item> {
+    let columns: Vec<(&String, ArrayRef)> = spec.attributes.iter().map(|(name, expr)| (name, evaluate::evaluate(expr, rows).0)).collect();
+    (0..rows.num_rows()).map(|row| {
+        let attribute = |i: usize| attribute(&evaluate::value(&columns[i].1, row), columns[i].1.data_type());
+        let mut key = vec![(spec.partition_key.0.clone(), attribute(spec.partition_key.1))];
+        key.extend(spec.sort_key.as_ref().map(|(name, i)| (name.clone(), attribute(*i))));
+        let mut attributes: BTreeMap<String, Attribute> = (0..columns.len())
+            .filter(|i| !key.iter().any(|(name, _)| name == columns[*i].0))
+            .map(|i| (columns[i].0.clone(), attribute(i)))
+            .collect();
+        let end = match evaluate::value(rows.column(spec.version_column), row) {
+            Value::Timestamp(micros) => micros.div_euclid(1000),
+            _ => 0,
+        };
+        if let Some((name, live)) = &spec.time_to_live {
+            attributes.insert(name.clone(), Attribute::N(end.saturating_add(live.millis()).div_euclid(1000).to_string()));
+        }
+        Item { key, attributes, version: end }
+    }).collect()
+}
+
+fn attribute(value: &Value, data_type: &arrow::datatypes::DataType) -> Attribute {
+    match value {
+        Value::Null => Attribute::Null,
+        Value::Boolean(v) => Attribute::Bool(*v),
+        Value::Integer(v) => Attribute::N(v.to_string()),
+        Value::Double(v) => Attribute::N(v.to_string()),
+        Value::Decimal(v) => {
+            let scale = if let arrow::datatypes::DataType::Decimal128(_, s) = data_type { *s } else { 0 };
+            Attribute::N(format_decimal(*v, scale))
+        }
+        Value::Text(v) => Attribute::S(v.clone()),
+        Value::Timestamp(v) => Attribute::S(time::format_millis(v.div_euclid(1000))),
+        Value::Date(v) => {
+            let (year, month, day) = time::civil(i64::from(*v));
+            Attribute::S(format!("{year:04}-{month:02}-{day:02}"))
+        }
+    }
+}
+
+/// Each edge has a sequence of its own (rule `oneseq`).
+pub fn cursor_of(edge: &str, rules: Rules) -> String {
+    if rules.hold(Rule::OneSeq) { edge.to_owned() } else { String::new() }
+}
+
+/// The lineages whose cursors are kept.
+impl KeyedChain {
+    /// Forgets a lineage, as only a wrong variant does while its messages may still come.
+    pub fn forget(&mut self, lineage: &Lineage) {
+        self.cursors.retain(|(l, _), _| l != lineage);
+    }
+}

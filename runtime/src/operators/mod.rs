@@ -1,0 +1,8 @@
+//! The steps: batches in, batches out. State is owned here and is a function of the records that went through.
+
+pub mod deduplicate;
+pub mod evaluate;
+pub mod files;
+pub mod keyed;
+pub mod source;
+pub mod window;

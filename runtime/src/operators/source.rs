@@ -1,0 +1,508 @@
+//! What a source task computes: its lineage's records through decode, steps and partial results, in order.
+//!
+//! The state is a function of the records, in their order, of what the lineage inherited and of the raises of its
+//! watermark; it does not depend on where batches end.
+
+mod dead;
+mod persist;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::{Array, AsArray, BooleanArray, RecordBatch, UInt32Array};
+use arrow::compute::{concat_batches, filter_record_batch, take_record_batch};
+use arrow::datatypes::{DataType, Date32Type, Int64Type, TimestampMicrosecondType};
+use leat_compile::program::{EdgeKind, Encoding, From, Op, Port, Program, Side, SourceProgram};
+use leat_runtime_core::key::{HashRange, KeyGroup, KeyWriter, partition_hash};
+use leat_runtime_core::ledger::Ledger;
+use leat_runtime_core::message::Message;
+use leat_runtime_core::numbers::Numbers;
+use leat_runtime_core::position::{Lineage, Offset};
+use leat_runtime_core::rules::{Rule, Rules};
+use leat_runtime_core::wire::Writer;
+
+use super::deduplicate::{self, Seen, Verdict};
+use super::evaluate;
+use super::files::FileRows;
+use super::window::{self, Groups};
+use crate::batch::SourceBatch;
+use crate::codecs::json::JsonDecoder;
+
+/// Rows of a batch with what travels beside their columns.
+#[derive(Debug, Clone)]
+struct Rows {
+    batch: RecordBatch,
+    /// Index of the record that each row came from; ascending.
+    origins: Vec<u32>,
+    /// Event time, ms.
+    times: Vec<i64>,
+    /// The lineage's watermark as it stood before the record, ms.
+    watermarks: Vec<i64>,
+}
+
+impl Rows {
+    fn len(&self) -> usize {
+        self.origins.len()
+    }
+
+    fn keep(&self, mask: &[bool]) -> Rows {
+        if mask.iter().all(|m| *m) {
+            return self.clone();
+        }
+        fn pick<T: Copy>(all: &[T], mask: &[bool]) -> Vec<T> {
+            all.iter().zip(mask).filter(|(_, m)| **m).map(|(x, _)| *x).collect()
+        }
+        let array = BooleanArray::from(mask.to_vec());
+        #[expect(clippy::expect_used, reason = "the mask has one entry per row")]
+        let batch = filter_record_batch(&self.batch, &array).expect("mask fits the batch");
+        Rows { batch, origins: pick(&self.origins, mask), times: pick(&self.times, mask), watermarks: pick(&self.watermarks, mask) }
+    }
+
+    /// The union of rows of the same batch, in the order of records.
+    fn union(parts: &[&Rows]) -> Option<Rows> {
+        let (first, rest) = parts.split_first()?;
+        if rest.is_empty() {
+            return Some((*first).clone());
+        }
+        let batch = concat_batches(first.batch.schema_ref(), parts.iter().map(|p| &p.batch)).ok()?;
+        let origins: Vec<u32> = parts.iter().flat_map(|p| p.origins.iter().copied()).collect();
+        let mut order: Vec<u32> = (0..origins.len() as u32).collect();
+        order.sort_by_key(|i| origins[*i as usize]);
+        let by = |all: Vec<i64>| order.iter().map(|i| all[*i as usize]).collect::<Vec<_>>();
+        let times = by(parts.iter().flat_map(|p| p.times.iter().copied()).collect());
+        let watermarks = by(parts.iter().flat_map(|p| p.watermarks.iter().copied()).collect());
+        let origins = order.iter().map(|i| origins[*i as usize]).collect();
+        let batch = take_record_batch(&batch, &UInt32Array::from(order)).ok()?;
+        Some(Rows { batch, origins, times, watermarks })
+    }
+}
+
+/// A record that a step refused or that came too late.
+#[derive(Debug, Clone)]
+struct Refused {
+    origin: u32,
+    step: String,
+    reason: String,
+    detail: String,
+}
+
+/// State of a node.
+#[derive(Debug, Clone)]
+enum State {
+    Stateless,
+    Seen(Seen),
+    /// Partial results since the last cut; no state, they leave with the cut.
+    Groups(Groups),
+    /// Last numbers of a replayable edge.
+    Numbers(Numbers),
+    Files(FileRows),
+}
+
+/// A message that leaves after the cut that covers its record, and is computed again after a restart.
+#[derive(Debug, Clone)]
+pub struct Replayable {
+    /// The record it came from.
+    pub position: Offset,
+    /// What is sent.
+    pub message: Message,
+}
+
+/// The steps of one lineage and their state.
+pub struct SourceChain {
+    program: Arc<Program>,
+    source: usize,
+    lineage: Lineage,
+    range: HashRange,
+    rules: Rules,
+    job: u64,
+    decoder: JsonDecoder,
+    states: Vec<State>,
+    /// Watermark, ms.
+    pub watermark: i64,
+    /// Watermark at the end of the last batch; only a wrong variant looks at it.
+    batch_watermark: i64,
+    /// Highest event time, ms.
+    pub newest: i64,
+    /// Records taken.
+    pub taken: u64,
+    /// Where records went.
+    pub ledger: Ledger,
+    /// A wrong variant judges lateness by this instead of by the lineage's own watermark.
+    pub merged_watermark: Option<i64>,
+}
+
+impl SourceChain {
+    /// The steps of `source` for a lineage whose keys lie in `range`, with empty state.
+    pub fn new(program: &Arc<Program>, source: usize, lineage: &Lineage, range: HashRange, job: u64, rules: Rules) -> Self {
+        let nodes = &program.sources[source].nodes;
+        let states = nodes.iter().map(|n| match &n.op {
+            Op::Deduplicate(_) => State::Seen(Seen::default()),
+            Op::Partial(_) => State::Groups(Groups::default()),
+            Op::Exchange(_) => State::Numbers(Numbers::default()),
+            Op::Files(_) | Op::RawFiles(_) => State::Files(FileRows::default()),
+            _ => State::Stateless,
+        });
+        Self {
+            program: Arc::clone(program),
+            source,
+            lineage: lineage.clone(),
+            range,
+            rules,
+            job,
+            decoder: JsonDecoder::new(&program.sources[source].decode),
+            states: states.collect(),
+            watermark: i64::MIN,
+            batch_watermark: i64::MIN,
+            newest: i64::MIN,
+            taken: 0,
+            ledger: Ledger::default(),
+            merged_watermark: None,
+        }
+    }
+
+    fn spec(&self) -> &SourceProgram {
+        &self.program.sources[self.source]
+    }
+
+    /// Takes records; answers what leaves without being staged.
+    pub fn process(&mut self, batch: &SourceBatch) -> Vec<Replayable> {
+        let program = Arc::clone(&self.program);
+        let spec = &program.sources[self.source];
+        self.taken += batch.len() as u64;
+        let (rows, refused) = self.decode(batch);
+        let mut passed: Vec<Option<Rows>> = vec![None; spec.nodes.len()];
+        let mut sides: BTreeMap<(usize, bool), Vec<Refused>> = BTreeMap::new();
+        let counts = self.ledger.of(&spec.name);
+        counts.taken += batch.len() as u64;
+        counts.passed += rows.len() as u64;
+        for r in &refused {
+            counts.reject(&r.reason, 1);
+        }
+        let mut replayable = Vec::new();
+        for (i, node) in spec.nodes.iter().enumerate() {
+            let refusals = |port: &Port| match (port.from, port.side) {
+                (From::Source, Side::Rejected) => Some(&refused),
+                (From::Node(n), Side::Rejected) => sides.get(&(n, false)),
+                (From::Node(n), Side::Late) => sides.get(&(n, true)),
+                _ => None,
+            };
+            if node.inputs.iter().all(|p| p.side != Side::Passed) {
+                let mut all: Vec<&Refused> = node.inputs.iter().filter_map(refusals).flatten().collect();
+                all.sort_by_key(|r| r.origin);
+                self.dead_letters(i, batch, &all);
+                continue;
+            }
+            if let Op::RawFiles(_) = node.op {
+                self.raw(i, batch);
+                continue;
+            }
+            let inputs: Vec<&Rows> = node.inputs.iter().filter_map(|p| match p.from {
+                From::Source => Some(&rows),
+                From::Node(n) => passed[n].as_ref(),
+                From::Edge(_) => None,
+            }).collect();
+            let Some(input) = Rows::union(&inputs) else { continue };
+            let (output, rejected, late) = self.step(i, &input, batch, &mut replayable);
+            sides.insert((i, false), rejected);
+            sides.insert((i, true), late);
+            passed[i] = output;
+        }
+        self.batch_watermark = self.watermark;
+        replayable
+    }
+
+    /// Decodes, checks partition key and event time, and moves the watermark record by record.
+    fn decode(&mut self, batch: &SourceBatch) -> (Rows, Vec<Refused>) {
+        debug_assert_eq!(self.spec().decode.encoding, Encoding::Json);
+        let decoded = self.decoder.decode(batch);
+        let name = self.spec().name.clone();
+        let refuse = |origin: u32, reason: &str, detail: String| Refused { origin, step: name.clone(), reason: reason.to_owned(), detail };
+        let mut refused: Vec<Refused> = decoded.rejects.into_iter().map(|r| refuse(r.record as u32, r.reason, r.detail)).collect();
+        let mut keep = vec![true; decoded.origins.len()];
+        if let Some(column) = self.spec().partitioned_by {
+            let values = decoded.rows.column(column);
+            for (row, origin) in decoded.origins.iter().enumerate() {
+                if let Some(detail) = self.wrong_shard(batch.key(*origin as usize), values, row) {
+                    keep[row] = false;
+                    refused.push(refuse(*origin, "wrong-shard", detail));
+                }
+            }
+        }
+        let mut times = vec![0; decoded.origins.len()];
+        let mut watermarks = vec![i64::MIN; decoded.origins.len()];
+        if let Some(spec) = self.spec().event_time {
+            let column = decoded.rows.column(spec.column);
+            let fixed = self.merged_watermark.or((!self.rules.hold(Rule::RecWm)).then_some(self.batch_watermark));
+            for (row, origin) in decoded.origins.iter().enumerate() {
+                if !keep[row] {
+                    continue;
+                }
+                let arrival = batch.arrivals[*origin as usize];
+                match millis(column, row) {
+                    None => {
+                        keep[row] = false;
+                        refused.push(refuse(*origin, "no-event-time", String::new()));
+                    }
+                    Some(time) if time.saturating_sub(arrival) > spec.max_ahead.millis() => {
+                        keep[row] = false;
+                        let ahead = time.saturating_sub(arrival) / 1000;
+                        refused.push(refuse(*origin, "ahead-of-arrival", format!("the event's time is {ahead} s after its arrival")));
+                    }
+                    Some(time) => {
+                        times[row] = time;
+                        watermarks[row] = fixed.unwrap_or(self.watermark);
+                        self.newest = self.newest.max(time);
+                        self.watermark = self.watermark.max(time.saturating_sub(spec.max_out_of_orderness.millis()));
+                    }
+                }
+            }
+        }
+        let rows = Rows { batch: decoded.rows, origins: decoded.origins, times, watermarks };
+        (rows.keep(&keep), refused)
+    }
+
+    /// Why a record does not belong to this shard.
+    fn wrong_shard(&self, key: Option<&[u8]>, values: &Arc<dyn Array>, row: usize) -> Option<String> {
+        let key = key?;
+        if values.is_null(row) {
+            return Some("the partition key's column is NULL".to_owned());
+        }
+        let same = match values.data_type() {
+            DataType::Utf8 => values.as_string::<i32>().value(row).as_bytes() == key,
+            DataType::Int64 => values.as_primitive::<Int64Type>().value(row).to_string().as_bytes() == key,
+            _ => false,
+        };
+        if !same {
+            return Some("the record's partition key is not the column's value".to_owned());
+        }
+        if self.range != HashRange::ALL && !self.range.contains(partition_hash(key)) {
+            return Some("the partition key lies outside of the shard's range".to_owned());
+        }
+        None
+    }
+
+    fn step(&mut self, i: usize, input: &Rows, batch: &SourceBatch, replayable: &mut Vec<Replayable>) -> (Option<Rows>, Vec<Refused>, Vec<Refused>) {
+        let program = Arc::clone(&self.program);
+        let node = &program.sources[self.source].nodes[i];
+        let refuse = |row: usize, reason: &str, detail: String| Refused { origin: input.origins[row], step: node.name.clone(), reason: reason.to_owned(), detail };
+        let mut rejected = Vec::new();
+        let mut late = Vec::new();
+        let mut deduplicated = 0;
+        let mut absorbed = 0;
+        let mut filtered = 0;
+        let output = match &node.op {
+            Op::Validate(rules) => {
+                let mut keep = vec![true; input.len()];
+                for (name, rule) in rules {
+                    let (holds, failures) = evaluate::condition(rule, &input.batch);
+                    let mut failures = failures.into_iter().map(|f| (f.row, f.detail)).collect::<BTreeMap<_, _>>();
+                    for row in 0..input.len() {
+                        if keep[row] && !holds.value(row) {
+                            keep[row] = false;
+                            rejected.push(refuse(row, &format!("rule:{name}"), failures.remove(&row).unwrap_or_default()));
+                        }
+                    }
+                }
+                Some(input.keep(&keep))
+            }
+            Op::Filter(condition) => {
+                let (holds, failures) = evaluate::condition(condition, &input.batch);
+                rejected.extend(failures.into_iter().map(|f| refuse(f.row, "expression", f.detail)));
+                let mask: Vec<bool> = holds.values().iter().collect();
+                let output = input.keep(&mask);
+                filtered = (input.len() - output.len() - rejected.len()) as u64;
+                Some(output)
+            }
+            Op::Project(exprs) => {
+                let mut keep = vec![true; input.len()];
+                let mut columns = Vec::new();
+                for expr in exprs {
+                    let (array, failures) = evaluate::evaluate(expr, &input.batch);
+                    columns.push(array);
+                    for failure in failures {
+                        if std::mem::replace(&mut keep[failure.row], false) {
+                            rejected.push(refuse(failure.row, "expression", failure.detail));
+                        }
+                    }
+                }
+                let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(input.len()));
+                match RecordBatch::try_new_with_options(Arc::clone(&node.schema), columns, &options) {
+                    Ok(batch) => Some(Rows { batch, ..input.clone() }.keep(&keep)),
+                    Err(error) => {
+                        rejected = (0..input.len()).map(|row| refuse(row, "expression", error.to_string())).collect();
+                        None
+                    }
+                }
+            }
+            Op::Deduplicate(spec) => {
+                let rules = self.rules;
+                let State::Seen(seen) = &mut self.states[i] else { return (None, rejected, late) };
+                let mut key = KeyWriter::default();
+                let mut keep = vec![false; input.len()];
+                for row in 0..input.len() {
+                    // The place of an id is the upper half of its partition key's hash, so that a split can divide ids.
+                    let place = batch.key(input.origins[row] as usize).map_or(0, |k| (partition_hash(k) >> 64) as u64);
+                    let id = (place, event_hash(&input.batch, row, &spec.key, &spec.by, &mut key));
+                    match seen.judge(id, input.times[row], input.watermarks[row], spec.within.millis(), rules) {
+                        Verdict::New => keep[row] = true,
+                        Verdict::Repeat => deduplicated += 1,
+                        Verdict::Late => late.push(refuse(row, "late", "behind the horizon of deduplication".to_owned())),
+                    }
+                }
+                Some(input.keep(&keep))
+            }
+            Op::Partial(edge) => {
+                let EdgeKind::Partial(spec) = &program.keyed.edges[*edge].kind else { return (None, rejected, late) };
+                let State::Groups(groups) = &mut self.states[i] else { return (None, rejected, late) };
+                let mut keep = vec![true; input.len()];
+                for row in 0..input.len() {
+                    let start = input.times[row].div_euclid(spec.size.millis()) * spec.size.millis();
+                    let end = start.saturating_add(spec.size.millis());
+                    if end.saturating_add(spec.allowed_lateness.millis()) <= input.watermarks[row] {
+                        keep[row] = false;
+                        late.push(refuse(row, "late", "the window was closed".to_owned()));
+                    }
+                }
+                let on_time = input.keep(&keep);
+                let failures = groups.add(&on_time.batch, &on_time.times, spec, program.document.key_groups);
+                absorbed = (on_time.len() - failures.len()) as u64;
+                rejected.extend(failures.into_iter().map(|f| Refused { origin: on_time.origins[f.row], step: node.name.clone(), reason: "expression".to_owned(), detail: f.detail }));
+                None
+            }
+            Op::Exchange(edge) => {
+                let EdgeKind::Rows(spec) = &program.keyed.edges[*edge].kind else { return (None, rejected, late) };
+                let mut keep = vec![true; input.len()];
+                for row in 0..input.len() {
+                    if deduplicate::late(input.times[row], input.watermarks[row], spec.deduplicate.within.millis()) && self.rules.hold(Rule::Horizon) {
+                        keep[row] = false;
+                        late.push(refuse(row, "late", "behind the horizon of deduplication".to_owned()));
+                    }
+                }
+                let on_time = input.keep(&keep);
+                absorbed = on_time.len() as u64;
+                self.exchange(i, *edge, &spec.key, &on_time, batch, replayable);
+                None
+            }
+            Op::Files(file) => {
+                let spec = &program.files[*file];
+                if let State::Files(files) = &mut self.states[i]
+                    && files.push(&input.batch, &input.times, spec.partition).is_ok()
+                {
+                    absorbed = input.len() as u64;
+                }
+                None
+            }
+            Op::RawFiles(_) | Op::Table(_) => None,
+        };
+        let counts = self.ledger.of(&node.name);
+        counts.taken += input.len() as u64;
+        counts.passed += output.as_ref().map_or(0, |o| o.len() as u64);
+        counts.deduplicated += deduplicated;
+        counts.absorbed += absorbed;
+        counts.filtered += filtered;
+        counts.late += late.len() as u64;
+        for r in &rejected {
+            counts.reject(&r.reason, 1);
+        }
+        (output, rejected, late)
+    }
+
+    /// One message per row, numbered per key group.
+    fn exchange(&mut self, i: usize, edge: usize, key: &[usize], rows: &Rows, batch: &SourceBatch, out: &mut Vec<Replayable>) {
+        let groups = self.program.document.key_groups;
+        let name = self.program.keyed.edges[edge].name.clone();
+        let State::Numbers(numbers) = &mut self.states[i] else { return };
+        let mut writer = KeyWriter::default();
+        for row in 0..rows.len() {
+            let group = KeyGroup::of(key_bytes(&rows.batch, row, key, &mut writer), groups);
+            let mut body = Writer::default();
+            body.signed(rows.times[row]);
+            body.signed(rows.watermarks[row]);
+            for column in rows.batch.columns() {
+                evaluate::value(column, row).write(&mut body);
+            }
+            let message = Message { edge: name.clone(), lineage: self.lineage.clone(), group, number: numbers.next(group), job: self.job, body: body.finish() };
+            out.push(Replayable { position: batch.positions[rows.origins[row] as usize], message });
+        }
+    }
+
+    /// The partial results since the last cut, as messages with the numbers that follow `assigned`.
+    pub fn take_partials(&mut self, assigned: &mut BTreeMap<String, Numbers>) -> Vec<Message> {
+        let program = Arc::clone(&self.program);
+        let mut messages = Vec::new();
+        for (node, state) in program.sources[self.source].nodes.iter().zip(&mut self.states) {
+            let (Op::Partial(edge), State::Groups(groups)) = (&node.op, state) else { continue };
+            let mut by_group: BTreeMap<KeyGroup, Writer> = BTreeMap::new();
+            for group in groups.take() {
+                group.write(by_group.entry(group.group).or_default());
+            }
+            let edge = &program.keyed.edges[*edge].name;
+            let numbers = assigned.entry(edge.clone()).or_default();
+            for (group, body) in by_group {
+                let numbered = if self.rules.hold(Rule::KgNum) { group } else { KeyGroup(0) };
+                let number = numbers.next(numbered);
+                messages.push(Message { edge: edge.clone(), lineage: self.lineage.clone(), group, number, job: self.job, body: body.finish() });
+            }
+        }
+        messages
+    }
+
+    /// The wrong variant in which staged and replayable messages share one sequence (without rule `oneseq`).
+    pub fn take_partials_in_one_sequence(&mut self) -> Vec<Message> {
+        let mut messages = self.take_partials(&mut BTreeMap::new());
+        let shared = self.states.iter_mut().find_map(|s| if let State::Numbers(n) = s { Some(n) } else { None });
+        if let Some(shared) = shared {
+            messages.iter_mut().for_each(|m| m.number = shared.next(m.group));
+        }
+        messages
+    }
+
+    /// Whether partial results wait for a cut.
+    pub fn has_partials(&self) -> bool {
+        self.states.iter().any(|s| matches!(s, State::Groups(g) if !g.is_empty()))
+    }
+
+    /// Last numbers of the replayable edges.
+    pub fn replayable_numbers(&self) -> impl Iterator<Item = (&str, &Numbers)> {
+        self.spec().nodes.iter().zip(&self.states).filter_map(|(node, state)| match (&node.op, state) {
+            (Op::Exchange(edge), State::Numbers(numbers)) => Some((self.program.keyed.edges[*edge].name.as_str(), numbers)),
+            _ => None,
+        })
+    }
+
+    /// The file sinks: index of the file, and the rows on their way.
+    pub fn files(&mut self) -> impl Iterator<Item = (usize, &mut FileRows)> {
+        self.program.sources[self.source].nodes.iter().zip(&mut self.states).filter_map(|(node, state)| match (&node.op, state) {
+            (Op::Files(file) | Op::RawFiles(file), State::Files(rows)) => Some((*file, rows)),
+            _ => None,
+        })
+    }
+}
+
+/// Event time in milliseconds.
+fn millis(column: &Arc<dyn Array>, row: usize) -> Option<i64> {
+    if column.is_null(row) {
+        return None;
+    }
+    Some(match column.data_type() {
+        DataType::Int64 => column.as_primitive::<Int64Type>().value(row),
+        DataType::Date32 => i64::from(column.as_primitive::<Date32Type>().value(row)) * 86_400_000,
+        _ => column.as_primitive::<TimestampMicrosecondType>().value(row).div_euclid(1000),
+    })
+}
+
+/// The canonical bytes of a row's key.
+pub fn key_bytes<'a>(rows: &RecordBatch, row: usize, columns: &[usize], writer: &'a mut KeyWriter) -> &'a [u8] {
+    writer.clear();
+    for column in columns {
+        let array = rows.column(*column);
+        window::write_key(array, row, array.data_type(), writer);
+    }
+    writer.bytes()
+}
+
+/// Hash that tells apart the events of one key.
+pub fn event_hash(rows: &RecordBatch, row: usize, key: &[usize], by: &[usize], writer: &mut KeyWriter) -> u64 {
+    let columns: Vec<usize> = key.iter().chain(by).copied().collect();
+    leat_runtime_core::key::hash(key_bytes(rows, row, &columns, writer))
+}

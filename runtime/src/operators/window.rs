@@ -1,0 +1,362 @@
+//! Windowed aggregates: partial results in source tasks, merged in keyed tasks. All partial results merge exactly in any
+//! order, so the result does not depend on how events were cut into batches.
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::datatypes::{Decimal128Type, Int64Type};
+use hashbrown::HashMap;
+use leat_compile::program::{Aggregate, Function, WindowSpec};
+use leat_runtime_core::key::{KeyGroup, KeyWriter};
+use leat_runtime_core::value::Value;
+use leat_runtime_core::wire::{Damaged, Reader, Writer};
+
+use super::evaluate::{self, Failure};
+
+/// A result under way.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Accumulator {
+    /// Number of rows or values.
+    Count(u64),
+    /// Sum and number of values, exact.
+    Sum(i128, u64),
+    /// Smallest or largest value so far.
+    Extreme(Value),
+}
+
+impl Accumulator {
+    fn new(function: Function) -> Self {
+        match function {
+            Function::Count => Accumulator::Count(0),
+            Function::Sum | Function::Avg => Accumulator::Sum(0, 0),
+            Function::Min | Function::Max => Accumulator::Extreme(Value::Null),
+        }
+    }
+
+    /// Adds another partial result of the same aggregate.
+    fn merge(&mut self, other: &Accumulator, function: Function) {
+        match (self, other) {
+            (Accumulator::Count(a), Accumulator::Count(b)) => *a += b,
+            (Accumulator::Sum(a, n), Accumulator::Sum(b, m)) => {
+                *a = a.saturating_add(*b);
+                *n += m;
+            }
+            (Accumulator::Extreme(a), Accumulator::Extreme(b)) => take_extreme(a, b, function),
+            _ => {}
+        }
+    }
+
+    fn write(&self, out: &mut Writer) {
+        match self {
+            Accumulator::Count(n) => {
+                out.byte(0);
+                out.number(*n);
+            }
+            Accumulator::Sum(sum, n) => {
+                out.byte(1);
+                out.wide(*sum as u128);
+                out.number(*n);
+            }
+            Accumulator::Extreme(value) => {
+                out.byte(2);
+                value.write(out);
+            }
+        }
+    }
+
+    fn read(from: &mut Reader<'_>) -> Result<Self, Damaged> {
+        Ok(match from.byte()? {
+            0 => Accumulator::Count(from.number()?),
+            1 => Accumulator::Sum(from.wide()? as i128, from.number()?),
+            2 => Accumulator::Extreme(Value::read(from)?),
+            _ => return Err(Damaged("an accumulator has an unknown type")),
+        })
+    }
+
+    /// The aggregate's result.
+    pub fn result(&self, aggregate: &Aggregate) -> Value {
+        use arrow::datatypes::DataType::{Decimal128, Float64};
+        match (self, aggregate.function, &aggregate.output) {
+            (Accumulator::Count(n), ..) => Value::Integer(i64::try_from(*n).unwrap_or(i64::MAX)),
+            (Accumulator::Sum(_, 0), ..) => Value::Null,
+            (Accumulator::Sum(sum, n), Function::Avg, Float64) => Value::Double(*sum as f64 / *n as f64),
+            (Accumulator::Sum(sum, n), Function::Avg, Decimal128(_, scale)) => {
+                // Rounded half away from zero, at the scale of the result.
+                let from = if let Decimal128(_, s) = aggregate.input { s } else { 0 };
+                let scaled = sum.saturating_mul(10i128.pow(u32::from((scale - from).unsigned_abs())));
+                let n = i128::from(*n);
+                Value::Decimal((scaled.abs() * 2 + n) / (2 * n) * scaled.signum())
+            }
+            (Accumulator::Sum(sum, _), ..) => Value::Decimal(*sum),
+            (Accumulator::Extreme(value), ..) => value.clone(),
+        }
+    }
+}
+
+fn take_extreme(best: &mut Value, other: &Value, function: Function) {
+    if *other == Value::Null {
+        return;
+    }
+    let order = other.order(best);
+    if *best == Value::Null || (function == Function::Min && order.is_lt()) || (function == Function::Max && order.is_gt()) {
+        best.clone_from(other);
+    }
+}
+
+/// One window of one group.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Group {
+    /// Start of the window: milliseconds since the epoch.
+    pub start: i64,
+    /// Values of the group's columns.
+    pub key: Vec<Value>,
+    /// Key group of the key.
+    pub group: KeyGroup,
+    /// Results under way, in the order of the aggregates.
+    pub accumulators: Vec<Accumulator>,
+    /// Rows that went in.
+    pub rows: u64,
+}
+
+impl Group {
+    /// Writes the group; its key group is not written, it follows from where the bytes are kept.
+    pub fn write(&self, out: &mut Writer) {
+        out.signed(self.start);
+        self.key.iter().for_each(|v| v.write(out));
+        self.accumulators.iter().for_each(|a| a.write(out));
+        out.number(self.rows);
+    }
+
+    /// Reads a group of this window.
+    pub fn read(from: &mut Reader<'_>, spec: &WindowSpec, group: KeyGroup) -> Result<Self, Damaged> {
+        let start = from.signed()?;
+        let key = spec.group_by.iter().map(|_| Value::read(from)).collect::<Result<_, _>>()?;
+        let accumulators = spec.aggregates.iter().map(|_| Accumulator::read(from)).collect::<Result<_, _>>()?;
+        Ok(Self { start, key, group, accumulators, rows: from.number()? })
+    }
+}
+
+/// Groups by window and key.
+#[derive(Debug, Clone, Default)]
+pub struct Groups {
+    index: HashMap<Box<[u8]>, usize>,
+    groups: Vec<Group>,
+    scratch: KeyWriter,
+    bytes: Vec<u8>,
+}
+
+impl Groups {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
+    /// All groups, in no order; nothing is left.
+    pub fn take(&mut self) -> Vec<Group> {
+        self.index.clear();
+        std::mem::take(&mut self.groups)
+    }
+
+    /// All groups.
+    pub fn iter(&self) -> impl Iterator<Item = &Group> {
+        self.groups.iter()
+    }
+
+    /// Adds rows to their windows. `times` has each row's event time in ms. Rows for which an argument or filter fails
+    /// are reported and not added.
+    pub fn add(&mut self, rows: &RecordBatch, times: &[i64], spec: &WindowSpec, key_groups: u16) -> Vec<Failure> {
+        let evaluated: Vec<(Option<ArrayRef>, Option<ArrayRef>, Vec<Failure>)> = spec.aggregates.iter().map(|a| {
+            let (argument, mut failures) = a.argument.as_ref().map_or((None, Vec::new()), |e| {
+                let (array, failures) = evaluate::evaluate(e, rows);
+                (Some(array), failures)
+            });
+            let filter = a.filter.as_ref().map(|e| {
+                let (array, more) = evaluate::evaluate(e, rows);
+                failures.extend(more);
+                array
+            });
+            (argument, filter, failures)
+        }).collect();
+        let mut failures: Vec<Failure> = evaluated.iter().flat_map(|(_, _, f)| f.clone()).collect();
+        failures.sort_by_key(|f| f.row);
+        failures.dedup_by_key(|f| f.row);
+        let mut failed = failures.iter().map(|f| f.row).peekable();
+        let keys: Vec<&ArrayRef> = spec.group_by.iter().map(|i| rows.column(*i)).collect();
+        let mut at: Vec<usize> = Vec::with_capacity(times.len());
+        for (row, time) in times.iter().enumerate() {
+            if failed.next_if_eq(&row).is_some() {
+                at.push(usize::MAX);
+                continue;
+            }
+            let start = time.div_euclid(spec.size.millis()) * spec.size.millis();
+            let group = self.find(start, &keys, row, spec, key_groups);
+            self.groups[group].rows += 1;
+            at.push(group);
+        }
+        for (i, (aggregate, (argument, filter, _))) in spec.aggregates.iter().zip(&evaluated).enumerate() {
+            self.accumulate(i, aggregate, argument.as_ref(), filter.as_ref(), &at);
+        }
+        failures
+    }
+
+    /// Index of the group of a row, made when it is new.
+    fn find(&mut self, start: i64, keys: &[&ArrayRef], row: usize, spec: &WindowSpec, key_groups: u16) -> usize {
+        self.scratch.clear();
+        for (array, data_type) in keys.iter().zip(&spec.group_types) {
+            write_key(array, row, data_type, &mut self.scratch);
+        }
+        self.bytes.clear();
+        self.bytes.extend(start.to_le_bytes());
+        self.bytes.extend(self.scratch.bytes());
+        if let Some(found) = self.index.get(&self.bytes[..]) {
+            return *found;
+        }
+        let group = Group {
+            start,
+            key: keys.iter().map(|a| evaluate::value(a, row)).collect(),
+            group: KeyGroup::of(self.scratch.bytes(), key_groups),
+            accumulators: spec.aggregates.iter().map(|a| Accumulator::new(a.function)).collect(),
+            rows: 0,
+        };
+        self.index.insert(self.bytes.as_slice().into(), self.groups.len());
+        self.groups.push(group);
+        self.groups.len() - 1
+    }
+
+    fn accumulate(&mut self, i: usize, aggregate: &Aggregate, argument: Option<&ArrayRef>, filter: Option<&ArrayRef>, at: &[usize]) {
+        let filter = filter.and_then(|f| f.as_boolean_opt());
+        let takes = |row: usize| filter.is_none_or(|f| f.is_valid(row) && f.value(row));
+        let rows = at.iter().enumerate().filter(|(_, group)| **group != usize::MAX);
+        match (aggregate.function, argument) {
+            (Function::Count, argument) => rows.filter(|(row, _)| takes(*row) && argument.is_none_or(|a| a.is_valid(*row))).for_each(|(_, group)| {
+                if let Accumulator::Count(n) = &mut self.groups[*group].accumulators[i] {
+                    *n += 1;
+                }
+            }),
+            (Function::Sum | Function::Avg, Some(argument)) => {
+                let decimals = argument.as_primitive_opt::<Decimal128Type>();
+                let integers = argument.as_primitive_opt::<Int64Type>();
+                for (row, group) in rows.filter(|(row, _)| takes(*row) && argument.is_valid(*row)) {
+                    let value = decimals.map(|d| d.value(row)).or_else(|| integers.map(|v| i128::from(v.value(row))));
+                    if let (Accumulator::Sum(sum, n), Some(value)) = (&mut self.groups[*group].accumulators[i], value) {
+                        *sum = sum.saturating_add(value);
+                        *n += 1;
+                    }
+                }
+            }
+            (function, Some(argument)) => {
+                for (row, group) in rows.filter(|(row, _)| takes(*row) && argument.is_valid(*row)) {
+                    if let Accumulator::Extreme(best) = &mut self.groups[*group].accumulators[i] {
+                        take_extreme(best, &evaluate::value(argument, row), function);
+                    }
+                }
+            }
+            (_, None) => {}
+        }
+    }
+}
+
+/// Adds a row's value to a key.
+pub fn write_key(array: &dyn Array, row: usize, data_type: &arrow::datatypes::DataType, key: &mut KeyWriter) {
+    use arrow::datatypes::DataType::{Decimal128, Utf8};
+    if array.is_null(row) {
+        return key.null();
+    }
+    match data_type {
+        Utf8 => key.text(array.as_string::<i32>().value(row).as_bytes()),
+        Decimal128(_, scale) => evaluate::value(array, row).write_key(*scale, key),
+        _ => evaluate::value(array, row).write_key(0, key),
+    }
+}
+
+/// Windows of a keyed task, open until the watermark closes them.
+#[derive(Debug, Clone, Default)]
+pub struct Windows {
+    open: std::collections::BTreeMap<(i64, Vec<u8>), Open>,
+}
+
+#[derive(Debug, Clone)]
+struct Open {
+    group: Group,
+    /// It changed since it was last emitted.
+    dirty: bool,
+}
+
+impl Windows {
+    /// Number of open windows.
+    pub fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Whether none is open.
+    pub fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// Number of windows that changed since they were emitted.
+    pub fn dirty(&self) -> usize {
+        self.open.values().filter(|o| o.dirty).count()
+    }
+
+    /// Merges a partial result.
+    pub fn merge(&mut self, group: Group, spec: &WindowSpec) {
+        let mut key = KeyWriter::default();
+        for (value, data_type) in group.key.iter().zip(&spec.group_types) {
+            let scale = if let arrow::datatypes::DataType::Decimal128(_, s) = data_type { *s } else { 0 };
+            value.write_key(scale, &mut key);
+        }
+        match self.open.entry((group.start, key.bytes().to_vec())) {
+            std::collections::btree_map::Entry::Vacant(v) => drop(v.insert(Open { group, dirty: true })),
+            std::collections::btree_map::Entry::Occupied(mut o) => {
+                let open = o.get_mut();
+                open.dirty = true;
+                open.group.rows += group.rows;
+                for ((mine, other), aggregate) in open.group.accumulators.iter_mut().zip(&group.accumulators).zip(&spec.aggregates) {
+                    mine.merge(other, aggregate.function);
+                }
+            }
+        }
+    }
+
+    /// The windows that `watermark` closes, in the order of their starts; they are gone.
+    pub fn close(&mut self, watermark: leat_runtime_core::watermark::Watermark, spec: &WindowSpec) -> Vec<Group> {
+        let mut closed = Vec::new();
+        while let Some(first) = self.open.first_entry() {
+            let end = first.key().0.saturating_add(spec.size.millis());
+            if !watermark.closes(end, spec.allowed_lateness.millis()) {
+                break;
+            }
+            closed.push(first.remove().group);
+        }
+        closed
+    }
+
+    /// The windows that changed since they were last emitted.
+    pub fn changed(&mut self) -> Vec<Group> {
+        self.open.values_mut().filter_map(|o| std::mem::take(&mut o.dirty).then(|| o.group.clone())).collect()
+    }
+
+    /// Marks all windows as changed: after a restart nobody knows what was emitted.
+    pub fn mark_all(&mut self) {
+        self.open.values_mut().for_each(|o| o.dirty = true);
+    }
+
+    /// Writes all windows.
+    pub fn write(&self, out: &mut Writer) {
+        out.number(self.open.len() as u64);
+        for open in self.open.values() {
+            out.number(u64::from(open.group.group.0));
+            open.group.write(out);
+        }
+    }
+
+    /// Reads windows and merges those whose key group is `mine`.
+    pub fn read(&mut self, from: &mut Reader<'_>, spec: &WindowSpec, mine: &dyn Fn(KeyGroup) -> bool) -> Result<(), Damaged> {
+        for _ in 0..from.number()? {
+            let group = KeyGroup(u16::try_from(from.number()?).map_err(|_| Damaged("a key group is out of range"))?);
+            let read = Group::read(from, spec, group)?;
+            if mine(group) {
+                self.merge(read, spec);
+            }
+        }
+        Ok(())
+    }
+}
