@@ -4,6 +4,8 @@
 mod http;
 mod outcome;
 
+pub use outcome::items;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -65,7 +67,6 @@ impl Clock for SystemClock {
 /// Everything that a run needs, opened.
 struct World {
     program: Arc<Program>,
-    folder: PathBuf,
     store: Arc<Store>,
     files: Arc<LocalFiles>,
     streams: BTreeMap<String, Arc<LocalStream>>,
@@ -110,7 +111,8 @@ fn open(program: Program, options: &Options) -> Result<World> {
             Input::Stream(name) => drop(streams.get(name).map(|s| by_source.insert(source.name.clone(), Arc::clone(s)))),
             Input::Files(path) => {
                 let path = options.base.join(path);
-                let files = FileSource::new(&path, now).with_context(|| format!("source `{}`: cannot read {}", source.name, path.display()))?;
+                let files =
+                    FileSource::new(&path, now).with_context(|| format!("source `{}`: cannot read {}", source.name, path.display()))?;
                 file_sources.insert(source.name.clone(), Arc::new(files));
             }
         }
@@ -126,7 +128,7 @@ fn open(program: Program, options: &Options) -> Result<World> {
         tables: Arc::clone(&store) as _,
         clock: Arc::new(SystemClock),
     };
-    Ok(World { program: Arc::new(program), folder, store, files, streams, ports })
+    Ok(World { program: Arc::new(program), store, files, streams, ports })
 }
 
 /// Plans as the operator does, says what is planned, and notes what was made.
@@ -153,7 +155,7 @@ async fn drive(world: &World, options: &Options, stop: &Arc<AtomicBool>) -> Resu
     worker.round().await?;
     let before = taken(world).await?;
     unseal(world).await?;
-    let mut feeds: Vec<(Arc<Fed>, Option<std::thread::JoinHandle<Result<()>>>)> = Vec::new();
+    let mut feeds: Vec<Running> = Vec::new();
     for (name, feed) in &options.feeds {
         let Some(stream) = world.streams.get(name) else { continue };
         let (fed, thread) = feed::spawn(feed.clone(), Arc::clone(&world.program), name.clone(), Arc::clone(stream))?;
@@ -237,7 +239,8 @@ async fn unseal(world: &World) -> Result<()> {
     change_pipeline(world, &|pipeline| {
         let more = pipeline.seal.as_ref().is_some_and(|seal| ends.iter().any(|(l, end)| seal.ends.get(l).copied().flatten() < *end));
         if more { Some(None) } else { None }
-    }).await
+    })
+    .await
 }
 
 /// The last record of each lineage that a stream feeds.
@@ -295,10 +298,16 @@ async fn seal(world: &World) -> Result<bool> {
         change_pipeline(world, &|p| p.seal.clone().map(|s| Some(Seal { watermark: Some(close), ..s }))).await?;
         return Ok(false);
     };
-    let settled = rows.values().all(|r| r.unsent.is_empty() && r.complete.is_empty() && r.files.is_empty() && (r.watermark >= watermark || r.status == Status::Retired));
-    let closed = keyed(world).await?.iter().all(|k| k.watermark >= watermark && k.unsent.is_empty() && k.complete.is_empty() && k.dirty == 0);
+    let settled = rows.values().all(|r| {
+        r.unsent.is_empty() && r.complete.is_empty() && r.files.is_empty() && (r.watermark >= watermark || r.status == Status::Retired)
+    });
+    let closed =
+        keyed(world).await?.iter().all(|k| k.watermark >= watermark && k.unsent.is_empty() && k.complete.is_empty() && k.dirty == 0);
     Ok(settled && closed)
 }
+
+/// A feed and its thread, until that has ended.
+type Running = (Arc<Fed>, Option<std::thread::JoinHandle<Result<()>>>);
 
 struct Progress {
     shown: Instant,
@@ -306,7 +315,7 @@ struct Progress {
 }
 
 impl Progress {
-    fn show(&mut self, worker: &Worker, feeds: &[(Arc<Fed>, Option<std::thread::JoinHandle<Result<()>>>)]) {
+    fn show(&mut self, worker: &Worker, feeds: &[Running]) {
         let tasks = worker.shared.sources();
         let taken: u64 = tasks.values().map(|p| p.taken).sum();
         let fed: u64 = feeds.iter().map(|(f, _)| f.records.load(Ordering::Relaxed)).sum();
@@ -315,7 +324,12 @@ impl Progress {
         let watermark = watermark.map_or_else(|| "none yet".to_owned(), leat_runtime::codecs::time::format_millis);
         let open: u64 = worker.shared.keyed().values().map(|k| k.open).sum();
         let lag = fed.saturating_sub(taken);
-        eprintln!("  {} taken, {} a second, lag {}, watermark {watermark}, {open} windows open", thousands(taken), thousands(rate as u64), thousands(lag));
+        eprintln!(
+            "  {} taken, {} a second, lag {}, watermark {watermark}, {open} windows open",
+            thousands(taken),
+            thousands(rate as u64),
+            thousands(lag)
+        );
         self.shown = Instant::now();
         self.records = taken;
     }

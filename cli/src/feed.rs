@@ -2,7 +2,7 @@
 //! records themselves, so that a run that was killed goes on exactly where it stopped.
 
 use std::io::BufRead;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -38,7 +38,9 @@ impl Feed {
     fn id(&self) -> Result<String> {
         Ok(match self {
             Feed::Generate(_) => format!("generate:{SEED}"),
-            Feed::File(path) => format!("file:{}", path.canonicalize().with_context(|| format!("cannot read {}", path.display()))?.display()),
+            Feed::File(path) => {
+                format!("file:{}", path.canonicalize().with_context(|| format!("cannot read {}", path.display()))?.display())
+            }
         })
     }
 }
@@ -115,7 +117,7 @@ impl Sink<'_> {
     }
 }
 
-fn file(path: &PathBuf, program: &Program, name: &str, sink: &mut Sink<'_>, done: u64, fed: &Fed) -> Result<()> {
+fn file(path: &Path, program: &Program, name: &str, sink: &mut Sink<'_>, done: u64, fed: &Fed) -> Result<()> {
     let mut lines = files::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let text = path.to_string_lossy();
     let csv = text.trim_end_matches(".gz").trim_end_matches(".zst").ends_with(".csv");
@@ -170,8 +172,16 @@ impl Csv {
         let mut csv = Self { input, reader: csv_core::Reader::new(), header: Vec::new() };
         let Some(names) = csv.record()? else { bail!("the CSV file has no header") };
         let source = program.sources.iter().find(|s| s.input == Input::Stream(stream.to_owned()));
-        let is_number = |name: &str| source.and_then(|s| s.decode.fields.iter().find(|f| f.name == name)).is_some_and(|f| matches!(f.kind, Kind::Scalar(DataType::Int64 | DataType::Float64 | DataType::Decimal128(..) | DataType::Boolean)));
-        csv.header = names.into_iter().map(|n| String::from_utf8_lossy(&n).trim_start_matches('\u{feff}').to_owned()).map(|n| (n.clone(), is_number(&n))).collect();
+        let is_number = |name: &str| {
+            source.and_then(|s| s.decode.fields.iter().find(|f| f.name == name)).is_some_and(|f| {
+                matches!(f.kind, Kind::Scalar(DataType::Int64 | DataType::Float64 | DataType::Decimal128(..) | DataType::Boolean))
+            })
+        };
+        csv.header = names
+            .into_iter()
+            .map(|n| String::from_utf8_lossy(&n).trim_start_matches('\u{feff}').to_owned())
+            .map(|n| (n.clone(), is_number(&n)))
+            .collect();
         Ok(csv)
     }
 
@@ -209,7 +219,9 @@ impl Csv {
             }
             serde_json::to_writer(&mut *out, name)?;
             out.push(b':');
-            let bare = *number && !value.is_empty() && serde_json::from_slice::<serde_json::Value>(value).is_ok_and(|v| v.is_number() || v.is_boolean());
+            let bare = *number
+                && !value.is_empty()
+                && serde_json::from_slice::<serde_json::Value>(value).is_ok_and(|v| v.is_number() || v.is_boolean());
             if value.is_empty() {
                 out.extend_from_slice(b"null");
             } else if bare {
@@ -229,7 +241,12 @@ impl Csv {
 }
 
 /// A feed on a thread of its own.
-pub fn spawn(feed: Feed, program: Arc<Program>, name: String, stream: Arc<LocalStream>) -> Result<(Arc<Fed>, std::thread::JoinHandle<Result<()>>)> {
+pub fn spawn(
+    feed: Feed,
+    program: Arc<Program>,
+    name: String,
+    stream: Arc<LocalStream>,
+) -> Result<(Arc<Fed>, std::thread::JoinHandle<Result<()>>)> {
     let fed = Arc::new(Fed::default());
     let seen = Arc::clone(&fed);
     let thread = std::thread::Builder::new().name("feed".to_owned()).spawn(move || run(&feed, &program, &name, &stream, &seen))?;

@@ -29,10 +29,33 @@ const AGENTS: [&str; 8] = [
     "Mozilla/5.0 (Linux; Android 14; SM-S921B) AppleWebKit/537.36 (KHTML, like Gecko) SamsungBrowser/28.0 Chrome/130.0.0.0 Mobile Safari/537.36",
     "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/141.0.0.0 Safari/537.36 Edg/141.0.0.0",
 ];
-const PAGES: [&str; 12] = ["home", "search", "category", "product", "cart", "checkout", "account", "help", "stores", "offers", "reviews", "wishlist"];
+const PAGES: [&str; 12] =
+    ["home", "search", "category", "product", "cart", "checkout", "account", "help", "stores", "offers", "reviews", "wishlist"];
 const WORDS: [&str; 24] = [
-    "summer", "linen", "walnut", "ceramic", "outdoor", "classic", "compact", "stainless", "organic", "vintage", "thermal", "modular",
-    "recycled", "waterproof", "folding", "cordless", "handmade", "insulated", "magnetic", "portable", "breathable", "adjustable", "wireless", "bamboo",
+    "summer",
+    "linen",
+    "walnut",
+    "ceramic",
+    "outdoor",
+    "classic",
+    "compact",
+    "stainless",
+    "organic",
+    "vintage",
+    "thermal",
+    "modular",
+    "recycled",
+    "waterproof",
+    "folding",
+    "cordless",
+    "handmade",
+    "insulated",
+    "magnetic",
+    "portable",
+    "breathable",
+    "adjustable",
+    "wireless",
+    "bamboo",
 ];
 
 /// What became of an event, as the example's pipeline must see it.
@@ -86,7 +109,7 @@ impl Random {
     }
 
     fn below(&mut self, n: u64) -> u64 {
-        (u128::from(self.next()) * u128::from(n) >> 64) as u64
+        ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
     }
 }
 
@@ -150,17 +173,16 @@ fn body(seed: u64, event: &Event) -> String {
         (Fate::Schema, 0) => "10000-01-01T00:00:00.000Z".to_owned(),
         _ => format_millis(event.time),
     };
-    let cookie = if (event.fate, event.number % 2) == (Fate::Schema, 1) { "7".to_owned() } else { format!("\"c-{:08x}\"", event.cookie.wrapping_mul(2_654_435_761) as u32) };
+    let cookie = if (event.fate, event.number % 2) == (Fate::Schema, 1) {
+        "7".to_owned()
+    } else {
+        format!("\"c-{:08x}\"", event.cookie.wrapping_mul(2_654_435_761) as u32)
+    };
     let kind = if event.fate == Fate::UnknownType { "hover" } else { event.kind };
     let spend = if event.fate == Fate::NegativeSpend { -1 - event.spend } else { event.spend };
     let (sign, spend) = (if spend < 0 { "-" } else { "" }, spend.abs());
     // Writing to a String cannot fail.
-    let _ = write!(
-        out,
-        "{{\"event_id\":\"{:016x}{:016x}\",\"cookie_id\":{cookie},\"user_id\":",
-        r.next(),
-        event.number
-    );
+    let _ = write!(out, "{{\"event_id\":\"{:016x}{:016x}\",\"cookie_id\":{cookie},\"user_id\":", r.next(), event.number);
     let _ = if r.below(3) == 0 { write!(out, "\"u-{:07}\"", r.below(9_000_000)) } else { write!(out, "null") };
     let _ = write!(out, ",\"ts\":\"{time}\",\"type\":\"{kind}\",\"campaign_id\":");
     let _ = match event.campaign {
@@ -169,30 +191,74 @@ fn body(seed: u64, event: &Event) -> String {
     };
     let _ = write!(out, ",\"spend\":{sign}{}.{:04}", spend / 10_000, spend % 10_000);
     let source = ["web", "web", "ios", "android", "backend"][r.below(5) as usize];
-    let _ = write!(out, ",\"source\":\"{source}\",\"url\":\"https://shop.example.com/{page}/{}-{}?ref={}&pos={}\"", word(&mut r), word(&mut r), word(&mut r), r.below(60));
-    let _ = if r.below(2) == 0 { write!(out, ",\"referrer\":\"https://search.example.org/?q={}+{}\"", word(&mut r), word(&mut r)) } else { write!(out, ",\"referrer\":null") };
+    let _ = write!(
+        out,
+        ",\"source\":\"{source}\",\"url\":\"https://shop.example.com/{page}/{}-{}?ref={}&pos={}\"",
+        word(&mut r),
+        word(&mut r),
+        word(&mut r),
+        r.below(60)
+    );
+    let _ = if r.below(2) == 0 {
+        write!(out, ",\"referrer\":\"https://search.example.org/?q={}+{}\"", word(&mut r), word(&mut r))
+    } else {
+        write!(out, ",\"referrer\":null")
+    };
     let agent = AGENTS[(event.cookie % AGENTS.len() as u64) as usize];
     // Addresses of the documentation ranges (RFC 5737) and of private networks: nobody's.
-    let _ = write!(out, ",\"user_agent\":\"{agent}\",\"ip\":\"{}.{}\"", ["203.0.113", "198.51.100", "192.0.2"][r.below(3) as usize], 1 + event.cookie % 254);
+    let _ = write!(
+        out,
+        ",\"user_agent\":\"{agent}\",\"ip\":\"{}.{}\"",
+        ["203.0.113", "198.51.100", "192.0.2"][r.below(3) as usize],
+        1 + event.cookie % 254
+    );
     let _ = write!(
         out,
         ",\"device\":{{\"screen\":\"{}x{}\",\"language\":\"{}\",\"time_zone\":\"{}\",\"touch\":{},\"pixel_ratio\":{}}}",
-        360 + 8 * r.below(190), 640 + 8 * r.below(100), ["en-US", "en-GB", "de-DE", "fr-FR", "ja-JP", "pt-BR"][r.below(6) as usize],
-        ["America/New_York", "Europe/Berlin", "Asia/Tokyo", "America/Sao_Paulo"][r.below(4) as usize], r.below(2) == 0, 1 + r.below(3)
+        360 + 8 * r.below(190),
+        640 + 8 * r.below(100),
+        ["en-US", "en-GB", "de-DE", "fr-FR", "ja-JP", "pt-BR"][r.below(6) as usize],
+        ["America/New_York", "Europe/Berlin", "Asia/Tokyo", "America/Sao_Paulo"][r.below(4) as usize],
+        r.below(2) == 0,
+        1 + r.below(3)
     );
     let _ = write!(out, ",\"properties\":{{\"session\":\"{:016x}\",\"experiment\":[", r.next());
     for i in 0..4 {
-        let _ = write!(out, "{}{{\"name\":\"{}-{}\",\"variant\":\"{}\"}}", if i > 0 { "," } else { "" }, word(&mut r), word(&mut r), ["a", "b", "control"][r.below(3) as usize]);
+        let _ = write!(
+            out,
+            "{}{{\"name\":\"{}-{}\",\"variant\":\"{}\"}}",
+            if i > 0 { "," } else { "" },
+            word(&mut r),
+            word(&mut r),
+            ["a", "b", "control"][r.below(3) as usize]
+        );
     }
     let _ = write!(out, "],\"items\":[");
     for i in 0..3 + r.below(3) {
         let _ = write!(
             out,
             "{}{{\"sku\":\"{:08}\",\"title\":\"{} {} {}\",\"price\":{}.{:02},\"stock\":{},\"tags\":[\"{}\",\"{}\"]}}",
-            if i > 0 { "," } else { "" }, r.below(100_000_000), word(&mut r), word(&mut r), word(&mut r), r.below(400), r.below(100), r.below(900), word(&mut r), word(&mut r)
+            if i > 0 { "," } else { "" },
+            r.below(100_000_000),
+            word(&mut r),
+            word(&mut r),
+            word(&mut r),
+            r.below(400),
+            r.below(100),
+            r.below(900),
+            word(&mut r),
+            word(&mut r)
         );
     }
-    let _ = write!(out, "],\"timing\":{{\"dns\":{},\"connect\":{},\"first_byte\":{},\"paint\":{},\"load\":{}}},\"note\":\"", r.below(80), r.below(120), r.below(600), r.below(1500), r.below(5000));
+    let _ = write!(
+        out,
+        "],\"timing\":{{\"dns\":{},\"connect\":{},\"first_byte\":{},\"paint\":{},\"load\":{}}},\"note\":\"",
+        r.below(80),
+        r.below(120),
+        r.below(600),
+        r.below(1500),
+        r.below(5000)
+    );
     let wanted = 1_500 + r.below(900) as usize;
     while out.len() < wanted {
         out.push_str(word(&mut r));

@@ -6,3 +6,5 @@ pub mod generate;
 pub mod manifest;
 pub mod report;
 pub mod sample;
+
+pub use leat_runtime::codecs::time::format_millis;

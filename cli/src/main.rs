@@ -130,7 +130,10 @@ fn run_dev(dev: &Dev) -> Result<ExitCode> {
     }
     for generate in &dev.generate {
         let (name, count) = pair(generate, "--generate STREAM=COUNT")?;
-        feeds.push((name, Feed::Generate(count.replace(['_', ','], "").parse().with_context(|| format!("`{count}` is not a number of events"))?)));
+        feeds.push((
+            name,
+            Feed::Generate(count.replace(['_', ','], "").parse().with_context(|| format!("`{count}` is not a number of events"))?),
+        ));
     }
     let options = Options {
         state: dev.state.clone(),

@@ -69,7 +69,8 @@ impl Document {
 
 /// The YAML documents of a text; empty ones are left out.
 pub fn documents(file: &str, text: &str) -> Result<Vec<Document>, Vec<Located>> {
-    let broken = |line, column, message: String| vec![Located { file: file.to_owned(), line, column, problem: Problem::new("", message, "") }];
+    let broken =
+        |line, column, message: String| vec![Located { file: file.to_owned(), line, column, problem: Problem::new("", message, "") }];
     if text.len() > LARGEST {
         return Err(broken(1, 1, format!("the file has {} bytes; at most {LARGEST} are read", text.len())));
     }
@@ -130,7 +131,11 @@ impl<'a> Reader<'a> {
         match event {
             Event::Scalar(text, style, ..) => {
                 if style == ScalarStyle::Plain && YAML_BOOLEANS.contains(&text.to_lowercase().as_str()) {
-                    let problem = Problem::new(path, format!("`{text}` is read as a boolean by kubectl (YAML 1.1)"), format!("put it in quotes: \"{text}\""));
+                    let problem = Problem::new(
+                        path,
+                        format!("`{text}` is read as a boolean by kubectl (YAML 1.1)"),
+                        format!("put it in quotes: \"{text}\""),
+                    );
                     self.problems.push((place.0, place.1, problem));
                 }
                 Ok(scalar(&text, style))
@@ -222,7 +227,11 @@ pub fn pipeline(documents: &[Document]) -> Result<Pipeline, Vec<Located>> {
             (Some(api), Some("StreamingPipeline")) if api == format!("{GROUP}/{VERSION}") => pipelines.push(document),
             (api, kind) => {
                 let what = format!("{} {} is not read here", api.unwrap_or("no apiVersion"), kind.unwrap_or("no kind"));
-                problems.push(document.locate(Problem::new("kind", what, format!("{GROUP}/{VERSION} StreamingPipeline and v1 ConfigMap are"))));
+                problems.push(document.locate(Problem::new(
+                    "kind",
+                    what,
+                    format!("{GROUP}/{VERSION} StreamingPipeline and v1 ConfigMap are"),
+                )));
             }
         }
     }

@@ -57,7 +57,12 @@ pub struct Table {
 
 /// The ledger in the order in which `names` come, and what else there is.
 pub fn ordered(ledger: &Ledger, names: &[String]) -> Vec<(String, Counts)> {
-    let place = |name: &str| names.iter().position(|n| name == n || name.strip_prefix(n.as_str()).is_some_and(|rest| rest.starts_with(" ("))).unwrap_or(names.len());
+    let place = |name: &str| {
+        names
+            .iter()
+            .position(|n| name == n || name.strip_prefix(n.as_str()).is_some_and(|rest| rest.starts_with(" (")))
+            .unwrap_or(names.len())
+    };
     let mut entries: Vec<(String, Counts)> = ledger.0.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
     entries.sort_by_key(|(name, _)| (place(name), name.clone()));
     entries
@@ -90,7 +95,11 @@ fn table(out: &mut String, header: &[&str], rows: &[Vec<String>], left: usize) {
     let width = |c: usize| rows.iter().map(|r| r[c].chars().count()).chain([header[c].chars().count()]).max().unwrap_or(0);
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
     let mut line = |cells: Vec<&str>| {
-        let cells: Vec<String> = cells.iter().enumerate().map(|(c, cell)| if c < left { format!("{cell:<w$}", w = widths[c]) } else { format!("{cell:>w$}", w = widths[c]) }).collect();
+        let cells: Vec<String> = cells
+            .iter()
+            .enumerate()
+            .map(|(c, cell)| if c < left { format!("{cell:<w$}", w = widths[c]) } else { format!("{cell:>w$}", w = widths[c]) })
+            .collect();
         // Writing to a String cannot fail.
         let _ = writeln!(out, "  {}", cells.join("  ").trim_end());
     };
@@ -106,12 +115,33 @@ impl Report {
         let mut out = String::new();
         let rate = if self.seconds > 0.0 { self.taken as f64 / self.seconds } else { 0.0 };
         let state = if self.done { "done" } else { "stopped; the same command goes on from here" };
-        let _ = writeln!(out, "{}: {state}. {} records in {:.1} s ({} a second)\n", self.pipeline, thousands(self.taken), self.seconds, thousands(rate as u64));
+        let _ = writeln!(
+            out,
+            "{}: {state}. {} records in {:.1} s ({} a second)\n",
+            self.pipeline,
+            thousands(self.taken),
+            self.seconds,
+            thousands(rate as u64)
+        );
         let _ = writeln!(out, "Ledger");
         let dash = |n: u64| if n == 0 { "·".to_owned() } else { thousands(n) };
-        let rows: Vec<Vec<String>> = self.ledger.iter().map(|(name, c)| {
-            vec![name.clone(), dash(c.taken), dash(c.passed), dash(c.filtered), dash(c.rejects()), dash(c.deduplicated), dash(c.late), dash(c.absorbed), dash(c.emitted)]
-        }).collect();
+        let rows: Vec<Vec<String>> = self
+            .ledger
+            .iter()
+            .map(|(name, c)| {
+                vec![
+                    name.clone(),
+                    dash(c.taken),
+                    dash(c.passed),
+                    dash(c.filtered),
+                    dash(c.rejects()),
+                    dash(c.deduplicated),
+                    dash(c.late),
+                    dash(c.absorbed),
+                    dash(c.emitted),
+                ]
+            })
+            .collect();
         table(&mut out, &["", "in", "passed", "filtered", "rejected", "deduplicated", "late", "absorbed", "emitted"], &rows, 1);
         if !self.dead_letters.is_empty() {
             let _ = writeln!(out, "\nDead letters");
@@ -119,7 +149,8 @@ impl Report {
             table(&mut out, &["", "records"], &rows, 1);
         }
         let _ = writeln!(out, "\nFiles");
-        let rows: Vec<Vec<String>> = self.outputs.iter().map(|o| vec![o.sink.clone(), o.path.display().to_string(), o.files.to_string(), bytes(o.bytes)]).collect();
+        let rows: Vec<Vec<String>> =
+            self.outputs.iter().map(|o| vec![o.sink.clone(), o.path.display().to_string(), o.files.to_string(), bytes(o.bytes)]).collect();
         table(&mut out, &["", "folder", "files", "size"], &rows, 2);
         for shown in &self.tables {
             let _ = writeln!(out, "\nTable {} ({} items)", shown.name, thousands(shown.items as u64));

@@ -19,7 +19,14 @@ impl Keys {
         let decoder = program.sources.iter().find(reads).and_then(|source| {
             let column = source.partitioned_by?;
             let field = source.decode.schema.field(column);
-            let only = Field { name: field.name().clone(), kind: Kind::Scalar(field.data_type().clone()), required: false, nullable: true, bounds: Bounds::default(), column: Some(0) };
+            let only = Field {
+                name: field.name().clone(),
+                kind: Kind::Scalar(field.data_type().clone()),
+                required: false,
+                nullable: true,
+                bounds: Bounds::default(),
+                column: Some(0),
+            };
             let schema = std::sync::Arc::new(arrow::datatypes::Schema::new(vec![field.clone()]));
             Some(JsonDecoder::new(&Decode { encoding: source.decode.encoding, fields: vec![only], schema }))
         });

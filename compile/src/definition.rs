@@ -70,7 +70,13 @@ pub fn from_json_schema(text: &str, path: &str, planner: &Planner) -> Result<Vec
     if object.get("type").is_none_or(|t| t != "object") {
         problems.push(Problem::new(path, "the definition's `type` is not `object`", "a record is one JSON object"));
     }
-    refuse_unknown(object, &["$schema", "$id", "title", "description", "type", "properties", "required", "additionalProperties", "examples"], path, "", &mut problems);
+    refuse_unknown(
+        object,
+        &["$schema", "$id", "title", "description", "type", "properties", "required", "additionalProperties", "examples"],
+        path,
+        "",
+        &mut problems,
+    );
     if object.get("additionalProperties").is_some_and(|a| *a != Value::Bool(true)) {
         problems.push(Problem::new(path, "`additionalProperties` other than true does not work yet", "leave it out"));
     }
@@ -90,7 +96,14 @@ pub fn from_json_schema(text: &str, path: &str, planner: &Planner) -> Result<Vec
     if problems.is_empty() { Ok(fields) } else { Err(problems) }
 }
 
-fn field(name: &str, property: &Map<String, Value>, required: bool, path: &str, planner: &Planner, problems: &mut Vec<Problem>) -> Option<Field> {
+fn field(
+    name: &str,
+    property: &Map<String, Value>,
+    required: bool,
+    path: &str,
+    planner: &Planner,
+    problems: &mut Vec<Problem>,
+) -> Option<Field> {
     let types: Vec<&str> = match property.get("type") {
         Some(Value::String(one)) => vec![one],
         Some(Value::Array(many)) => many.iter().filter_map(Value::as_str).collect(),
@@ -103,7 +116,9 @@ fn field(name: &str, property: &Map<String, Value>, required: bool, path: &str, 
         ([], None) => Kind::Any,
         (["object"], None) => Kind::Object,
         (["array"], None) => Kind::Array,
-        (["string"], None) if property.get("format").is_some_and(|f| f == "date-time") => Kind::Scalar(DataType::Timestamp(TimeUnit::Microsecond, None)),
+        (["string"], None) if property.get("format").is_some_and(|f| f == "date-time") => {
+            Kind::Scalar(DataType::Timestamp(TimeUnit::Microsecond, None))
+        }
         (["string"], None) if property.get("format").is_some_and(|f| f == "date") => Kind::Scalar(DataType::Date32),
         (["string"], None) => Kind::Scalar(DataType::Utf8),
         (["integer"], None) => Kind::Scalar(DataType::Int64),
@@ -117,23 +132,42 @@ fn field(name: &str, property: &Map<String, Value>, required: bool, path: &str, 
             }
         },
         _ => {
-            problems.push(Problem::new(path, format!("/properties/{name}: type {types:?} does not work"), "one type, or one type and \"null\""));
+            problems.push(Problem::new(
+                path,
+                format!("/properties/{name}: type {types:?} does not work"),
+                "one type, or one type and \"null\"",
+            ));
             return None;
         }
     };
-    let inside = ["type", "title", "description", "examples", "format", "x-leat-type", "enum", "minimum", "maximum", "minLength", "maxLength"];
+    let inside =
+        ["type", "title", "description", "examples", "format", "x-leat-type", "enum", "minimum", "maximum", "minLength", "maxLength"];
     let nested = ["properties", "required", "items", "additionalProperties"];
-    let known: Vec<&str> = if matches!(kind, Kind::Object | Kind::Array | Kind::Any) { inside.iter().chain(&nested).copied().collect() } else { inside.to_vec() };
+    let known: Vec<&str> = if matches!(kind, Kind::Object | Kind::Array | Kind::Any) {
+        inside.iter().chain(&nested).copied().collect()
+    } else {
+        inside.to_vec()
+    };
     refuse_unknown(property, &known, path, &format!("/properties/{name}"), problems);
     let words = property.get("enum").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
     let number = |key: &str| property.get(key).and_then(Value::as_f64);
     let length = |key: &str| property.get(key).and_then(Value::as_u64);
-    let bounds = Bounds { words, minimum: number("minimum"), maximum: number("maximum"), min_length: length("minLength"), max_length: length("maxLength") };
+    let bounds = Bounds {
+        words,
+        minimum: number("minimum"),
+        maximum: number("maximum"),
+        min_length: length("minLength"),
+        max_length: length("maxLength"),
+    };
     Some(Field { name: name.to_owned(), kind, required, nullable, bounds, column: None })
 }
 
 fn refuse_unknown(object: &Map<String, Value>, known: &[&str], path: &str, pointer: &str, problems: &mut Vec<Problem>) {
     for key in object.keys().filter(|k| !known.contains(&k.as_str())) {
-        problems.push(Problem::new(path, format!("{pointer}/{key}: the keyword `{key}` does not work yet"), "say it with a rule of a `validate` step"));
+        problems.push(Problem::new(
+            path,
+            format!("{pointer}/{key}: the keyword `{key}` does not work yet"),
+            "say it with a rule of a `validate` step",
+        ));
     }
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use leat_crds::job::{JOB_VERSION, JobDocument, KEY_GROUPS};
 use leat_crds::problem::{Problem, suggest};
-use leat_crds::spec::{StreamingPipelineSpec, Stream};
+use leat_crds::spec::{Stream, StreamingPipelineSpec};
 
 use crate::program::Program;
 

@@ -269,8 +269,6 @@ pub struct FilesSpec {
     pub format: FileFormat,
     /// Time folders.
     pub partition: Option<FilePartition>,
-    /// Column of the event's time, for the folder; Raw and dead letters go by arrival.
-    pub time_column: Option<usize>,
     /// Size at which a file is closed.
     pub roll_size: Size,
     /// Age at which a file is closed.

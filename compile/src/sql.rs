@@ -8,20 +8,15 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, FieldRef, Schema};
 use datafusion_common::config::ConfigOptions;
 use datafusion_common::tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion};
-use datafusion_common::{
-    DFSchema, DFSchemaRef, DataFusionError, SchemaError, TableReference, plan_err,
-};
+use datafusion_common::{DFSchema, DFSchemaRef, DataFusionError, SchemaError, TableReference, plan_err};
 use datafusion_expr::execution_props::ExecutionProps;
 use datafusion_expr::expr::{AggregateFunction, ScalarFunction};
 use datafusion_expr::physical_planning_context::PhysicalPlanningContext;
-use datafusion_expr::planner::{
-    ContextProvider, ExprPlanner, PlannerResult, RawFieldAccessExpr, TypePlanner,
-};
+use datafusion_expr::planner::{ContextProvider, ExprPlanner, PlannerResult, RawFieldAccessExpr, TypePlanner};
 use datafusion_expr::simplify::SimplifyContext;
 use datafusion_expr::utils::find_aggregate_exprs;
 use datafusion_expr::{
-    AggregateUDF, Expr, ExprSchemable, GetFieldAccess, HigherOrderUDF, ScalarUDF, TableSource,
-    Volatility, WindowUDF, lit,
+    AggregateUDF, Expr, ExprSchemable, GetFieldAccess, HigherOrderUDF, ScalarUDF, TableSource, Volatility, WindowUDF, lit,
 };
 use datafusion_functions::core::planner::CoreFunctionPlanner;
 use datafusion_functions::datetime::planner::DatetimeFunctionPlanner;
@@ -33,9 +28,7 @@ use datafusion_physical_expr::expressions::BinaryExpr as PhysicalBinary;
 use datafusion_physical_expr::{PhysicalExpr, create_physical_expr};
 use datafusion_sql::parser::DFParser;
 use datafusion_sql::planner::{PlannerContext, SqlToRel};
-use datafusion_sql::sqlparser::ast::{
-    ColumnDef, Expr as SqlExpr, FunctionArguments, Ident, visit_expressions,
-};
+use datafusion_sql::sqlparser::ast::{ColumnDef, Expr as SqlExpr, FunctionArguments, Ident, visit_expressions};
 use datafusion_sql::sqlparser::dialect::{GenericDialect, PostgreSqlDialect};
 use datafusion_sql::sqlparser::parser::{Parser, ParserError};
 use datafusion_sql::sqlparser::tokenizer::Token;
@@ -92,11 +85,51 @@ fn first_line(text: &str) -> String {
 /// Canonical names (aliases of these are accepted too: trim=btrim, substring=substr, length=character_length, pow=power,
 /// date_format=to_char, ifnull=nvl, ...). `get_field`/`strpos`/`date_part`/`overlay` are also injected by ExprPlanners.
 const SCALARS: &[&str] = &[
-    "abs", "ceil", "floor", "round", "trunc", "power", "sqrt", "ln", "log10", "signum", "coalesce", "nullif", "nvl",
-    "greatest", "least", "concat", "concat_ws", "lower", "upper", "btrim", "ltrim", "rtrim", "replace", "split_part",
-    "starts_with", "ends_with", "contains", "character_length", "left", "right", "lpad", "rpad", "substr", "strpos",
-    "date_trunc", "date_bin", "date_part", "to_char", "to_date", "to_timestamp", "to_unixtime", "encode", "decode",
-    "overlay", "get_field",
+    "abs",
+    "ceil",
+    "floor",
+    "round",
+    "trunc",
+    "power",
+    "sqrt",
+    "ln",
+    "log10",
+    "signum",
+    "coalesce",
+    "nullif",
+    "nvl",
+    "greatest",
+    "least",
+    "concat",
+    "concat_ws",
+    "lower",
+    "upper",
+    "btrim",
+    "ltrim",
+    "rtrim",
+    "replace",
+    "split_part",
+    "starts_with",
+    "ends_with",
+    "contains",
+    "character_length",
+    "left",
+    "right",
+    "lpad",
+    "rpad",
+    "substr",
+    "strpos",
+    "date_trunc",
+    "date_bin",
+    "date_part",
+    "to_char",
+    "to_date",
+    "to_timestamp",
+    "to_unixtime",
+    "encode",
+    "decode",
+    "overlay",
+    "get_field",
 ];
 const AGGREGATES: &[&str] = &["count", "sum", "min", "max", "avg"];
 /// Functions whose answer depends on when they are asked.
@@ -113,12 +146,10 @@ impl ExprPlanner for FieldAccess {
         _schema: &DFSchema,
     ) -> datafusion_common::Result<PlannerResult<RawFieldAccessExpr>> {
         match raw.field_access {
-            GetFieldAccess::NamedStructField { name } => Ok(PlannerResult::Planned(
-                Expr::ScalarFunction(ScalarFunction::new_udf(
-                    datafusion_functions::core::get_field(),
-                    vec![raw.expr, lit(name)],
-                )),
-            )),
+            GetFieldAccess::NamedStructField { name } => Ok(PlannerResult::Planned(Expr::ScalarFunction(ScalarFunction::new_udf(
+                datafusion_functions::core::get_field(),
+                vec![raw.expr, lit(name)],
+            )))),
             _ => plan_err!("list indexing is not supported"),
         }
     }
@@ -175,19 +206,29 @@ impl Ctx {
             }
             let name = f.name.to_string().to_ascii_lowercase();
             if f.over.is_some() {
-                return ControlFlow::Break(SqlError::new(format!("`{name}(…) OVER` is not allowed here"), "windows are a part of `aggregate` steps"));
+                return ControlFlow::Break(SqlError::new(
+                    format!("`{name}(…) OVER` is not allowed here"),
+                    "windows are a part of `aggregate` steps",
+                ));
             }
             if self.scalars.contains_key(&name) || self.aggregates.contains_key(&name) {
                 return ControlFlow::Continue(());
             }
             if AGGREGATES.contains(&name.as_str()) {
-                return ControlFlow::Break(SqlError::new(format!("the aggregate `{name}` is not allowed here"), "aggregates belong into an `aggregate` step"));
+                return ControlFlow::Break(SqlError::new(
+                    format!("the aggregate `{name}` is not allowed here"),
+                    "aggregates belong into an `aggregate` step",
+                ));
             }
             if NOT_DETERMINISTIC.contains(&name.as_str()) {
-                return ControlFlow::Break(SqlError::new(format!("`{name}()` gives another answer each time it is asked"), "an event computed again must come out the same; use the event's time"));
+                return ControlFlow::Break(SqlError::new(
+                    format!("`{name}()` gives another answer each time it is asked"),
+                    "an event computed again must come out the same; use the event's time",
+                ));
             }
             let all = self.scalars.keys().chain(self.aggregates.keys()).map(String::as_str);
-            let hint = did_you_mean(&name, all).map_or_else(|| "see the list of functions in docs/reference/functions.md".to_owned(), |k| format!("did you mean `{k}`?"));
+            let hint = did_you_mean(&name, all)
+                .map_or_else(|| "see the list of functions in docs/reference/functions.md".to_owned(), |k| format!("did you mean `{k}`?"));
             ControlFlow::Break(SqlError::new(format!("there is no function `{name}`"), hint))
         });
         match flow {
@@ -241,11 +282,9 @@ impl ContextProvider for Ctx {
 
 #[derive(Debug, Clone)]
 struct Planned {
-    expr: Expr, // coerced + simplified; pass to `physical`
-    pub data_type: DataType,
-    pub nullable: bool,
-    pub columns: BTreeSet<String>,
-    pub functions: BTreeSet<String>, // canonical names, before simplification
+    expr: Expr, // coerced and simplified
+    data_type: DataType,
+    columns: BTreeSet<String>,
 }
 
 /// text -> logical Expr, names resolved, aliases removed, forbidden nodes refused; NOT yet coerced.
@@ -270,12 +309,20 @@ fn bind(cx: &Ctx, text: &str, df: &DFSchema) -> Result<Expr, SqlError> {
             Expr::ScalarFunction(f) if !SCALARS.contains(&f.func.name()) => {
                 Some(format!("function {}()", f.func.name())) // e.g. struct() from a tuple, make_array
             }
-            Expr::ScalarVariable(..) | Expr::WindowFunction(_) | Expr::Exists(_) | Expr::InSubquery(_)
-            | Expr::SetComparison(_) | Expr::ScalarSubquery(_) | Expr::Wildcard { .. } | Expr::GroupingSet(_)
-            | Expr::Placeholder(_) | Expr::OuterReferenceColumn(..) | Expr::Unnest(_)
-            | Expr::HigherOrderFunction(_) | Expr::Lambda(_) | Expr::LambdaVariable(_) => {
-                Some(format!("{} is not allowed here", e.variant_name()))
-            }
+            Expr::ScalarVariable(..)
+            | Expr::WindowFunction(_)
+            | Expr::Exists(_)
+            | Expr::InSubquery(_)
+            | Expr::SetComparison(_)
+            | Expr::ScalarSubquery(_)
+            | Expr::Wildcard { .. }
+            | Expr::GroupingSet(_)
+            | Expr::Placeholder(_)
+            | Expr::OuterReferenceColumn(..)
+            | Expr::Unnest(_)
+            | Expr::HigherOrderFunction(_)
+            | Expr::Lambda(_)
+            | Expr::LambdaVariable(_) => Some(format!("{} is not allowed here", e.variant_name())),
             _ => None,
         };
         Ok(match refuse {
@@ -300,24 +347,13 @@ fn coerce(expr: Expr, df: &DFSchema) -> Result<Expr, SqlError> {
 fn finish(cx: &Ctx, expr: Expr, df: &DFSchemaRef) -> Result<Planned, SqlError> {
     let data_type = expr.get_type(&**df)?;
     let columns = expr.column_refs().iter().map(|c| c.name.clone()).collect();
-    let mut functions = BTreeSet::new();
-    expr.apply(|e| {
-        if let Expr::ScalarFunction(f) = e {
-            functions.insert(f.func.name().to_string());
-        }
-        Ok(TreeNodeRecursion::Continue)
-    })?;
     // No execution start time given: now() would stay unfolded (we refused it in bind()).
-    let info = SimplifyContext::builder()
-        .with_schema(Arc::clone(df))
-        .with_config_options(Arc::clone(&cx.options))
-        .build();
+    let info = SimplifyContext::builder().with_schema(Arc::clone(df)).with_config_options(Arc::clone(&cx.options)).build();
     let mut expr = ExprSimplifier::new(info).simplify(expr)?;
     if expr.get_type(&**df)? != data_type {
         expr = expr.cast_to(&data_type, &**df)?;
     }
-    let nullable = expr.nullable(&**df)?;
-    Ok(Planned { expr, data_type, nullable, columns, functions })
+    Ok(Planned { expr, data_type, columns })
 }
 
 fn parse_scalar(cx: &Ctx, text: &str, schema: &Schema) -> Result<Planned, SqlError> {
@@ -328,12 +364,11 @@ fn parse_scalar(cx: &Ctx, text: &str, schema: &Schema) -> Result<Planned, SqlErr
 
 #[derive(Debug, Clone)]
 struct PlannedAggregate {
-    pub function: String,        // "count" | "sum" | "min" | "max" | "avg"
-    pub arg: Option<Planned>,    // None for count(*) / count(<non-null constant>)
-    pub filter: Option<Planned>, // boolean
-    pub distinct: bool,
-    pub data_type: DataType,     // DataFusion's return type
-    pub nullable: bool,          // count: false, others: true
+    function: String,
+    arg: Option<Planned>, // None for count(*)
+    filter: Option<Planned>,
+    distinct: bool,
+    data_type: DataType,
 }
 
 fn parse_aggregate(cx: &Ctx, text: &str, schema: &Schema) -> Result<PlannedAggregate, SqlError> {
@@ -369,14 +404,7 @@ fn parse_aggregate(cx: &Ctx, text: &str, schema: &Schema) -> Result<PlannedAggre
         _ => return Err(SqlError::new(format!("{}() takes one argument", func.name()), "")),
     };
     let filter = params.filter.map(|f| finish(cx, *f, &df)).transpose()?;
-    Ok(PlannedAggregate {
-        function: func.name().to_string(),
-        arg,
-        filter,
-        distinct: params.distinct,
-        data_type: field.data_type().clone(),
-        nullable: field.is_nullable(),
-    })
+    Ok(PlannedAggregate { function: func.name().to_string(), arg, filter, distinct: params.distinct, data_type: field.data_type().clone() })
 }
 
 /// `DECIMAL(18,4)` -> DataType. convert_data_type_to_field is pub(crate); build_schema is the public way in.
@@ -402,9 +430,8 @@ fn physical(cx: &Ctx, expr: &Expr, schema: &Schema) -> Result<Arc<dyn PhysicalEx
     // + - * on integers wrap by default; make them errors:
     let p = p
         .transform_up(|e| {
-            let checked = e
-                .downcast_ref::<PhysicalBinary>()
-                .map(|b| Arc::new(b.clone().with_fail_on_overflow(true)) as Arc<dyn PhysicalExpr>);
+            let checked =
+                e.downcast_ref::<PhysicalBinary>().map(|b| Arc::new(b.clone().with_fail_on_overflow(true)) as Arc<dyn PhysicalExpr>);
             Ok(match checked {
                 Some(c) => Transformed::yes(c),
                 None => Transformed::no(e),
@@ -493,7 +520,9 @@ impl Planner {
         match parse_type(&self.scalar, text) {
             Ok(DataType::Int8 | DataType::Int16 | DataType::Int32 | DataType::Int64) => Ok(DataType::Int64),
             Ok(DataType::Float32 | DataType::Float64) => Ok(DataType::Float64),
-            Ok(t @ (DataType::Boolean | DataType::Utf8 | DataType::Date32 | DataType::Decimal128(..) | DataType::Timestamp(_, None))) => Ok(t),
+            Ok(t @ (DataType::Boolean | DataType::Utf8 | DataType::Date32 | DataType::Decimal128(..) | DataType::Timestamp(_, None))) => {
+                Ok(t)
+            }
             Ok(other) => Err(format!("a column cannot be {other}; write {known}")),
             Err(e) => Err(format!("`{text}` is not a type ({}); write {known}", e.message)),
         }
@@ -523,10 +552,7 @@ pub fn type_name(data_type: &DataType) -> String {
 #[derive(Debug)]
 struct Types;
 impl TypePlanner for Types {
-    fn plan_type_field(
-        &self,
-        t: &datafusion_sql::sqlparser::ast::DataType,
-    ) -> datafusion_common::Result<Option<FieldRef>> {
+    fn plan_type_field(&self, t: &datafusion_sql::sqlparser::ast::DataType) -> datafusion_common::Result<Option<FieldRef>> {
         use arrow::datatypes::TimeUnit;
         use datafusion_sql::sqlparser::ast::{DataType as T, TimezoneInfo};
         Ok(match t {

@@ -51,13 +51,20 @@ pub fn suggest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Stri
 /// Edit distance with transpositions of neighbours (optimal string alignment).
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
-    let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
-    for (i, row) in rows.iter_mut().enumerate() {
-        row[0] = i;
-    }
-    for j in 0..=b.len() {
-        rows[0][j] = j;
-    }
+    let first = |i: usize| {
+        (0..=b.len())
+            .map(|j| {
+                if i == 0 {
+                    j
+                } else if j == 0 {
+                    i
+                } else {
+                    0
+                }
+            })
+            .collect::<Vec<_>>()
+    };
+    let mut rows: Vec<Vec<usize>> = (0..=a.len()).map(first).collect();
     for i in 1..=a.len() {
         for j in 1..=b.len() {
             let change = usize::from(a[i - 1] != b[j - 1]);

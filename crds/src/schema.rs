@@ -78,7 +78,9 @@ fn check_word(value: &Value, words: &[&str], path: &str, out: &mut Vec<Problem>)
     match value.as_str() {
         Some(word) if words.contains(&word) => {}
         Some(word) => out.push(Problem::new(path, format!("`{word}` is not a value of this field"), suggest(word, words.iter().copied()))),
-        None => out.push(Problem::new(path, format!("{} where a word is wanted", kind(value)), format!("write one of {}", words.join(", ")))),
+        None => {
+            out.push(Problem::new(path, format!("{} where a word is wanted", kind(value)), format!("write one of {}", words.join(", "))))
+        }
     }
 }
 

@@ -1,1 +1,64 @@
-fn main() {}
+//! `cargo xtask`: the project's own tasks.
+
+mod prepare;
+mod stage;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+const USAGE: &str = "cargo xtask test [--without STAGE]...
+  format, lint and all tests; sets up what is missing in the user's cache folder
+  stages: format, lint, tests, simulation";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let outcome = match arguments.first().map(String::as_str) {
+        Some("test") => test(&arguments[1..]),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs all stages, each whether or not the one before failed, and closes with what passed, failed and was left out.
+fn test(arguments: &[String]) -> Result<ExitCode> {
+    let mut without = Vec::new();
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        match (argument.as_str(), rest.next()) {
+            ("--without", Some(stage)) if stage::ALL.iter().any(|s| s.name == stage) => without.push(stage.clone()),
+            _ => bail!("{USAGE}"),
+        }
+    }
+    let environment = prepare::prepare()?;
+    let mut total = stage::Counts::default();
+    let mut times = Vec::new();
+    for one in stage::ALL {
+        if without.iter().any(|w| w == one.name) {
+            println!("== {}: left out", one.name);
+            total.left_out += 1;
+            continue;
+        }
+        println!("== {}", one.name);
+        let started = Instant::now();
+        let counts = stage::run(one, &environment)?;
+        times.push(format!("{} {:.1} min", one.name, started.elapsed().as_secs_f64() / 60.0));
+        total.add(&counts);
+    }
+    println!("\n{}", times.join(", "));
+    if !environment.data {
+        println!("left out: tests over external data sets (LEAT_TEST_DATA is not set)");
+    }
+    println!("{} passed, {} failed, {} skipped", total.passed, total.failed, total.left_out);
+    Ok(if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

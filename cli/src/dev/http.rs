@@ -26,7 +26,8 @@ type Streams = (Arc<Program>, BTreeMap<String, Arc<LocalStream>>);
 pub(super) async fn serve(address: &str, program: Arc<Program>, streams: BTreeMap<String, Arc<LocalStream>>) -> Result<SocketAddr> {
     let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
     let at = listener.local_addr()?;
-    let app = Router::new().route("/streams/{name}", post(append)).layer(DefaultBodyLimit::max(LARGEST)).with_state(Arc::new((program, streams)));
+    let app =
+        Router::new().route("/streams/{name}", post(append)).layer(DefaultBodyLimit::max(LARGEST)).with_state(Arc::new((program, streams)));
     tokio::spawn(async move { axum::serve(listener, app).await });
     Ok(at)
 }
@@ -52,7 +53,11 @@ async fn append(State(world): State<Arc<Streams>>, Path(name): Path<String>, bod
         let data = bytes::Bytes::from(data);
         let keys = Keys::new(&world.0, &name).of(&data, &ends);
         let mut start = 0;
-        let records: Vec<(u64, Record)> = keys.into_iter().zip(&ends).map(|(key, end)| (0, Record { arrival: now(), key, data: data[std::mem::replace(&mut start, *end)..*end].to_vec() })).collect();
+        let records: Vec<(u64, Record)> = keys
+            .into_iter()
+            .zip(&ends)
+            .map(|(key, end)| (0, Record { arrival: now(), key, data: data[std::mem::replace(&mut start, *end)..*end].to_vec() }))
+            .collect();
         let count = records.len();
         stream.append(records, None).map(|()| count)
     });

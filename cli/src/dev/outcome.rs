@@ -68,6 +68,24 @@ fn size_of(path: &Path) -> (usize, u64) {
     })
 }
 
+/// The items of a table of a run that has ended, attribute by attribute as text.
+pub fn items(folder: &Path, table: &str) -> Result<Vec<BTreeMap<String, String>>> {
+    let store = leat_runtime::connectors::local::store::Store::open(&folder.join("store.redb"))?;
+    let items = store.items(table)?;
+    Ok(items
+        .iter()
+        .map(|i| store::attributes(&i.item).into_iter().map(|(name, value)| (name.to_owned(), text(Some(value)))).collect())
+        .collect())
+}
+
+fn text(value: Option<&Attribute>) -> String {
+    match value {
+        Some(Attribute::S(text) | Attribute::N(text)) => text.clone(),
+        Some(Attribute::Bool(value)) => value.to_string(),
+        Some(Attribute::Null) | None => "null".to_owned(),
+    }
+}
+
 fn table(world: &World, name: &str) -> Result<Table> {
     let items = world.store.items(name)?;
     let mut columns: Vec<String> = Vec::new();
@@ -77,12 +95,7 @@ fn table(world: &World, name: &str) -> Result<Table> {
         if columns.is_empty() {
             columns = item.item.key.iter().map(|(name, _)| name.clone()).chain(item.item.attributes.keys().cloned()).collect();
         }
-        let text = |column: &String| match attributes.get(column.as_str()) {
-            Some(Attribute::S(text) | Attribute::N(text)) => text.clone(),
-            Some(Attribute::Bool(value)) => value.to_string(),
-            Some(Attribute::Null) | None => "null".to_owned(),
-        };
-        rows.push(columns.iter().map(text).collect());
+        rows.push(columns.iter().map(|c| text(attributes.get(c.as_str()).copied())).collect());
     }
     Ok(Table { name: name.to_owned(), items: items.len(), columns, rows })
 }

@@ -19,11 +19,18 @@ pub fn check(spec: &StreamingPipelineSpec) -> Vec<Problem> {
     names("spec.steps", spec.steps.iter().map(|s| s.name.as_str()), &mut out);
     let sources: BTreeSet<&str> = spec.sources.iter().map(|s| s.name.as_str()).collect();
     for (i, step) in spec.steps.iter().enumerate().filter(|(_, s)| sources.contains(s.name.as_str())) {
-        out.push(Problem::new(format!("spec.steps[{i}].name"), format!("`{}` is the name of a source too", step.name), "sources and steps share their names"));
+        out.push(Problem::new(
+            format!("spec.steps[{i}].name"),
+            format!("`{}` is the name of a source too", step.name),
+            "sources and steps share their names",
+        ));
     }
     for (member, present) in [
-        ("buckets", spec.buckets.is_some()), ("catalog", spec.catalog.is_some()), ("grants", spec.grants.is_some()),
-        ("privacy", spec.privacy.is_some()), ("alerts", spec.alerts.is_some()),
+        ("buckets", spec.buckets.is_some()),
+        ("catalog", spec.catalog.is_some()),
+        ("grants", spec.grants.is_some()),
+        ("privacy", spec.privacy.is_some()),
+        ("alerts", spec.alerts.is_some()),
     ] {
         planned(present, format!("spec.{member}"), member, &mut out);
     }
@@ -45,7 +52,11 @@ pub fn check(spec: &StreamingPipelineSpec) -> Vec<Problem> {
                     planned(shards.schedule.is_some(), format!("{path}.kinesis.shards.schedule"), "schedule", &mut out);
                     let (min, max) = (shards.min.unwrap_or(shards.initial), shards.max.unwrap_or(shards.initial));
                     if !(min..=max).contains(&shards.initial) {
-                        out.push(Problem::new(format!("{path}.kinesis.shards"), format!("initial {} is not between min {min} and max {max}", shards.initial), ""));
+                        out.push(Problem::new(
+                            format!("{path}.kinesis.shards"),
+                            format!("initial {} is not between min {min} and max {max}", shards.initial),
+                            "",
+                        ));
                     }
                 }
                 let hours = kinesis.retention.map(|r| r.millis() / 3_600_000);
@@ -106,7 +117,11 @@ fn exactly_one(what: &str, present: &[(&str, bool)], path: &str, out: &mut Vec<P
     match there.as_slice() {
         [_] => {}
         [] => out.push(Problem::new(path, format!("the {what} is missing"), format!("write one of {}", all()))),
-        many => out.push(Problem::new(path, format!("{} are too many", many.iter().map(|m| format!("`{m}`")).collect::<Vec<_>>().join(" and ")), format!("exactly one {what}"))),
+        many => out.push(Problem::new(
+            path,
+            format!("{} are too many", many.iter().map(|m| format!("`{m}`")).collect::<Vec<_>>().join(" and ")),
+            format!("exactly one {what}"),
+        )),
     }
 }
 
@@ -121,11 +136,21 @@ fn check_source(source: &Source, path: &str, out: &mut Vec<Problem>) {
 
 fn check_step(step: &Step, path: &str, out: &mut Vec<Problem>) {
     let verbs = [
-        ("validate", step.validate.is_some()), ("deduplicate", step.deduplicate.is_some()), ("filter", step.filter.is_some()),
-        ("select", step.select.is_some()), ("derive", step.derive.is_some()), ("aggregate", step.aggregate.is_some()),
-        ("userAgent", step.user_agent.is_some()), ("geoip", step.geoip.is_some()), ("lookup", step.lookup.is_some()),
-        ("sessionize", step.sessionize.is_some()), ("join", step.join.is_some()), ("sort", step.sort.is_some()),
-        ("pivot", step.pivot.is_some()), ("over", step.over.is_some()), ("crossing", step.crossing.is_some()),
+        ("validate", step.validate.is_some()),
+        ("deduplicate", step.deduplicate.is_some()),
+        ("filter", step.filter.is_some()),
+        ("select", step.select.is_some()),
+        ("derive", step.derive.is_some()),
+        ("aggregate", step.aggregate.is_some()),
+        ("userAgent", step.user_agent.is_some()),
+        ("geoip", step.geoip.is_some()),
+        ("lookup", step.lookup.is_some()),
+        ("sessionize", step.sessionize.is_some()),
+        ("join", step.join.is_some()),
+        ("sort", step.sort.is_some()),
+        ("pivot", step.pivot.is_some()),
+        ("over", step.over.is_some()),
+        ("crossing", step.crossing.is_some()),
     ];
     exactly_one("verb", &verbs, path, out);
     for (verb, present) in &verbs[6..] {
@@ -136,12 +161,21 @@ fn check_step(step: &Step, path: &str, out: &mut Vec<Problem>) {
     if step.aggregate.is_none() && step.pivot.is_none() {
         for (part, present) in [("window", step.window.is_some()), ("emit", step.emit.is_some()), ("groupBy", !step.group_by.is_empty())] {
             if present {
-                out.push(Problem::new(format!("{path}.{part}"), format!("`{part}` is a part of `aggregate`"), "it does nothing beside another verb"));
+                out.push(Problem::new(
+                    format!("{path}.{part}"),
+                    format!("`{part}` is a part of `aggregate`"),
+                    "it does nothing beside another verb",
+                ));
             }
         }
     }
     if let Some(window) = &step.window {
-        for (part, present) in [("size", window.size.is_some()), ("slide", window.slide.is_some()), ("calendar", window.calendar.is_some()), ("timeZone", window.time_zone.is_some())] {
+        for (part, present) in [
+            ("size", window.size.is_some()),
+            ("slide", window.slide.is_some()),
+            ("calendar", window.calendar.is_some()),
+            ("timeZone", window.time_zone.is_some()),
+        ] {
             planned(present, format!("{path}.window.{part}"), part, out);
         }
     }
@@ -150,9 +184,16 @@ fn check_step(step: &Step, path: &str, out: &mut Vec<Problem>) {
 fn check_sink(sink: &Sink, path: &str, out: &mut Vec<Problem>) {
     exactly_one("input", &[("from", !sink.from.is_empty()), ("fromEach", !sink.from_each.is_empty())], path, out);
     let kinds = [
-        ("s3", sink.s3.is_some()), ("dynamodb", sink.dynamodb.is_some()), ("stream", sink.stream.is_some()),
-        ("iceberg", sink.iceberg.is_some()), ("delta", sink.delta.is_some()), ("redshift", sink.redshift.is_some()),
-        ("redis", sink.redis.is_some()), ("eventBridge", sink.event_bridge.is_some()), ("sns", sink.sns.is_some()), ("sqs", sink.sqs.is_some()),
+        ("s3", sink.s3.is_some()),
+        ("dynamodb", sink.dynamodb.is_some()),
+        ("stream", sink.stream.is_some()),
+        ("iceberg", sink.iceberg.is_some()),
+        ("delta", sink.delta.is_some()),
+        ("redshift", sink.redshift.is_some()),
+        ("redis", sink.redis.is_some()),
+        ("eventBridge", sink.event_bridge.is_some()),
+        ("sns", sink.sns.is_some()),
+        ("sqs", sink.sqs.is_some()),
     ];
     exactly_one("kind", &kinds, path, out);
     for (kind, present) in &kinds[2..] {
@@ -160,6 +201,10 @@ fn check_sink(sink: &Sink, path: &str, out: &mut Vec<Problem>) {
     }
     planned(!sink.from_each.is_empty(), format!("{path}.fromEach"), "fromEach", out);
     if sink.s3.as_ref().is_some_and(|s| s.partition_by.len() > 1) {
-        out.push(Problem::new(format!("{path}.s3.partitionBy"), "several time folders are too many", "the finest one names the others too"));
+        out.push(Problem::new(
+            format!("{path}.s3.partitionBy"),
+            "several time folders are too many",
+            "the finest one names the others too",
+        ));
     }
 }

@@ -12,8 +12,8 @@ use leat_crds::values::Duration;
 use super::sinks;
 use crate::definition::{self, Field, Kind};
 use crate::program::{
-    Aggregate, Decode, DeduplicateSpec, Edge, EdgeKind, Encoding, EventTimeSpec, From, Function, Input, KeyedProgram,
-    Node, Op, Port, Program, RowsSpec, Side, SourceProgram, WindowSpec,
+    Aggregate, Decode, DeduplicateSpec, Edge, EdgeKind, Encoding, EventTimeSpec, From, Function, Input, KeyedProgram, Node, Op, Port,
+    Program, RowsSpec, Side, SourceProgram, WindowSpec,
 };
 use crate::sql::{Planner, SqlError, type_name};
 
@@ -63,8 +63,10 @@ pub(super) fn lower(document: &JobDocument) -> Result<Program, Vec<Problem>> {
 }
 
 fn pass<'a>(document: &'a JobDocument, used: Option<BTreeSet<String>>) -> Lowering<'a> {
-    let program = Program { document: document.clone(), sources: Vec::new(), keyed: KeyedProgram::default(), files: Vec::new(), tables: Vec::new() };
-    let mut lowering = Lowering { document, planner: Planner::default(), problems: Vec::new(), program, outputs: BTreeMap::new(), used: BTreeSet::new() };
+    let program =
+        Program { document: document.clone(), sources: Vec::new(), keyed: KeyedProgram::default(), files: Vec::new(), tables: Vec::new() };
+    let mut lowering =
+        Lowering { document, planner: Planner::default(), problems: Vec::new(), program, outputs: BTreeMap::new(), used: BTreeSet::new() };
     for (i, source) in document.spec.sources.iter().enumerate() {
         lowering.source(i, source, used.as_ref());
     }
@@ -92,18 +94,9 @@ impl Lowering<'_> {
             self.problem(&format!("{path}.stream"), format!("there is no stream `{stream}`"), hint);
         }
         let Some((mut fields, encoding)) = self.fields(&path, source) else { return };
-        if let Some(used) = used {
-            let keep = |f: &Field| used.contains(&f.name);
-            let mut next = 0;
-            for field in &mut fields {
-                field.column = (keep(field) && matches!(field.kind, Kind::Scalar(_))).then(|| { next += 1; next - 1 });
-            }
-        } else {
-            let mut next = 0;
-            for field in fields.iter_mut().filter(|f| matches!(f.kind, Kind::Scalar(_))) {
-                field.column = Some(next);
-                next += 1;
-            }
+        let in_use = |f: &&mut Field| matches!(f.kind, Kind::Scalar(_)) && used.is_none_or(|used| used.contains(&f.name));
+        for (column, field) in fields.iter_mut().filter(in_use).enumerate() {
+            field.column = Some(column);
         }
         let columns = fields.iter().filter(|f| f.column.is_some()).filter_map(|f| match &f.kind {
             Kind::Scalar(data_type) => Some(ArrowField::new(&f.name, data_type.clone(), true)),
@@ -118,7 +111,11 @@ impl Lowering<'_> {
                 DataType::Int64 | DataType::Date32 | DataType::Timestamp(..) => {}
                 other => {
                     let message = format!("`{}` is {}, not a time", time.field, type_name(other));
-                    self.problem(&format!("{path}.eventTime.field"), message, "a timestamp (in JSON Schema: format date-time), a date, or an integer of epoch milliseconds");
+                    self.problem(
+                        &format!("{path}.eventTime.field"),
+                        message,
+                        "a timestamp (in JSON Schema: format date-time), a date, or an integer of epoch milliseconds",
+                    );
                     return None;
                 }
             }
@@ -136,7 +133,14 @@ impl Lowering<'_> {
         let at = self.program.sources.len();
         let timed = event_time.is_some() || source.event_time.is_some();
         let decode = Decode { encoding, fields, schema: Arc::clone(&schema) };
-        self.program.sources.push(SourceProgram { name: source.name.clone(), input, decode, partitioned_by, event_time, nodes: Vec::new() });
+        self.program.sources.push(SourceProgram {
+            name: source.name.clone(),
+            input,
+            decode,
+            partitioned_by,
+            event_time,
+            nodes: Vec::new(),
+        });
         let place = Place::Sources(BTreeMap::from([(at, From::Source)]));
         self.outputs.insert(source.name.clone(), Output { schema, place, timed, partition_column, key: None });
     }
@@ -148,7 +152,14 @@ impl Lowering<'_> {
             let mut fields = Vec::new();
             for (name, text) in &source.columns {
                 match self.planner.column_type(text) {
-                    Ok(data_type) => fields.push(Field { name: name.clone(), kind: Kind::Scalar(data_type), required: false, nullable: true, bounds: definition::Bounds::default(), column: None }),
+                    Ok(data_type) => fields.push(Field {
+                        name: name.clone(),
+                        kind: Kind::Scalar(data_type),
+                        required: false,
+                        nullable: true,
+                        bounds: definition::Bounds::default(),
+                        column: None,
+                    }),
                     Err(message) => self.problem(&format!("{path}.columns.{name}"), message, ""),
                 }
             }
@@ -187,7 +198,11 @@ impl Lowering<'_> {
         }
         for i in left.keys() {
             let around: Vec<&str> = left.keys().map(|i| steps[*i].name.as_str()).collect();
-            let problem = Problem::new(format!("spec.steps[{i}].from"), format!("`{}` reads, in the end, itself", steps[*i].name), format!("break the cycle among {}", around.join(", ")));
+            let problem = Problem::new(
+                format!("spec.steps[{i}].from"),
+                format!("`{}` reads, in the end, itself", steps[*i].name),
+                format!("break the cycle among {}", around.join(", ")),
+            );
             self.problems.push(problem);
         }
         order
@@ -212,7 +227,14 @@ impl Lowering<'_> {
                 Some(output) => found.push((output.clone(), side)),
                 None => {
                     complete = false;
-                    let known: Vec<&str> = self.document.spec.sources.iter().map(|s| s.name.as_str()).chain(self.document.spec.steps.iter().map(|s| s.name.as_str())).collect();
+                    let known: Vec<&str> = self
+                        .document
+                        .spec
+                        .sources
+                        .iter()
+                        .map(|s| s.name.as_str())
+                        .chain(self.document.spec.steps.iter().map(|s| s.name.as_str()))
+                        .collect();
                     if !known.contains(&base(name)) {
                         let hint = suggest(base(name), known);
                         self.problem(&format!("{path}.from[{i}]"), format!("there is no source or step `{name}`"), hint);
@@ -224,7 +246,11 @@ impl Lowering<'_> {
         let mut union = first.clone();
         for (i, (output, _)) in found.iter().enumerate().skip(1) {
             if output.schema != union.schema {
-                self.problem(&format!("{path}.from[{i}]"), format!("`{}` has other columns than `{}`", from[i], from[0]), "a union wants the same columns");
+                self.problem(
+                    &format!("{path}.from[{i}]"),
+                    format!("`{}` has other columns than `{}`", from[i], from[0]),
+                    "a union wants the same columns",
+                );
                 complete = false;
             }
             union.timed &= output.timed;
@@ -245,7 +271,9 @@ impl Lowering<'_> {
         let mut keyed = Vec::new();
         for (output, side) in inputs {
             match &output.place {
-                Place::Sources(ports) => ports.iter().for_each(|(s, from)| by_source.entry(*s).or_default().push(Port { from: *from, side: *side })),
+                Place::Sources(ports) => {
+                    ports.iter().for_each(|(s, from)| by_source.entry(*s).or_default().push(Port { from: *from, side: *side }))
+                }
                 Place::Keyed(from) => keyed.push(Port { from: *from, side: *side }),
             }
         }
@@ -253,7 +281,8 @@ impl Lowering<'_> {
             self.problem(&format!("{path}.from"), "a union of events with results of a keyed step does not work yet", "one step for each");
             return None;
         }
-        let node = |inputs| Node { name: name.to_owned(), inputs, op: op(), schema: Arc::clone(schema), rejects_read: false, late_read: false };
+        let node =
+            |inputs| Node { name: name.to_owned(), inputs, op: op(), schema: Arc::clone(schema), rejects_read: false, late_read: false };
         if keyed.is_empty() {
             let add = |(source, ports): (usize, Vec<Port>)| {
                 let nodes = &mut self.program.sources[source].nodes;
@@ -306,7 +335,8 @@ impl Lowering<'_> {
             match self.planner.condition(text, &input.schema) {
                 Ok(condition) => {
                     self.used.extend(condition.columns);
-                    self.place(path, &step.name, &inputs, &input.schema, &|| Op::Filter(Arc::clone(&condition.expr))).map(|place| Output { place, ..input })
+                    self.place(path, &step.name, &inputs, &input.schema, &|| Op::Filter(Arc::clone(&condition.expr)))
+                        .map(|place| Output { place, ..input })
                 }
                 Err(error) => {
                     self.sql(&format!("{path}.filter"), error);
@@ -328,7 +358,15 @@ impl Lowering<'_> {
         }
     }
 
-    fn project(&mut self, path: &str, step: &Step, verb: &str, columns: &BTreeMap<String, String>, input: Output, inputs: &[(Output, Side)]) -> Option<Output> {
+    fn project(
+        &mut self,
+        path: &str,
+        step: &Step,
+        verb: &str,
+        columns: &BTreeMap<String, String>,
+        input: Output,
+        inputs: &[(Output, Side)],
+    ) -> Option<Output> {
         let mut fields: Vec<(ArrowField, Option<crate::program::Expr>)> = Vec::new();
         let mut new = Vec::new();
         for (name, text) in columns {
@@ -389,7 +427,11 @@ impl Lowering<'_> {
         let window = step.window.clone().unwrap_or_default();
         let size = window.tumbling.filter(|s| s.millis() > 0);
         if size.is_none() {
-            self.problem(&format!("{path}.window"), "an aggregate without a tumbling window does not work yet", "write for example `window: {tumbling: 1m}`");
+            self.problem(
+                &format!("{path}.window"),
+                "an aggregate without a tumbling window does not work yet",
+                "write for example `window: {tumbling: 1m}`",
+            );
         }
         if !input.timed {
             self.problem(&format!("{path}.window"), "a window needs event time, and the source has none", "give the source an `eventTime`");
@@ -420,12 +462,25 @@ impl Lowering<'_> {
         let results = aggregates.iter().map(|a| ArrowField::new(&a.name, a.output.clone(), true));
         let schema: SchemaRef = Arc::new(Schema::new(group.into_iter().chain(times).chain(results).collect::<Vec<_>>()));
         let on_update = step.emit.as_ref().filter(|e| e.mode == EmitMode::OnUpdate).map(|e| e.every.unwrap_or(Duration::from_millis(1000)));
-        let spec = WindowSpec { size, allowed_lateness: window.allowed_lateness.unwrap_or(Duration::from_millis(0)), on_update, group_by, group_types, aggregates };
+        let spec = WindowSpec {
+            size,
+            allowed_lateness: window.allowed_lateness.unwrap_or(Duration::from_millis(0)),
+            on_update,
+            group_by,
+            group_types,
+            aggregates,
+        };
         let edge = self.program.keyed.edges.len();
         self.place(path, &step.name, inputs, &input.schema, &|| Op::Partial(edge))?;
         self.program.keyed.edges.push(Edge { name: step.name.clone(), kind: EdgeKind::Partial(spec), schema: Arc::clone(&schema) });
         let key: Vec<String> = step.group_by.iter().cloned().chain(["window_start".to_owned()]).collect();
-        Some(Output { schema, place: Place::Keyed(From::Edge(edge)), timed: true, partition_column: None, key: Some((key, on_update.is_some())) })
+        Some(Output {
+            schema,
+            place: Place::Keyed(From::Edge(edge)),
+            timed: true,
+            partition_column: None,
+            key: Some((key, on_update.is_some())),
+        })
     }
 
     /// The aggregate as one whose partial results merge exactly, in any order.
@@ -453,7 +508,14 @@ impl Lowering<'_> {
             (Function::Min | Function::Max, _) => input.clone(),
             _ => call.data_type.clone(),
         };
-        Some(Aggregate { name: name.to_owned(), function, argument: call.argument.map(|a| a.expr), filter: call.filter.map(|f| f.expr), input, output })
+        Some(Aggregate {
+            name: name.to_owned(),
+            function,
+            argument: call.argument.map(|a| a.expr),
+            filter: call.filter.map(|f| f.expr),
+            input,
+            output,
+        })
     }
 }
 

@@ -7,7 +7,7 @@ use leat_crds::problem::suggest;
 use leat_crds::spec::{FileFormat, FilePartition, KeyType, S3Sink, Sink};
 use leat_crds::values::{Duration, Size};
 
-use super::lower::{Lowering, Place, TIMESTAMP, base};
+use super::lower::{Lowering, Place, TIMESTAMP};
 use crate::program::{FilesSpec, From, Node, Op, Port, Side, TableSpec};
 
 /// Name of the sink that takes what nothing else reads.
@@ -18,8 +18,16 @@ pub const DEAD_LETTERS: &str = "dead letters";
 pub fn dead_letter_schema() -> SchemaRef {
     let text = |name: &str, nullable| ArrowField::new(name, DataType::Utf8, nullable);
     Arc::new(Schema::new(vec![
-        text("step", false), text("reason", false), text("detail", true), text("lineage", false), text("position", false),
-        text("partition_key", true), ArrowField::new("arrival", TIMESTAMP, false), text("schema", true), text("record", true), text("record_base64", true),
+        text("step", false),
+        text("reason", false),
+        text("detail", true),
+        text("lineage", false),
+        text("position", false),
+        text("partition_key", true),
+        ArrowField::new("arrival", TIMESTAMP, false),
+        text("schema", true),
+        text("record", true),
+        text("record_base64", true),
     ]))
 }
 
@@ -41,15 +49,27 @@ fn files(l: &mut Lowering<'_>, path: &str, sink: &Sink, s3: &S3Sink) {
     let refused = inputs.iter().filter(|(_, side)| *side != Side::Passed).count();
     let raw = s3.format == FileFormat::Raw;
     if refused > 0 && (refused < inputs.len() || s3.format != FileFormat::JsonLines) {
-        l.problem(&format!("{path}.s3.format"), "rejected and late records go to JsonLines, and not together with others", "a sink of their own with `format: JsonLines`");
+        l.problem(
+            &format!("{path}.s3.format"),
+            "rejected and late records go to JsonLines, and not together with others",
+            "a sink of their own with `format: JsonLines`",
+        );
         return;
     }
     if raw && !inputs.iter().all(|(o, _)| matches!(&o.place, Place::Sources(p) if p.values().all(|f| *f == From::Source))) {
-        l.problem(&format!("{path}.from"), "Raw keeps records as they came, so it reads sources only", "take Parquet or JsonLines for the output of steps");
+        l.problem(
+            &format!("{path}.from"),
+            "Raw keeps records as they came, so it reads sources only",
+            "take Parquet or JsonLines for the output of steps",
+        );
         return;
     }
     if refused == 0 && input.key.as_ref().is_some_and(|(_, upsert)| *upsert) {
-        l.problem(&format!("{path}.from"), "files only append, and this step corrects its rows", "leave out `emit: {mode: OnUpdate}`, or write to a table");
+        l.problem(
+            &format!("{path}.from"),
+            "files only append, and this step corrects its rows",
+            "leave out `emit: {mode: OnUpdate}`, or write to a table",
+        );
         return;
     }
     let schema = if refused > 0 { dead_letter_schema() } else { Arc::clone(&input.schema) };
@@ -57,7 +77,11 @@ fn files(l: &mut Lowering<'_>, path: &str, sink: &Sink, s3: &S3Sink) {
         l.used.extend(schema.fields().iter().map(|f| f.name().clone()));
     }
     if !input.timed && refused == 0 && !raw && !s3.partition_by.is_empty() {
-        l.problem(&format!("{path}.s3.partitionBy"), "folders by event time need one, and the source has none", "give the source an `eventTime`");
+        l.problem(
+            &format!("{path}.s3.partitionBy"),
+            "folders by event time need one, and the source has none",
+            "give the source an `eventTime`",
+        );
     }
     let roll = s3.roll.clone().unwrap_or_default();
     let index = l.program.files.len();
@@ -66,7 +90,6 @@ fn files(l: &mut Lowering<'_>, path: &str, sink: &Sink, s3: &S3Sink) {
         location: s3.location.clone(),
         format: s3.format,
         partition: s3.partition_by.first().copied(),
-        time_column: None,
         roll_size: roll.size.unwrap_or(Size::from_bytes(128 << 20)),
         roll_interval: roll.interval.unwrap_or(Duration::from_millis(300_000)),
         schema: Arc::clone(&schema),
@@ -111,7 +134,11 @@ fn table(l: &mut Lowering<'_>, path: &str, sink: &Sink) {
     let mut find = |key: &leat_crds::spec::KeyAttribute| {
         let Some(index) = attributes.iter().position(|(name, _)| *name == key.name) else {
             let hint = suggest(&key.name, attributes.iter().map(|(name, _)| name.as_str()));
-            l.problem(&format!("{path}.columns"), format!("the table's key `{}` is not an attribute of the item", key.name), format!("{hint}; or compute it under `columns`"));
+            l.problem(
+                &format!("{path}.columns"),
+                format!("the table's key `{}` is not an attribute of the item", key.name),
+                format!("{hint}; or compute it under `columns`"),
+            );
             return None;
         };
         let fits = match key.kind {
@@ -119,7 +146,11 @@ fn table(l: &mut Lowering<'_>, path: &str, sink: &Sink) {
             KeyType::N => matches!(types[index], DataType::Int64 | DataType::Decimal128(..)),
         };
         if !fits {
-            l.problem(&format!("{path}.columns"), format!("the table's key `{}` is {:?}, the attribute is {}", key.name, key.kind, crate::sql::type_name(&types[index])), "cast it under `columns`");
+            l.problem(
+                &format!("{path}.columns"),
+                format!("the table's key `{}` is {:?}, the attribute is {}", key.name, key.kind, crate::sql::type_name(&types[index])),
+                "cast it under `columns`",
+            );
         }
         Some((key.name.clone(), index))
     };
@@ -129,12 +160,24 @@ fn table(l: &mut Lowering<'_>, path: &str, sink: &Sink) {
         None => Some(None),
     };
     let (Some(partition_key), Some(sort_key)) = (partition_key, sort_key) else { return };
-    let in_key: Vec<&String> = std::iter::once(&partition_key).chain(&sort_key).flat_map(|(name, _)| sources.iter().filter(move |(n, _)| n == name)).flat_map(|(_, from)| from).collect();
+    let in_key: Vec<&String> = std::iter::once(&partition_key)
+        .chain(&sort_key)
+        .flat_map(|(name, _)| sources.iter().filter(move |(n, _)| n == name))
+        .flat_map(|(_, from)| from)
+        .collect();
     for column in key.iter().filter(|c| !in_key.contains(c)) {
-        l.problem(&path, format!("rows differ in `{column}`, and the table's key does not contain it: they would overwrite each other"), "put it into the table's key under `columns`");
+        l.problem(
+            &path,
+            format!("rows differ in `{column}`, and the table's key does not contain it: they would overwrite each other"),
+            "put it into the table's key under `columns`",
+        );
     }
     if spec.time_to_live.is_some() && table.time_to_live.is_none() {
-        l.problem(&format!("{path}.timeToLive"), format!("the table `{}` has no `timeToLive` attribute", spec.table), "name the attribute at the table");
+        l.problem(
+            &format!("{path}.timeToLive"),
+            format!("the table `{}` has no `timeToLive` attribute", spec.table),
+            "name the attribute at the table",
+        );
     }
     let Ok(version_column) = input.schema.index_of("window_end") else {
         l.problem(&path, "the rows lost their `window_end`", "keep it in `select`");
@@ -160,20 +203,25 @@ fn dead_letters(l: &mut Lowering<'_>) {
         let full = format!("{name}.{side}");
         l.document.spec.sinks.iter().any(|s| s.from.contains(&full))
     };
-    let unread: Vec<Vec<Port>> = l.program.sources.iter_mut().map(|source| {
-        let mut ports = Vec::new();
-        if !addressed(&source.name, "rejected") {
-            ports.push(Port { from: From::Source, side: Side::Rejected });
-        }
-        for (i, node) in source.nodes.iter_mut().enumerate() {
-            node.rejects_read = addressed(&node.name, "rejected");
-            node.late_read = addressed(&node.name, "late");
-            let (rejects, late) = sides(&node.op);
-            let sides = [(rejects && !node.rejects_read, Side::Rejected), (late && !node.late_read, Side::Late)];
-            ports.extend(sides.into_iter().filter(|(unread, _)| *unread).map(|(_, side)| Port { from: From::Node(i), side }));
-        }
-        ports
-    }).collect();
+    let unread: Vec<Vec<Port>> = l
+        .program
+        .sources
+        .iter_mut()
+        .map(|source| {
+            let mut ports = Vec::new();
+            if !addressed(&source.name, "rejected") {
+                ports.push(Port { from: From::Source, side: Side::Rejected });
+            }
+            for (i, node) in source.nodes.iter_mut().enumerate() {
+                node.rejects_read = addressed(&node.name, "rejected");
+                node.late_read = addressed(&node.name, "late");
+                let (rejects, late) = sides(&node.op);
+                let sides = [(rejects && !node.rejects_read, Side::Rejected), (late && !node.late_read, Side::Late)];
+                ports.extend(sides.into_iter().filter(|(unread, _)| *unread).map(|(_, side)| Port { from: From::Node(i), side }));
+            }
+            ports
+        })
+        .collect();
     let location = l.document.spec.dead_letter.as_ref().map_or_else(|| "dead-letters/".to_owned(), |d| d.s3.location.clone());
     let index = l.program.files.len();
     let schema = dead_letter_schema();
@@ -182,20 +230,31 @@ fn dead_letters(l: &mut Lowering<'_>) {
         location,
         format: FileFormat::JsonLines,
         partition: Some(FilePartition::Hour),
-        time_column: None,
         roll_size: Size::from_bytes(64 << 20),
         roll_interval: Duration::from_millis(60_000),
         schema: Arc::clone(&schema),
     });
     for (source, inputs) in l.program.sources.iter_mut().zip(unread) {
-        source.nodes.push(Node { name: DEAD_LETTERS.to_owned(), inputs, op: Op::Files(index), schema: Arc::clone(&schema), rejects_read: true, late_read: true });
+        source.nodes.push(Node {
+            name: DEAD_LETTERS.to_owned(),
+            inputs,
+            op: Op::Files(index),
+            schema: Arc::clone(&schema),
+            rejects_read: true,
+            late_read: true,
+        });
     }
     let keyed = &mut l.program.keyed;
-    let inputs: Vec<Port> = keyed.nodes.iter().enumerate().filter(|(_, n)| sides(&n.op).0).map(|(i, _)| Port { from: From::Node(i), side: Side::Rejected }).collect();
+    let inputs: Vec<Port> = keyed
+        .nodes
+        .iter()
+        .enumerate()
+        .filter(|(_, n)| sides(&n.op).0)
+        .map(|(i, _)| Port { from: From::Node(i), side: Side::Rejected })
+        .collect();
     if !inputs.is_empty() {
         keyed.nodes.push(Node { name: DEAD_LETTERS.to_owned(), inputs, op: Op::Files(index), schema, rejects_read: true, late_read: true });
     }
-    let _ = base;
 }
 
 /// Whether a node can reject, and whether rows can be late at it.

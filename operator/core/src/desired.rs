@@ -60,7 +60,8 @@ pub fn desired(program: &Program) -> Vec<Resource> {
     }
     for table in &spec.tables {
         let Some(dynamodb) = &table.dynamodb else { continue };
-        let key = std::iter::once(&dynamodb.partition_key).chain(&dynamodb.sort_key).map(|k| k.name.as_str()).collect::<Vec<_>>().join(", ");
+        let key =
+            std::iter::once(&dynamodb.partition_key).chain(&dynamodb.sort_key).map(|k| k.name.as_str()).collect::<Vec<_>>().join(", ");
         resources.push(Resource { kind: Kind::DynamoDbTable, name: dynamodb.table_name.clone(), settings: vec![("key", key)] });
     }
     let pipeline = format!("{}-{}", document.namespace, document.name);

@@ -59,10 +59,14 @@ mod tests {
 
     #[test]
     fn a_plan_after_its_apply_is_empty() {
-        let resource = |shards: &str| Resource { kind: Kind::KinesisStream, name: "events".to_owned(), settings: vec![("shards", shards.to_owned())] };
+        let resource =
+            |shards: &str| Resource { kind: Kind::KinesisStream, name: "events".to_owned(), settings: vec![("shards", shards.to_owned())] };
         let wanted = vec![resource("4")];
         assert_eq!(plan(&wanted, &[]).iter().map(ToString::to_string).collect::<Vec<_>>(), ["create stream events (shards 4)"]);
-        assert_eq!(plan(&wanted, &[resource("2")]).iter().map(ToString::to_string).collect::<Vec<_>>(), ["change stream events: shards 2 → 4"]);
+        assert_eq!(
+            plan(&wanted, &[resource("2")]).iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["change stream events: shards 2 → 4"]
+        );
         assert_eq!(plan(&wanted, &wanted), []);
     }
 }

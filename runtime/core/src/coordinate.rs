@@ -61,7 +61,8 @@ pub enum Change {
 pub fn decide(view: &View, desired: &Desired, rules: Rules) -> Vec<Change> {
     let Some((fence, pipeline)) = &view.pipeline else {
         let roots = view.shards.iter().filter(|s| s.parents.is_empty()).map(|s| s.lineage.clone()).collect();
-        let pipeline = PipelineRow { job: 1, job_hash: desired.hash.clone(), partitions: desired.partitions, roots, ..PipelineRow::default() };
+        let pipeline =
+            PipelineRow { job: 1, job_hash: desired.hash.clone(), partitions: desired.partitions, roots, ..PipelineRow::default() };
         return vec![Change::Pipeline(None, pipeline)];
     };
     if pipeline.draining_for.is_some() {
@@ -200,7 +201,11 @@ fn flip(view: &View, fence: &Fence, pipeline: &PipelineRow, desired: &Desired, r
         for partition in (0..desired.partitions).filter(|p| !view.keyed.contains_key(p)) {
             let cut = if rules.hold(Rule::Lamport) { highest_cut } else { 0 };
             let new = Fence { job: next_job, cut, ..Fence::default() };
-            changes.push(Change::Keyed(partition, new, Box::new(KeyedRow { inherits: snapshots.clone(), watermark: lowest, roots_version, ..empty_keyed() })));
+            changes.push(Change::Keyed(
+                partition,
+                new,
+                Box::new(KeyedRow { inherits: snapshots.clone(), watermark: lowest, roots_version, ..empty_keyed() }),
+            ));
         }
         if changes.iter().any(|c| matches!(c, Change::Keyed(..))) {
             return changes;

@@ -23,7 +23,7 @@ impl KeyGroup {
 
     /// The group of a key by its hash: the high part of `hash · groups`.
     pub fn of_hash(hash: u64, groups: u16) -> Self {
-        Self((u128::from(hash) * u128::from(groups) >> 64) as u16)
+        Self(((u128::from(hash) * u128::from(groups)) >> 64) as u16)
     }
 
     /// The partition of a repartition stream that holds this group: ranges of equal size. Moves only with a job change.
@@ -77,7 +77,13 @@ impl KeyWriter {
 
     /// A double: -0 is 0, and every NaN is one.
     pub fn double(&mut self, value: f64) {
-        let value = if value == 0.0 { 0.0 } else if value.is_nan() { f64::NAN } else { value };
+        let value = if value == 0.0 {
+            0.0
+        } else if value.is_nan() {
+            f64::NAN
+        } else {
+            value
+        };
         self.0.push(3);
         self.0.extend(value.to_bits().to_be_bytes());
     }
@@ -145,7 +151,16 @@ mod tests {
         assert_eq!(bytes(&|w| w.decimal(1_2300, 4)), bytes(&|w| w.decimal(123, 2)));
         assert_eq!(bytes(&|w| w.decimal(70_000, 4)), bytes(&|w| w.integer(7)));
         assert_ne!(bytes(&|w| w.integer(-1)), bytes(&|w| w.integer(255)));
-        assert_ne!(bytes(&|w| { w.text(b"a"); w.text(b"b"); }), bytes(&|w| { w.text(b"ab"); w.text(b""); }));
+        assert_ne!(
+            bytes(&|w| {
+                w.text(b"a");
+                w.text(b"b");
+            }),
+            bytes(&|w| {
+                w.text(b"ab");
+                w.text(b"");
+            })
+        );
         assert_eq!(bytes(&|w| w.double(-0.0)), bytes(&|w| w.double(0.0)));
     }
 

@@ -44,7 +44,8 @@ mod tests {
     /// Workers take in turns until nobody wants anything: how many each has then, and how many were moved.
     fn settle(owners: &[&str], alive: &[&str]) -> (Vec<usize>, usize) {
         let alive: Vec<String> = alive.iter().map(|s| (*s).to_owned()).collect();
-        let mut leases: Vec<Lease> = owners.iter().enumerate().map(|(i, o)| Lease { task: i.to_string(), owner: (*o).to_owned() }).collect();
+        let mut leases: Vec<Lease> =
+            owners.iter().enumerate().map(|(i, o)| Lease { task: i.to_string(), owner: (*o).to_owned() }).collect();
         let mut moved = 0;
         loop {
             let before = moved;

@@ -5,8 +5,8 @@
 
 pub mod coordinate;
 pub mod key;
-pub mod ledger;
 pub mod lease;
+pub mod ledger;
 pub mod message;
 pub mod numbers;
 pub mod path;

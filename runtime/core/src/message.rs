@@ -64,7 +64,14 @@ mod tests {
 
     #[test]
     fn what_is_cut_off_is_an_error() {
-        let message = Message { edge: "per_minute".into(), lineage: Lineage::new("clicks", "1", "shard-0"), group: KeyGroup(1000), number: 300, job: 2, body: vec![7; 200] };
+        let message = Message {
+            edge: "per_minute".into(),
+            lineage: Lineage::new("clicks", "1", "shard-0"),
+            group: KeyGroup(1000),
+            number: 300,
+            job: 2,
+            body: vec![7; 200],
+        };
         let bytes = encode(&[message.clone(), message.clone()]);
         assert_eq!(decode(&bytes), Ok(vec![message.clone(), message]));
         let whole = (0..bytes.len()).filter(|n| decode(&bytes[..*n]).is_ok()).count();

@@ -240,3 +240,23 @@ impl SourceRow {
         if self.children.is_empty() { Watermark::MAX } else { self.watermark }
     }
 }
+
+impl SourceRow {
+    /// The objects that this row needs: all others of its task may go.
+    pub fn objects(&self) -> Vec<&str> {
+        let staged = self.unsent.iter().map(|s| s.object.as_str());
+        let tails = self.files.iter().chain(&self.complete).filter_map(|f| f.tail.as_deref());
+        let snapshots = self.snapshot.iter().chain(&self.end_snapshot).flat_map(|s| s.objects.iter().map(String::as_str));
+        staged.chain(tails).chain(snapshots).collect()
+    }
+}
+
+impl KeyedRow {
+    /// The objects that this row needs. What it inherits may be needed by others too.
+    pub fn objects(&self) -> Vec<&str> {
+        let staged = self.unsent.iter().map(|s| s.object.as_str());
+        let tails = self.complete.iter().filter_map(|f| f.tail.as_deref());
+        let snapshots = self.snapshot.iter().flat_map(|s| s.objects.iter().map(String::as_str));
+        staged.chain(tails).chain(snapshots).collect()
+    }
+}

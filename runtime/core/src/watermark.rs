@@ -119,9 +119,10 @@ impl Merge {
         for (lineage, seen) in view {
             let consumed = seen.numbers.iter().all(|(edge, numbers)| {
                 let of_edge = cursors.get(&(lineage.clone(), edge.clone()));
-                numbers.iter().filter(|(group, _)| mine(*group)).all(|(group, last)| {
-                    of_edge.and_then(|c| c.get(&group)).map_or(0, Cursor::seen_to) >= last
-                })
+                numbers
+                    .iter()
+                    .filter(|(group, _)| mine(*group))
+                    .all(|(group, last)| of_edge.and_then(|c| c.get(&group)).map_or(0, Cursor::seen_to) >= last)
             });
             let applied = self.applied.entry(lineage.clone()).or_insert(Watermark::MIN);
             if let Some(watermark) = seen.watermark.filter(|_| consumed) {

@@ -233,10 +233,14 @@ impl JsonDecoder {
                 _ => None,
             },
             DataType::Int64 if number => number::integer(text).map(Scalar::Integer),
-            DataType::Float64 if number => std::str::from_utf8(text).ok().and_then(|t| t.parse().ok()).filter(|v: &f64| v.is_finite()).map(Scalar::Double),
+            DataType::Float64 if number => {
+                std::str::from_utf8(text).ok().and_then(|t| t.parse().ok()).filter(|v: &f64| v.is_finite()).map(Scalar::Double)
+            }
             DataType::Decimal128(precision, scale) if number || quoted => number::decimal(text, *precision, *scale).map(Scalar::Decimal),
             DataType::Timestamp(..) if quoted => time::timestamp(text).map(Scalar::Integer),
-            DataType::Timestamp(..) if number => number::integer(text).and_then(|ms| ms.checked_mul(1000)).filter(|us| in_calendar(*us)).map(Scalar::Integer),
+            DataType::Timestamp(..) if number => {
+                number::integer(text).and_then(|ms| ms.checked_mul(1000)).filter(|us| in_calendar(*us)).map(Scalar::Integer)
+            }
             DataType::Date32 if quoted => time::date(text).map(|d| Scalar::Integer(i64::from(d))),
             _ => None,
         };
@@ -265,7 +269,9 @@ fn wanted(data_type: &DataType) -> String {
         DataType::Float64 => "a number in the range of a double".to_owned(),
         DataType::Utf8 => "a text".to_owned(),
         DataType::Boolean => "true or false".to_owned(),
-        DataType::Decimal128(p, s) => format!("a number of at most {} digits before and {s} after the point", i32::from(*p) - i32::from(*s)),
+        DataType::Decimal128(p, s) => {
+            format!("a number of at most {} digits before and {s} after the point", i32::from(*p) - i32::from(*s))
+        }
         other => other.to_string(),
     }
 }
@@ -318,7 +324,12 @@ fn unescape(text: &[u8], at: usize, out: &mut Vec<u8>) -> Result<(), Stop> {
             i += 2;
             continue;
         }
-        let unit = |i: usize| text.get(i..i + 6).filter(|t| t.starts_with(b"\\u")).and_then(|t| std::str::from_utf8(&t[2..]).ok()).and_then(|t| u32::from_str_radix(t, 16).ok());
+        let unit = |i: usize| {
+            text.get(i..i + 6)
+                .filter(|t| t.starts_with(b"\\u"))
+                .and_then(|t| std::str::from_utf8(&t[2..]).ok())
+                .and_then(|t| u32::from_str_radix(t, 16).ok())
+        };
         let first = unit(i).unwrap_or(0xD800);
         let (code, length) = match (first, unit(i + 6)) {
             (0xD800..=0xDBFF, Some(second @ 0xDC00..=0xDFFF)) => (0x10000 + ((first - 0xD800) << 10) + (second - 0xDC00), 12),
@@ -392,7 +403,9 @@ impl Parser<'_> {
                     escaped = true;
                     match self.next() {
                         Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => {}
-                        Some(b'u') if self.data.get(self.at..self.at + 4).is_some_and(|h| h.iter().all(u8::is_ascii_hexdigit)) => self.at += 4,
+                        Some(b'u') if self.data.get(self.at..self.at + 4).is_some_and(|h| h.iter().all(u8::is_ascii_hexdigit)) => {
+                            self.at += 4
+                        }
                         _ => return Err(malformed(self.at, "this is no escape")),
                     }
                 }

@@ -84,7 +84,9 @@ async fn execute(ports: &Ports, view: &View, change: Change) -> Result<bool, Tas
             let Some(found) = ports.insist(|| ports.rows.get(&key)).await? else { return Ok(false) };
             (key, StoredRow { fence: after, body: found.body }, Expect::Fence(before))
         }
-        Change::Replace(partition, before, after, row) => (path::keyed_row(partition), StoredRow { fence: after, body: task::encode(&*row) }, Expect::Fence(before)),
+        Change::Replace(partition, before, after, row) => {
+            (path::keyed_row(partition), StoredRow { fence: after, body: task::encode(&*row) }, Expect::Fence(before))
+        }
     };
     Ok(matches!(ports.rows.put(&key, row, expect).await, Ok(true)))
 }

@@ -154,7 +154,8 @@ impl Encoder {
                 .set_bloom_filter_position(parquet::file::properties::BloomFilterPosition::AfterRowGroup);
         }
         let bytes = Shared::default();
-        let options = parquet::arrow::arrow_writer::ArrowWriterOptions::new().with_properties(properties.build()).with_skip_arrow_metadata(true);
+        let options =
+            parquet::arrow::arrow_writer::ArrowWriterOptions::new().with_properties(properties.build()).with_skip_arrow_metadata(true);
         let writer = ArrowWriter::try_new_with_options(bytes.clone(), Arc::clone(schema), options).map_err(encode_error)?;
         Ok(Encoder::Parquet { writer: Box::new(writer), bytes })
     }

@@ -44,6 +44,7 @@ enum Event {
     Cut(Result<Box<Done>, TaskError>),
     Sent(String, Result<(), TaskError>),
     Completed(OpenFile, Result<(), TaskError>),
+    Removed,
     Tick,
 }
 
@@ -78,6 +79,7 @@ pub struct KeyedTask<C> {
     looking: bool,
     cutting: bool,
     changed: bool,
+    garbage: Vec<String>,
     behind: bool,
     progress: Arc<Mutex<Progress>>,
 }
@@ -95,13 +97,27 @@ pub struct Progress {
 
 impl<C: Control> KeyedTask<C> {
     /// Takes the partition's row and recovers its state.
-    pub async fn start(ports: Ports, control: Rc<C>, settings: Settings, job: KeyedJob, session: &str, progress: Arc<Mutex<Progress>>) -> Result<Self, TaskError> {
+    pub async fn start(
+        ports: Ports,
+        control: Rc<C>,
+        settings: Settings,
+        job: KeyedJob,
+        session: &str,
+        progress: Arc<Mutex<Progress>>,
+    ) -> Result<Self, TaskError> {
         let key = path::keyed_row(job.partition);
         let (fence, row): (Fence, KeyedRow) = task::take(&ports, &key, job.job, session, settings.rules).await?;
         let chain = KeyedChain::new(&job.program, job.partition, job.partitions, settings.rules);
         let now = ports.clock.now();
         let mut task = Self {
-            ports, control, settings, job, key, fence, chain, progress,
+            ports,
+            control,
+            settings,
+            job,
+            key,
+            fence,
+            chain,
+            progress,
             merge: Merge::default(),
             view: BTreeMap::new(),
             position: None,
@@ -118,6 +134,7 @@ impl<C: Control> KeyedTask<C> {
             looking: false,
             cutting: false,
             changed: false,
+            garbage: Vec::new(),
             behind: false,
             row,
         };
@@ -188,7 +205,8 @@ impl<C: Control> KeyedTask<C> {
     }
 
     fn outstanding(&self) -> bool {
-        self.row.unsent.iter().any(|s| !self.acknowledged.contains(&s.object)) || self.row.complete.iter().any(|f| !self.acknowledged.contains(&f.destination))
+        self.row.unsent.iter().any(|s| !self.acknowledged.contains(&s.object))
+            || self.row.complete.iter().any(|f| !self.acknowledged.contains(&f.destination))
     }
 
     fn decide(&mut self, busy: &mut FuturesUnordered<LocalBoxFuture<'static, Event>>) -> Result<Option<Exit>, TaskError> {
@@ -198,6 +216,7 @@ impl<C: Control> KeyedTask<C> {
         let now = self.ports.clock.now();
         let draining = self.draining();
         self.send(busy);
+        self.clean(busy);
         if !self.reading {
             self.reading = true;
             let (log, partition, after) = (Arc::clone(&self.ports.log), self.job.partition, self.position);
@@ -214,14 +233,24 @@ impl<C: Control> KeyedTask<C> {
             let (ports, rules) = (self.ports.clone(), self.rules());
             busy.push(Box::pin(async move { Event::Looked(look(&ports, rules).await) }));
         }
-        let update_every = self.job.program.keyed.edges.iter().filter_map(|e| if let EdgeKind::Partial(s) = &e.kind { s.on_update } else { None }).map(|d| d.millis()).min();
+        let update_every = self
+            .job
+            .program
+            .keyed
+            .edges
+            .iter()
+            .filter_map(|e| if let EdgeKind::Partial(s) = &e.kind { s.on_update } else { None })
+            .map(|d| d.millis())
+            .min();
         if update_every.is_some_and(|every| now - self.last_update >= every || draining) {
             self.last_update = now;
             self.chain.emit_updates();
         }
         self.changed |= self.chain.has_outputs();
         let due = now - self.last_cut >= self.settings.cut_interval;
-        if now - self.last_snapshot >= self.settings.snapshot_interval && self.row.snapshot.as_ref().and_then(|s| s.position) != self.position {
+        if now - self.last_snapshot >= self.settings.snapshot_interval
+            && self.row.snapshot.as_ref().and_then(|s| s.position) != self.position
+        {
             // Rows that wait for a cut are no part of it, so it is taken right when a cut takes them.
             if !self.cutting && !draining {
                 busy.push(self.cut(now, false, true)?);
@@ -248,9 +277,13 @@ impl<C: Control> KeyedTask<C> {
         self.view.iter().all(|(lineage, seen)| {
             seen.numbers.iter().all(|(edge, numbers)| {
                 let cursors = self.chain.cursors.get(&(lineage.clone(), edge.clone()));
-                numbers.iter().filter(|(group, _)| self.chain.mine(*group)).all(|(group, last)| cursors.and_then(|c| c.get(&group)).map_or(0, |c| c.seen_to()) >= last)
+                numbers
+                    .iter()
+                    .filter(|(group, _)| self.chain.mine(*group))
+                    .all(|(group, last)| cursors.and_then(|c| c.get(&group)).map_or(0, |c| c.seen_to()) >= last)
             })
-        }) && self.control.pipeline().draining_for.is_some() && self.all_drained()
+        }) && self.control.pipeline().draining_for.is_some()
+            && self.all_drained()
     }
 
     fn all_drained(&self) -> bool {
@@ -259,7 +292,10 @@ impl<C: Control> KeyedTask<C> {
 
     fn roll_due(&self, now: i64) -> bool {
         let unsent = &self.row.unsent;
-        self.job.program.files.iter().any(|f| unsent.iter().any(|s| s.to == f.name && !self.covered(&s.object)) && self.since_roll.get(&f.name).is_none_or(|since| now - since >= f.roll_interval.millis()))
+        self.job.program.files.iter().any(|f| {
+            unsent.iter().any(|s| s.to == f.name && !self.covered(&s.object))
+                && self.since_roll.get(&f.name).is_none_or(|since| now - since >= f.roll_interval.millis())
+        })
     }
 
     /// Whether a file that is being completed contains a staged object.
@@ -272,11 +308,24 @@ impl<C: Control> KeyedTask<C> {
         self.row.unsent.iter().filter(|s| files.contains(s.to.as_str()) && !self.acknowledged.contains(&s.object)).map(|s| s.rows).sum()
     }
 
+    /// Removes objects that no cut names any more.
+    fn clean(&mut self, busy: &mut FuturesUnordered<LocalBoxFuture<'static, Event>>) {
+        if !self.garbage.is_empty() {
+            let (objects, garbage) = (Arc::clone(&self.ports.objects), std::mem::take(&mut self.garbage));
+            busy.push(Box::pin(async move {
+                task::remove(&*objects, &garbage).await;
+                Event::Removed
+            }));
+        }
+    }
+
     /// Sends what cuts cover; every pending send is compared with what the sink already has.
     fn send(&mut self, busy: &mut FuturesUnordered<LocalBoxFuture<'static, Event>>) {
         for staged in &self.row.unsent {
             let table = self.job.program.tables.iter().find(|t| t.name == staged.to).map(|t| t.table.clone());
-            let Some(table) = table.filter(|_| !self.sent.contains(&staged.object) && self.busy_sends.insert(staged.object.clone())) else { continue };
+            let Some(table) = table.filter(|_| !self.sent.contains(&staged.object) && self.busy_sends.insert(staged.object.clone())) else {
+                continue;
+            };
             let (ports, staged) = (self.ports.clone(), staged.clone());
             busy.push(Box::pin(async move {
                 let object = staged.object.clone();
@@ -296,7 +345,7 @@ impl<C: Control> KeyedTask<C> {
 
     fn apply(&mut self, event: Event) -> Result<(), TaskError> {
         match event {
-            Event::Tick => {}
+            Event::Tick | Event::Removed => {}
             Event::Read(records) => {
                 self.reading = false;
                 let records = match records {
@@ -321,9 +370,11 @@ impl<C: Control> KeyedTask<C> {
                 let done = *done?;
                 self.cutting = false;
                 self.last_cut = self.ports.clock.now();
-                self.acknowledged.retain(|a| done.row.unsent.iter().any(|s| s.object == *a) || done.row.complete.iter().any(|f| f.destination == *a));
+                self.acknowledged
+                    .retain(|a| done.row.unsent.iter().any(|s| s.object == *a) || done.row.complete.iter().any(|f| f.destination == *a));
                 self.fence = done.fence;
-                self.row = done.row;
+                let before = std::mem::replace(&mut self.row, done.row);
+                self.garbage.extend(task::unneeded(&before.objects(), &self.row.objects()));
             }
             Event::Sent(object, done) => {
                 done?;
@@ -395,7 +446,9 @@ impl<C: Control> KeyedTask<C> {
             let node = &self.job.program.keyed.nodes[node];
             let (rows, bytes) = match &output {
                 Output::Items(items) => (items.len(), serde_json::to_vec(items).map_err(|e| TaskError::Encode(e.to_string()))?),
-                Output::Rows(batches) => (batches.iter().map(RecordBatch::num_rows).sum(), write_batches(batches).map_err(|e| TaskError::Encode(e.to_string()))?),
+                Output::Rows(batches) => {
+                    (batches.iter().map(RecordBatch::num_rows).sum(), write_batches(batches).map_err(|e| TaskError::Encode(e.to_string()))?)
+                }
             };
             let object = self.object(path::Kind::Staged, number, nth);
             row.unsent.push(Staged { to: node.name.clone(), object: object.clone(), cut: number, rows: rows as u64 });
@@ -418,11 +471,13 @@ impl<C: Control> KeyedTask<C> {
     /// Files to make of staged rows whose time has come: each covers the objects that it will contain.
     fn rolls(&mut self, now: i64, number: u64, row: &KeyedRow, last: bool) -> Result<Vec<(FileWriter, Vec<String>)>, TaskError> {
         let mut rolls = Vec::new();
-        let sealed = self.control.pipeline().seal.is_some_and(|s| s.watermark.is_some_and(|w| self.chain.watermark >= w)) || self.chain.watermark == Watermark::MAX;
+        let sealed = self.control.pipeline().seal.is_some_and(|s| s.watermark.is_some_and(|w| self.chain.watermark >= w))
+            || self.chain.watermark == Watermark::MAX;
         let nodes = self.job.program.keyed.nodes.iter().filter_map(|n| if let Op::Files(i) = n.op { Some(i) } else { None });
         for (nth, index) in nodes.collect::<BTreeSet<_>>().into_iter().enumerate() {
             let spec = &self.job.program.files[index];
-            let waiting: Vec<&Staged> = self.row.unsent.iter().filter(|s| s.to == spec.name && !self.covered(&s.object) && row.unsent.contains(s)).collect();
+            let waiting: Vec<&Staged> =
+                self.row.unsent.iter().filter(|s| s.to == spec.name && !self.covered(&s.object) && row.unsent.contains(s)).collect();
             if waiting.is_empty() {
                 continue;
             }
@@ -474,7 +529,16 @@ async fn send_items(ports: &Ports, table: &str, staged: &Staged) -> Result<(), T
 }
 
 #[expect(clippy::too_many_arguments, reason = "it is the tail of one function, moved out so that it owns what it writes")]
-async fn write(ports: &Ports, key: &str, before: &Fence, after: Fence, mut row: KeyedRow, objects: Vec<(String, Bytes)>, rolls: Vec<(FileWriter, Vec<String>)>, rules: Rules) -> Result<Done, TaskError> {
+async fn write(
+    ports: &Ports,
+    key: &str,
+    before: &Fence,
+    after: Fence,
+    mut row: KeyedRow,
+    objects: Vec<(String, Bytes)>,
+    rolls: Vec<(FileWriter, Vec<String>)>,
+    rules: Rules,
+) -> Result<Done, TaskError> {
     for (object, bytes) in &objects {
         ports.insist(|| ports.objects.put(object, bytes.clone())).await?;
     }

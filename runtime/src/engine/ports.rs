@@ -59,6 +59,8 @@ pub trait Objects: Send + Sync {
     fn put<'a>(&'a self, name: &'a str, bytes: Bytes) -> Call<'a, ()>;
     /// Reads an object.
     fn get<'a>(&'a self, name: &'a str) -> Call<'a, Bytes>;
+    /// Removes an object that no row names any more; one that is gone is no error.
+    fn delete<'a>(&'a self, name: &'a str) -> Call<'a, ()>;
 }
 
 /// How completing a file went.

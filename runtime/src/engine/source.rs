@@ -63,6 +63,7 @@ enum Event {
     Completed(String, Result<(), TaskError>),
     Snapshot(Result<Snapshot, PortError>),
     Lowest(Result<Option<Watermark>, TaskError>),
+    Removed,
     Tick,
 }
 
@@ -97,6 +98,7 @@ pub struct SourceTask<C> {
     ended: bool,
     children: Vec<Lineage>,
     changed: bool,
+    garbage: Vec<String>,
     progress: Arc<Mutex<Progress>>,
 }
 
@@ -113,13 +115,27 @@ pub struct Progress {
 
 impl<C: Control> SourceTask<C> {
     /// Takes the lineage's row and recovers its state.
-    pub async fn start(ports: Ports, control: Rc<C>, settings: Settings, job: SourceJob, session: &str, progress: Arc<Mutex<Progress>>) -> Result<Self, TaskError> {
+    pub async fn start(
+        ports: Ports,
+        control: Rc<C>,
+        settings: Settings,
+        job: SourceJob,
+        session: &str,
+        progress: Arc<Mutex<Progress>>,
+    ) -> Result<Self, TaskError> {
         let key = path::source_row(&job.lineage);
         let (fence, row): (Fence, SourceRow) = task::take(&ports, &key, job.job, session, settings.rules).await?;
         let chain = SourceChain::new(&job.program, job.source, &job.lineage, job.range, job.job, settings.rules);
         let now = ports.clock.now();
         let mut task = Self {
-            ports, control, settings, job, key, fence, chain, progress,
+            ports,
+            control,
+            settings,
+            job,
+            key,
+            fence,
+            chain,
+            progress,
             position: row.position,
             assigned: BTreeMap::new(),
             pending: row.unsent.iter().map(|s| Pending { staged: s.clone(), left: None, busy: false }).collect(),
@@ -141,6 +157,7 @@ impl<C: Control> SourceTask<C> {
             ended: row.status != Status::Live,
             children: row.children.clone(),
             changed: false,
+            garbage: Vec::new(),
             row,
         };
         task.recover().await?;
@@ -199,6 +216,7 @@ impl<C: Control> SourceTask<C> {
             return Ok(Some(Exit::Drained));
         }
         self.send(busy);
+        self.clean(busy);
         let draining = self.draining();
         let now = self.ports.clock.now();
         if self.ended {
@@ -213,7 +231,11 @@ impl<C: Control> SourceTask<C> {
         }
         if draining && !self.reading {
             if !self.cutting {
-                let settled = !self.changed && !self.chain.has_partials() && !self.outstanding() && self.row.files.is_empty() && self.nothing_buffered();
+                let settled = !self.changed
+                    && !self.chain.has_partials()
+                    && !self.outstanding()
+                    && self.row.files.is_empty()
+                    && self.nothing_buffered();
                 if settled {
                     busy.push(self.cut(Status::Live, true)?);
                 } else if self.changed || now - self.last_cut >= self.settings.cut_interval {
@@ -222,7 +244,12 @@ impl<C: Control> SourceTask<C> {
             }
             return Ok(None);
         }
-        if !self.reading && !draining && self.replayable.len() < 50 * BUNDLE && self.pending.len() < 64 && self.buffered() < 4 * self.settings.part_bytes {
+        if !self.reading
+            && !draining
+            && self.replayable.len() < 50 * BUNDLE
+            && self.pending.len() < 64
+            && self.buffered() < 4 * self.settings.part_bytes
+        {
             self.reading = true;
             let (source, lineage, after) = (Arc::clone(&self.ports.source), self.job.lineage.clone(), self.position);
             let (clock, pause) = (Arc::clone(&self.ports.clock), if self.at_tip_since.is_some() { self.settings.poll_interval } else { 0 });
@@ -238,7 +265,9 @@ impl<C: Control> SourceTask<C> {
             if sealed != Watermark::MIN && sealed.0 > self.chain.watermark {
                 self.raise(sealed);
                 busy.push(self.cut(Status::Live, false)?);
-            } else if now - self.last_cut >= self.settings.cut_interval && (self.changed || self.files_due(now) || !self.acknowledged.is_empty()) {
+            } else if now - self.last_cut >= self.settings.cut_interval
+                && (self.changed || self.files_due(now) || !self.acknowledged.is_empty())
+            {
                 busy.push(self.cut(Status::Live, false)?);
             } else if self.idle(now) && !self.looking {
                 self.looking = true;
@@ -258,6 +287,17 @@ impl<C: Control> SourceTask<C> {
         self.chain.files().all(|(_, rows)| rows.buffers().next().is_none()) && self.writers.is_empty()
     }
 
+    /// Removes objects that no cut names any more.
+    fn clean(&mut self, busy: &mut FuturesUnordered<LocalBoxFuture<'static, Event>>) {
+        if !self.garbage.is_empty() {
+            let (objects, garbage) = (Arc::clone(&self.ports.objects), std::mem::take(&mut self.garbage));
+            busy.push(Box::pin(async move {
+                task::remove(&*objects, &garbage).await;
+                Event::Removed
+            }));
+        }
+    }
+
     /// Sends what cuts cover.
     fn send(&mut self, busy: &mut FuturesUnordered<LocalBoxFuture<'static, Event>>) {
         let groups = self.job.program.document.key_groups;
@@ -271,7 +311,9 @@ impl<C: Control> SourceTask<C> {
                     let messages = loaded.map_err(TaskError::from).and_then(|bytes| Ok(message::decode(&bytes)?));
                     Event::Loaded(object, messages)
                 })),
-                Some(messages) => busy.push(Box::pin(async move { Event::Sent(object, append(&ports, messages, groups, partitions).await) })),
+                Some(messages) => {
+                    busy.push(Box::pin(async move { Event::Sent(object, append(&ports, messages, groups, partitions).await) }))
+                }
             }
         }
         if !self.sending_replayable {
@@ -284,18 +326,26 @@ impl<C: Control> SourceTask<C> {
                 busy.push(Box::pin(async move {
                     let left = append(&ports, records.iter().map(|r| r.message.clone()).collect(), groups, partitions).await;
                     let failed: BTreeSet<(String, u16, u64)> = left.iter().map(|m| (m.edge.clone(), m.group.0, m.number)).collect();
-                    let left = records.into_iter().filter(|r| failed.contains(&(r.message.edge.clone(), r.message.group.0, r.message.number)));
+                    let left =
+                        records.into_iter().filter(|r| failed.contains(&(r.message.edge.clone(), r.message.group.0, r.message.number)));
                     Event::SentReplayable(left.collect())
                 }));
             }
         }
-        for (file, started) in self.complete.values_mut().filter(|(f, started)| !started && self.row.complete.iter().any(|c| c.destination == f.destination)) {
+        for (file, started) in
+            self.complete.values_mut().filter(|(f, started)| !started && self.row.complete.iter().any(|c| c.destination == f.destination))
+        {
             *started = true;
             let (ports, file, generation) = (self.ports.clone(), file.clone(), self.fence.generation);
             busy.push(Box::pin(async move { Event::Completed(file.destination.clone(), file::complete(&ports, &file, generation).await) }));
         }
         let due = self.ports.clock.now() - self.last_snapshot >= self.settings.snapshot_interval;
-        if due && !self.ended && !self.snapshotting && self.snapshot.is_none() && self.row.snapshot.as_ref().and_then(|s| s.position) != self.position {
+        if due
+            && !self.ended
+            && !self.snapshotting
+            && self.snapshot.is_none()
+            && self.row.snapshot.as_ref().and_then(|s| s.position) != self.position
+        {
             busy.push(self.take_snapshot());
         }
     }
@@ -321,7 +371,7 @@ impl<C: Control> SourceTask<C> {
 
     fn apply(&mut self, event: Event) -> Result<(), TaskError> {
         match event {
-            Event::Tick => {}
+            Event::Tick | Event::Removed => {}
             Event::Read(read) => self.take_records(read)?,
             Event::Cut(done) => self.committed(*done?),
             Event::Loaded(object, messages) => self.pend(&object, messages?),

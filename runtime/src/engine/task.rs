@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-use super::ports::{PortError, Ports, StoredRow};
+use super::ports::{Objects, PortError, Ports, StoredRow};
 
 /// How a task ended, when nothing is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,5 +136,17 @@ pub async fn write_cut(ports: &Ports, key: &str, before: &Fence, after: Fence, b
             }
             Err(error) => return Err(error.into()),
         }
+    }
+}
+
+/// The objects of a cut that the next one does not name any more.
+pub fn unneeded(before: &[&str], after: &[&str]) -> Vec<String> {
+    before.iter().filter(|o| !after.contains(o)).map(|o| (*o).to_owned()).collect()
+}
+
+/// Removes objects; one that stays is only waste.
+pub async fn remove(objects: &dyn Objects, garbage: &[String]) {
+    for object in garbage {
+        drop(objects.delete(object).await);
     }
 }

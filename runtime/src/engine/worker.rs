@@ -225,12 +225,15 @@ impl Worker {
         rows.extend(keyed.into_iter().filter(|(key, _)| key[path::KEYED.len()..].parse::<u16>().is_ok_and(|p| p < pipeline.partitions)));
         rows.retain(|(_, row)| row.fence.job == pipeline.job && !row.fence.drained);
         let running: BTreeSet<&String> = self.load.iter().flatten().collect();
-        let leases: Vec<Lease> = rows.iter().map(|(key, row)| {
-            let mine = running.contains(key);
-            // A task that ended although its row is ours is nobody's.
-            let lost = row.fence.owner == self.session && !mine;
-            Lease { task: key.clone(), owner: if lost { String::new() } else { row.fence.owner.clone() } }
-        }).collect();
+        let leases: Vec<Lease> = rows
+            .iter()
+            .map(|(key, row)| {
+                let mine = running.contains(key);
+                // A task that ended although its row is ours is nobody's.
+                let lost = row.fence.owner == self.session && !mine;
+                Lease { task: key.clone(), owner: if lost { String::new() } else { row.fence.owner.clone() } }
+            })
+            .collect();
         let take = lease::to_take(&self.session, alive, &leases);
         if take.is_empty() {
             return Ok(());
@@ -255,7 +258,8 @@ impl Worker {
         let name = path::job(hash);
         let bytes = self.ports.insist(|| self.ports.objects.get(&name)).await.map_err(|e| fail(e.to_string()))?;
         let document: JobDocument = serde_json::from_slice(&bytes).map_err(|e| fail(e.to_string()))?;
-        let program = leat_compile::compile_document(document).map_err(|p| fail(p.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))?;
+        let program =
+            leat_compile::compile_document(document).map_err(|p| fail(p.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))?;
         let program = Arc::new(program);
         self.programs.insert(hash.clone(), Arc::clone(&program));
         Ok(program)
@@ -269,30 +273,41 @@ impl Worker {
             let lineage = coordinator::lineage_of(key);
             let Some(source) = program.sources.iter().position(|s| s.name == lineage.source()) else { return };
             let Some(shard) = shards.iter().find(|s| s.lineage == lineage) else { return };
-            let job = SourceJob { program: Arc::clone(program), job: pipeline.job, partitions: pipeline.partitions, source, lineage, range: shard.range };
+            let job = SourceJob {
+                program: Arc::clone(program),
+                job: pipeline.job,
+                partitions: pipeline.partitions,
+                source,
+                lineage,
+                range: shard.range,
+            };
             let progress = Arc::default();
             shared.sources.lock().unwrap_or_else(PoisonError::into_inner).insert(task.clone(), Arc::clone(&progress));
-            Box::new(move || Box::pin(async move {
-                let control = Rc::new(SharedControl(shared));
-                let outcome = match SourceTask::start(ports, control, settings, job, &session, progress).await {
-                    Ok(running) => running.run().await,
-                    Err(error) => Err(error),
-                };
-                drop(ended.send((task, outcome)));
-            }))
+            Box::new(move || {
+                Box::pin(async move {
+                    let control = Rc::new(SharedControl(shared));
+                    let outcome = match SourceTask::start(ports, control, settings, job, &session, progress).await {
+                        Ok(running) => running.run().await,
+                        Err(error) => Err(error),
+                    };
+                    drop(ended.send((task, outcome)));
+                })
+            })
         } else {
             let partition = key[path::KEYED.len()..].parse().unwrap_or_default();
             let job = KeyedJob { program: Arc::clone(program), job: pipeline.job, partition, partitions: pipeline.partitions };
             let progress = Arc::default();
             shared.keyed.lock().unwrap_or_else(PoisonError::into_inner).insert(task.clone(), Arc::clone(&progress));
-            Box::new(move || Box::pin(async move {
-                let control = Rc::new(SharedControl(shared));
-                let outcome = match KeyedTask::start(ports, control, settings, job, &session, progress).await {
-                    Ok(running) => running.run().await,
-                    Err(error) => Err(error),
-                };
-                drop(ended.send((task, outcome)));
-            }))
+            Box::new(move || {
+                Box::pin(async move {
+                    let control = Rc::new(SharedControl(shared));
+                    let outcome = match KeyedTask::start(ports, control, settings, job, &session, progress).await {
+                        Ok(running) => running.run().await,
+                        Err(error) => Err(error),
+                    };
+                    drop(ended.send((task, outcome)));
+                })
+            })
         };
         self.load[thread].insert(key.to_owned());
         drop(self.threads[thread].send(start));

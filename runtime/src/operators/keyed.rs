@@ -113,7 +113,12 @@ impl KeyedChain {
             if !self.mine(message.group) {
                 continue;
             }
-            let cursor = self.cursors.entry((message.lineage.clone(), cursor_of(&message.edge, self.rules))).or_default().entry(message.group).or_default();
+            let cursor = self
+                .cursors
+                .entry((message.lineage.clone(), cursor_of(&message.edge, self.rules)))
+                .or_default()
+                .entry(message.group)
+                .or_default();
             if !cursor.admit_by(message.number, self.rules) {
                 continue;
             }
@@ -135,7 +140,10 @@ impl KeyedChain {
             let group = Group::read(&mut body, spec, message.group)?;
             let end = group.start.saturating_add(spec.size.millis());
             if self.watermark.closes(end, spec.allowed_lateness.millis()) {
-                self.broken = Some(format!("{}: a result of {} for the window {} came at watermark {}", message.edge, message.lineage, group.start, self.watermark));
+                self.broken = Some(format!(
+                    "{}: a result of {} for the window {} came at watermark {}",
+                    message.edge, message.lineage, group.start, self.watermark
+                ));
             }
             let counts = self.ledger.of(&format!("{} (windows)", message.edge));
             counts.taken += group.rows;
@@ -148,10 +156,15 @@ impl KeyedChain {
     fn row(&mut self, i: usize, spec: &RowsSpec, message: &Message) -> Result<(), Damaged> {
         let mut body = Reader::new(&message.body);
         let (time, watermark) = (body.signed()?, body.signed()?);
-        let columns: Vec<ArrayRef> = spec.schema.fields().iter().map(|field| {
-            let value = Value::read(&mut body)?;
-            Ok(evaluate::column(std::iter::once(&value), field.data_type()))
-        }).collect::<Result<_, Damaged>>()?;
+        let columns: Vec<ArrayRef> = spec
+            .schema
+            .fields()
+            .iter()
+            .map(|field| {
+                let value = Value::read(&mut body)?;
+                Ok(evaluate::column(std::iter::once(&value), field.data_type()))
+            })
+            .collect::<Result<_, Damaged>>()?;
         let rows = RecordBatch::try_new(Arc::clone(&spec.schema), columns).map_err(|_| Damaged("a row does not fit its step"))?;
         let State::Seen(seen) = &mut self.states[i] else { return Ok(()) };
         let mut writer = KeyWriter::default();
@@ -207,12 +220,16 @@ impl KeyedChain {
         if groups.is_empty() {
             return;
         }
-        let rows: Vec<Vec<Value>> = groups.iter().map(|g| {
-            let times = [g.start, g.start.saturating_add(spec.size.millis())].map(|t| Value::Timestamp(t.saturating_mul(1000)));
-            let results = g.accumulators.iter().zip(&spec.aggregates).map(|(acc, aggregate)| acc.result(aggregate));
-            g.key.iter().cloned().chain(times).chain(results).collect()
-        }).collect();
-        let columns = edge.schema.fields().iter().enumerate().map(|(c, f)| evaluate::column(rows.iter().map(|r| &r[c]), f.data_type())).collect();
+        let rows: Vec<Vec<Value>> = groups
+            .iter()
+            .map(|g| {
+                let times = [g.start, g.start.saturating_add(spec.size.millis())].map(|t| Value::Timestamp(t.saturating_mul(1000)));
+                let results = g.accumulators.iter().zip(&spec.aggregates).map(|(acc, aggregate)| acc.result(aggregate));
+                g.key.iter().cloned().chain(times).chain(results).collect()
+            })
+            .collect();
+        let columns =
+            edge.schema.fields().iter().enumerate().map(|(c, f)| evaluate::column(rows.iter().map(|r| &r[c]), f.data_type())).collect();
         #[expect(clippy::expect_used, reason = "the columns were made from the schema's types, one value per row")]
         let rows = RecordBatch::try_new(Arc::clone(&edge.schema), columns).expect("rows fit the edge");
         self.ledger.of(&format!("{} (windows)", edge.name)).emitted += groups.len() as u64;
@@ -309,23 +326,25 @@ impl KeyedChain {
 
 fn items(spec: &TableSpec, rows: &RecordBatch) -> Vec<Item> {
     let columns: Vec<(&String, ArrayRef)> = spec.attributes.iter().map(|(name, expr)| (name, evaluate::evaluate(expr, rows).0)).collect();
-    (0..rows.num_rows()).map(|row| {
-        let attribute = |i: usize| attribute(&evaluate::value(&columns[i].1, row), columns[i].1.data_type());
-        let mut key = vec![(spec.partition_key.0.clone(), attribute(spec.partition_key.1))];
-        key.extend(spec.sort_key.as_ref().map(|(name, i)| (name.clone(), attribute(*i))));
-        let mut attributes: BTreeMap<String, Attribute> = (0..columns.len())
-            .filter(|i| !key.iter().any(|(name, _)| name == columns[*i].0))
-            .map(|i| (columns[i].0.clone(), attribute(i)))
-            .collect();
-        let end = match evaluate::value(rows.column(spec.version_column), row) {
-            Value::Timestamp(micros) => micros.div_euclid(1000),
-            _ => 0,
-        };
-        if let Some((name, live)) = &spec.time_to_live {
-            attributes.insert(name.clone(), Attribute::N(end.saturating_add(live.millis()).div_euclid(1000).to_string()));
-        }
-        Item { key, attributes, version: end }
-    }).collect()
+    (0..rows.num_rows())
+        .map(|row| {
+            let attribute = |i: usize| attribute(&evaluate::value(&columns[i].1, row), columns[i].1.data_type());
+            let mut key = vec![(spec.partition_key.0.clone(), attribute(spec.partition_key.1))];
+            key.extend(spec.sort_key.as_ref().map(|(name, i)| (name.clone(), attribute(*i))));
+            let mut attributes: BTreeMap<String, Attribute> = (0..columns.len())
+                .filter(|i| !key.iter().any(|(name, _)| name == columns[*i].0))
+                .map(|i| (columns[i].0.clone(), attribute(i)))
+                .collect();
+            let end = match evaluate::value(rows.column(spec.version_column), row) {
+                Value::Timestamp(micros) => micros.div_euclid(1000),
+                _ => 0,
+            };
+            if let Some((name, live)) = &spec.time_to_live {
+                attributes.insert(name.clone(), Attribute::N(end.saturating_add(live.millis()).div_euclid(1000).to_string()));
+            }
+            Item { key, attributes, version: end }
+        })
+        .collect()
 }
 
 fn attribute(value: &Value, data_type: &arrow::datatypes::DataType) -> Attribute {

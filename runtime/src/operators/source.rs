@@ -196,11 +196,15 @@ impl SourceChain {
                 self.raw(i, batch);
                 continue;
             }
-            let inputs: Vec<&Rows> = node.inputs.iter().filter_map(|p| match p.from {
-                From::Source => Some(&rows),
-                From::Node(n) => passed[n].as_ref(),
-                From::Edge(_) => None,
-            }).collect();
+            let inputs: Vec<&Rows> = node
+                .inputs
+                .iter()
+                .filter_map(|p| match p.from {
+                    From::Source => Some(&rows),
+                    From::Node(n) => passed[n].as_ref(),
+                    From::Edge(_) => None,
+                })
+                .collect();
             let Some(input) = Rows::union(&inputs) else { continue };
             let (output, rejected, late) = self.step(i, &input, batch, &mut replayable);
             sides.insert((i, false), rejected);
@@ -281,10 +285,21 @@ impl SourceChain {
         None
     }
 
-    fn step(&mut self, i: usize, input: &Rows, batch: &SourceBatch, replayable: &mut Vec<Replayable>) -> (Option<Rows>, Vec<Refused>, Vec<Refused>) {
+    fn step(
+        &mut self,
+        i: usize,
+        input: &Rows,
+        batch: &SourceBatch,
+        replayable: &mut Vec<Replayable>,
+    ) -> (Option<Rows>, Vec<Refused>, Vec<Refused>) {
         let program = Arc::clone(&self.program);
         let node = &program.sources[self.source].nodes[i];
-        let refuse = |row: usize, reason: &str, detail: String| Refused { origin: input.origins[row], step: node.name.clone(), reason: reason.to_owned(), detail };
+        let refuse = |row: usize, reason: &str, detail: String| Refused {
+            origin: input.origins[row],
+            step: node.name.clone(),
+            reason: reason.to_owned(),
+            detail,
+        };
         let mut rejected = Vec::new();
         let mut late = Vec::new();
         let mut deduplicated = 0;
@@ -366,14 +381,21 @@ impl SourceChain {
                 let on_time = input.keep(&keep);
                 let failures = groups.add(&on_time.batch, &on_time.times, spec, program.document.key_groups);
                 absorbed = (on_time.len() - failures.len()) as u64;
-                rejected.extend(failures.into_iter().map(|f| Refused { origin: on_time.origins[f.row], step: node.name.clone(), reason: "expression".to_owned(), detail: f.detail }));
+                rejected.extend(failures.into_iter().map(|f| Refused {
+                    origin: on_time.origins[f.row],
+                    step: node.name.clone(),
+                    reason: "expression".to_owned(),
+                    detail: f.detail,
+                }));
                 None
             }
             Op::Exchange(edge) => {
                 let EdgeKind::Rows(spec) = &program.keyed.edges[*edge].kind else { return (None, rejected, late) };
                 let mut keep = vec![true; input.len()];
                 for row in 0..input.len() {
-                    if deduplicate::late(input.times[row], input.watermarks[row], spec.deduplicate.within.millis()) && self.rules.hold(Rule::Horizon) {
+                    if deduplicate::late(input.times[row], input.watermarks[row], spec.deduplicate.within.millis())
+                        && self.rules.hold(Rule::Horizon)
+                    {
                         keep[row] = false;
                         late.push(refuse(row, "late", "behind the horizon of deduplication".to_owned()));
                     }
@@ -421,7 +443,14 @@ impl SourceChain {
             for column in rows.batch.columns() {
                 evaluate::value(column, row).write(&mut body);
             }
-            let message = Message { edge: name.clone(), lineage: self.lineage.clone(), group, number: numbers.next(group), job: self.job, body: body.finish() };
+            let message = Message {
+                edge: name.clone(),
+                lineage: self.lineage.clone(),
+                group,
+                number: numbers.next(group),
+                job: self.job,
+                body: body.finish(),
+            };
             out.push(Replayable { position: batch.positions[rows.origins[row] as usize], message });
         }
     }
@@ -441,7 +470,14 @@ impl SourceChain {
             for (group, body) in by_group {
                 let numbered = if self.rules.hold(Rule::KgNum) { group } else { KeyGroup(0) };
                 let number = numbers.next(numbered);
-                messages.push(Message { edge: edge.clone(), lineage: self.lineage.clone(), group, number, job: self.job, body: body.finish() });
+                messages.push(Message {
+                    edge: edge.clone(),
+                    lineage: self.lineage.clone(),
+                    group,
+                    number,
+                    job: self.job,
+                    body: body.finish(),
+                });
             }
         }
         messages

@@ -163,18 +163,22 @@ impl Groups {
     /// Adds rows to their windows. `times` has each row's event time in ms. Rows for which an argument or filter fails
     /// are reported and not added.
     pub fn add(&mut self, rows: &RecordBatch, times: &[i64], spec: &WindowSpec, key_groups: u16) -> Vec<Failure> {
-        let evaluated: Vec<(Option<ArrayRef>, Option<ArrayRef>, Vec<Failure>)> = spec.aggregates.iter().map(|a| {
-            let (argument, mut failures) = a.argument.as_ref().map_or((None, Vec::new()), |e| {
-                let (array, failures) = evaluate::evaluate(e, rows);
-                (Some(array), failures)
-            });
-            let filter = a.filter.as_ref().map(|e| {
-                let (array, more) = evaluate::evaluate(e, rows);
-                failures.extend(more);
-                array
-            });
-            (argument, filter, failures)
-        }).collect();
+        let evaluated: Vec<(Option<ArrayRef>, Option<ArrayRef>, Vec<Failure>)> = spec
+            .aggregates
+            .iter()
+            .map(|a| {
+                let (argument, mut failures) = a.argument.as_ref().map_or((None, Vec::new()), |e| {
+                    let (array, failures) = evaluate::evaluate(e, rows);
+                    (Some(array), failures)
+                });
+                let filter = a.filter.as_ref().map(|e| {
+                    let (array, more) = evaluate::evaluate(e, rows);
+                    failures.extend(more);
+                    array
+                });
+                (argument, filter, failures)
+            })
+            .collect();
         let mut failures: Vec<Failure> = evaluated.iter().flat_map(|(_, _, f)| f.clone()).collect();
         failures.sort_by_key(|f| f.row);
         failures.dedup_by_key(|f| f.row);
@@ -226,11 +230,13 @@ impl Groups {
         let takes = |row: usize| filter.is_none_or(|f| f.is_valid(row) && f.value(row));
         let rows = at.iter().enumerate().filter(|(_, group)| **group != usize::MAX);
         match (aggregate.function, argument) {
-            (Function::Count, argument) => rows.filter(|(row, _)| takes(*row) && argument.is_none_or(|a| a.is_valid(*row))).for_each(|(_, group)| {
-                if let Accumulator::Count(n) = &mut self.groups[*group].accumulators[i] {
-                    *n += 1;
-                }
-            }),
+            (Function::Count, argument) => {
+                rows.filter(|(row, _)| takes(*row) && argument.is_none_or(|a| a.is_valid(*row))).for_each(|(_, group)| {
+                    if let Accumulator::Count(n) = &mut self.groups[*group].accumulators[i] {
+                        *n += 1;
+                    }
+                })
+            }
             (Function::Sum | Function::Avg, Some(argument)) => {
                 let decimals = argument.as_primitive_opt::<Decimal128Type>();
                 let integers = argument.as_primitive_opt::<Int64Type>();

@@ -68,12 +68,18 @@ impl FileSource {
 
     /// One lineage a file; a file of another size is another incarnation.
     pub fn shards(&self, source: &str) -> Result<Vec<Shard>, PortError> {
-        Ok(self.files.iter().map(|(name, _, size)| Shard { lineage: Lineage::new(source, size, name), parents: Vec::new(), range: HashRange::ALL }).collect())
+        Ok(self
+            .files
+            .iter()
+            .map(|(name, _, size)| Shard { lineage: Lineage::new(source, size, name), parents: Vec::new(), range: HashRange::ALL })
+            .collect())
     }
 
     /// Lines after a number; blank ones count and are left out.
     pub fn read(&self, name: &str, after: u64) -> Result<Read, PortError> {
-        let Some((_, path, _)) = self.files.iter().find(|(n, ..)| n == name) else { return Err(PortError::Fatal(format!("the file {name} is gone"))) };
+        let Some((_, path, _)) = self.files.iter().find(|(n, ..)| n == name) else {
+            return Err(PortError::Fatal(format!("the file {name} is gone")));
+        };
         let failed = |e: std::io::Error| fatal(&format!("cannot read {}", path.display()), e);
         let held = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(name).filter(|o| o.next == after + 1);
         let mut open = match held {

@@ -41,12 +41,24 @@ impl Objects for LocalObjects {
         let path = self.root.join(name);
         Box::pin(async move {
             let write = move || if path.exists() { Ok(()) } else { write_durably(&path, &bytes) };
-            tokio::task::spawn_blocking(write).await.map_err(|e| fatal("writing was stopped", e))?.map_err(|e| fatal(&format!("cannot write {name}"), e))
+            tokio::task::spawn_blocking(write)
+                .await
+                .map_err(|e| fatal("writing was stopped", e))?
+                .map_err(|e| fatal(&format!("cannot write {name}"), e))
         })
     }
 
     fn get<'a>(&'a self, name: &'a str) -> Call<'a, Bytes> {
         Box::pin(async move { fs::read(self.root.join(name)).map(Bytes::from).map_err(|e| fatal(&format!("cannot read {name}"), e)) })
+    }
+
+    fn delete<'a>(&'a self, name: &'a str) -> Call<'a, ()> {
+        Box::pin(async move {
+            match fs::remove_file(self.root.join(name)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(fatal(&format!("cannot remove {name}"), e)),
+                _ => Ok(()),
+            }
+        })
     }
 }
 
@@ -124,7 +136,10 @@ impl Files for LocalFiles {
                 return Err(PortError::Fatal(format!("the upload {upload} is gone")));
             }
             let tag = format!("{:08x}", crc32fast::hash(&bytes));
-            tokio::task::spawn_blocking(move || write_durably(&path, &bytes)).await.map_err(|e| fatal("writing was stopped", e))?.map_err(|e| fatal("cannot write a part", e))?;
+            tokio::task::spawn_blocking(move || write_durably(&path, &bytes))
+                .await
+                .map_err(|e| fatal("writing was stopped", e))?
+                .map_err(|e| fatal("cannot write a part", e))?;
             Ok(tag)
         })
     }

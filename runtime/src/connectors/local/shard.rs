@@ -132,7 +132,7 @@ impl ShardLog {
         let mut data = Vec::new();
         let mut keys = Vec::new();
         let mut batch = SourceBatch::default();
-        let (file, blocks): (File, Vec<(u64, usize, usize, u32, u64)>) = {
+        let (file, blocks) = {
             let contents = self.lock();
             let from = contents.blocks.partition_point(|b| b.first + b.count <= after + 1);
             let mut bytes = 0;
@@ -141,7 +141,7 @@ impl ShardLog {
                 bytes += b.raw;
                 take
             });
-            (contents.file.try_clone()?, wanted.map(|b| (b.at, b.compressed, b.raw, b.crc, b.first)).collect())
+            (contents.file.try_clone()?, wanted.map(|b| (b.at, b.compressed, b.raw, b.crc, b.first)).collect::<Vec<_>>())
         };
         for (at, compressed, raw, crc, first) in blocks {
             let mut bytes = vec![0; compressed];

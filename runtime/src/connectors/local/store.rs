@@ -50,7 +50,8 @@ pub struct Store {
 impl Store {
     /// Opens or creates the database; one process at a time.
     pub fn open(file: &Path) -> Result<Self, PortError> {
-        let database = Database::create(file).map_err(|e| fatal(&format!("cannot open {} (is another `leat dev` running?)", file.display()), e))?;
+        let database =
+            Database::create(file).map_err(|e| fatal(&format!("cannot open {} (is another `leat dev` running?)", file.display()), e))?;
         let prepare = || -> Result<(), redb::Error> {
             let transaction = database.begin_write()?;
             transaction.open_table(ROWS)?;
@@ -63,7 +64,10 @@ impl Store {
         let database = Arc::new(database);
         let (writes, queue) = mpsc::channel();
         let writer = Arc::clone(&database);
-        std::thread::Builder::new().name("store".to_owned()).spawn(move || write_all(&writer, &queue)).map_err(|e| fatal("cannot start a thread", e))?;
+        std::thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || write_all(&writer, &queue))
+            .map_err(|e| fatal("cannot start a thread", e))?;
         Ok(Self { database, writes })
     }
 
@@ -87,7 +91,9 @@ impl Store {
 
     /// A note that something besides the engine keeps.
     pub fn note(&self, key: &str) -> Result<Option<Vec<u8>>, PortError> {
-        let read = || -> Result<Option<Vec<u8>>, redb::Error> { Ok(self.database.begin_read()?.open_table(NOTES)?.get(key)?.map(|v| v.value().to_vec())) };
+        let read = || -> Result<Option<Vec<u8>>, redb::Error> {
+            Ok(self.database.begin_read()?.open_table(NOTES)?.get(key)?.map(|v| v.value().to_vec()))
+        };
         read().map_err(|e| fatal("cannot read a note", e))
     }
 
@@ -103,7 +109,9 @@ impl Store {
     }
 
     fn read_row(&self, key: &str) -> Result<Option<StoredRow>, PortError> {
-        let read = || -> Result<Option<Vec<u8>>, redb::Error> { Ok(self.database.begin_read()?.open_table(ROWS)?.get(key)?.map(|v| v.value().to_vec())) };
+        let read = || -> Result<Option<Vec<u8>>, redb::Error> {
+            Ok(self.database.begin_read()?.open_table(ROWS)?.get(key)?.map(|v| v.value().to_vec()))
+        };
         read().map_err(|e| fatal("cannot read a row", e))?.map(|bytes| row(&bytes)).transpose()
     }
 
@@ -159,7 +167,9 @@ fn commit(database: &Database, writes: &[Write]) -> Result<Vec<bool>, redb::Erro
                     let fence_of = |bytes: &[u8]| serde_json::from_slice::<RowOnDisk>(bytes).ok().map(|r| r.fence);
                     let found = rows.get(key.as_str())?.and_then(|v| fence_of(v.value()));
                     let pipeline_allows = match expect {
-                        Expect::Absent { job } if *job > 0 => rows.get(path::PIPELINE)?.and_then(|v| fence_of(v.value())).is_some_and(|p| p.job == *job && !p.drained),
+                        Expect::Absent { job } if *job > 0 => {
+                            rows.get(path::PIPELINE)?.and_then(|v| fence_of(v.value())).is_some_and(|p| p.job == *job && !p.drained)
+                        }
                         _ => true,
                     };
                     let allowed = pipeline_allows && expect.allows(found.as_ref(), Rules::all());
@@ -174,7 +184,8 @@ fn commit(database: &Database, writes: &[Write]) -> Result<Vec<bool>, redb::Erro
                     for item in new {
                         let key = item_key(table, item);
                         let newer = match items.get(key.as_str())? {
-                            Some(found) => serde_json::from_slice::<StoredItem>(found.value()).is_ok_and(|f| (f.item.version, f.cut) < (item.version, *cut)),
+                            Some(found) => serde_json::from_slice::<StoredItem>(found.value())
+                                .is_ok_and(|f| (f.item.version, f.cut) < (item.version, *cut)),
                             None => true,
                         };
                         if newer {
@@ -233,4 +244,3 @@ impl Tables for Store {
 pub fn attributes(item: &Item) -> BTreeMap<&str, &Attribute> {
     item.key.iter().map(|(k, v)| (k.as_str(), v)).chain(item.attributes.iter().map(|(k, v)| (k.as_str(), v))).collect()
 }
-

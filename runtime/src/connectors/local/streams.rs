@@ -44,7 +44,13 @@ impl LocalStream {
         let meta = match std::fs::read(&file) {
             Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| fatal("stream.json is damaged", e))?,
             Err(_) => {
-                let shards = HashRange::split_evenly(shards).into_iter().enumerate().map(|(i, r)| ShardMeta { id: format!("shard-{i:04}"), first: r.first, last: r.last, parents: Vec::new(), children: Vec::new() });
+                let shards = HashRange::split_evenly(shards).into_iter().enumerate().map(|(i, r)| ShardMeta {
+                    id: format!("shard-{i:04}"),
+                    first: r.first,
+                    last: r.last,
+                    parents: Vec::new(),
+                    children: Vec::new(),
+                });
                 let meta = StreamMeta { incarnation: now.to_string(), shards: shards.collect() };
                 save(&file, &meta)?;
                 meta
@@ -152,10 +158,19 @@ impl Source for LocalSource {
             if let Some(files) = self.files.get(source) {
                 return files.shards(source);
             }
-            let Some(stream) = self.streams.get(source) else { return Err(PortError::Fatal(format!("there is no stream for the source `{source}`"))) };
+            let Some(stream) = self.streams.get(source) else {
+                return Err(PortError::Fatal(format!("there is no stream for the source `{source}`")));
+            };
             Ok(stream.with(|meta, _| {
                 let lineage = |id: &String| Lineage::new(source, &meta.incarnation, id);
-                meta.shards.iter().map(|s| Shard { lineage: lineage(&s.id), parents: s.parents.iter().map(lineage).collect(), range: HashRange { first: s.first, last: s.last } }).collect()
+                meta.shards
+                    .iter()
+                    .map(|s| Shard {
+                        lineage: lineage(&s.id),
+                        parents: s.parents.iter().map(lineage).collect(),
+                        range: HashRange { first: s.first, last: s.last },
+                    })
+                    .collect()
             }))
         })
     }
@@ -165,7 +180,9 @@ impl Source for LocalSource {
             let after = after.and_then(Offset::number).unwrap_or_default();
             if let Some(files) = self.files.get(lineage.source()) {
                 let (files, partition) = (Arc::clone(files), lineage.partition().to_owned());
-                return tokio::task::spawn_blocking(move || files.read(&partition, after)).await.map_err(|e| fatal("reading was stopped", e))?;
+                return tokio::task::spawn_blocking(move || files.read(&partition, after))
+                    .await
+                    .map_err(|e| fatal("reading was stopped", e))?;
             }
             let Some(stream) = self.streams.get(lineage.source()).filter(|s| s.incarnation() == lineage.incarnation()) else {
                 return Err(PortError::Fatal(format!("the stream of {lineage} is another one than before: it was deleted and made again")));
@@ -200,7 +217,10 @@ impl LocalLog {
     }
 
     fn partition(&self, partition: u16) -> Result<Arc<ShardLog>, PortError> {
-        self.partitions.get(usize::from(partition)).cloned().ok_or_else(|| PortError::Fatal(format!("the repartition stream has no partition {partition}")))
+        self.partitions
+            .get(usize::from(partition))
+            .cloned()
+            .ok_or_else(|| PortError::Fatal(format!("the repartition stream has no partition {partition}")))
     }
 }
 
@@ -209,7 +229,10 @@ impl Log for LocalLog {
         Box::pin(async move {
             let log = self.partition(partition)?;
             let records: Vec<Record> = records.into_iter().map(|r| Record { arrival: 0, key: Vec::new(), data: r.to_vec() }).collect();
-            tokio::task::spawn_blocking(move || log.append(&records, None)).await.map_err(|e| fatal("writing was stopped", e))?.map_err(|e| fatal("cannot append to the repartition stream", e))?;
+            tokio::task::spawn_blocking(move || log.append(&records, None))
+                .await
+                .map_err(|e| fatal("writing was stopped", e))?
+                .map_err(|e| fatal("cannot append to the repartition stream", e))?;
             Ok(Vec::new())
         })
     }
@@ -221,9 +244,17 @@ impl Log for LocalLog {
             if log.last() <= after {
                 return Ok(Vec::new());
             }
-            let batch = tokio::task::spawn_blocking(move || log.read(after)).await.map_err(|e| fatal("reading was stopped", e))?.map_err(|e| fatal("cannot read the repartition stream", e))?;
+            let batch = tokio::task::spawn_blocking(move || log.read(after))
+                .await
+                .map_err(|e| fatal("reading was stopped", e))?
+                .map_err(|e| fatal("cannot read the repartition stream", e))?;
             let mut start = 0;
-            Ok(batch.ends.iter().zip(&batch.positions).map(|(end, position)| (*position, batch.data.slice(std::mem::replace(&mut start, *end)..*end))).collect())
+            Ok(batch
+                .ends
+                .iter()
+                .zip(&batch.positions)
+                .map(|(end, position)| (*position, batch.data.slice(std::mem::replace(&mut start, *end)..*end)))
+                .collect())
         })
     }
 }

@@ -186,7 +186,11 @@ impl<C: Control> SourceTask<C> {
         let mut flushes = Vec::new();
         for (nth, (index, folder, close)) in due.into_iter().enumerate() {
             let spec = &program.files[index];
-            let waits = self.chain.files().find(|(i, _)| *i == index).and_then(|(_, rows)| Some(rows.buffers().find(|(f, _)| **f == folder)?.1.bytes));
+            let waits = self
+                .chain
+                .files()
+                .find(|(i, _)| *i == index)
+                .and_then(|(_, rows)| Some(rows.buffers().find(|(f, _)| **f == folder)?.1.bytes));
             let mut writer = match self.writers.remove(&(index, folder.clone())) {
                 Some(writer) => writer,
                 None => {
@@ -212,7 +216,8 @@ impl<C: Control> SourceTask<C> {
         self.cutting = false;
         self.last_cut = self.ports.clock.now();
         self.fence = done.fence;
-        self.row = done.row;
+        let before = std::mem::replace(&mut self.row, done.row);
+        self.garbage.extend(task::unneeded(&before.objects(), &self.row.objects()));
         for destination in done.acknowledged {
             self.acknowledged.remove(&destination);
             self.complete.remove(&destination);

@@ -1,8 +1,8 @@
 //! The state of a source task as bytes: snapshots, and what children take over.
 
 use leat_runtime_core::key::HashRange;
-use leat_runtime_core::ledger::Ledger;
 use leat_runtime_core::key::KeyGroup;
+use leat_runtime_core::ledger::Ledger;
 use leat_runtime_core::wire::{Damaged, Reader, Writer};
 
 use super::{SourceChain, State};
