@@ -1,0 +1,161 @@
+//! The right answer: a plain batch computation over the shards, compared with everything that was committed.
+//!
+//! It takes from the run only what no batch can know: where idle lineages raised their watermark, where a late root was
+//! born, and at which record the job changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use leat_runtime_core::position::Offset;
+use leat_runtime_core::row::{Origin, Status};
+use leat_runtime_core::rules::Rule;
+use leat_runtime_core::watermark::Watermark;
+
+use crate::pipeline::{DISORDER, LATENESS, WINDOW, WITHIN};
+use crate::ports::text;
+use crate::world::World;
+
+#[derive(Default)]
+struct Expected {
+    windows: BTreeMap<(String, i64), (u64, i64)>,
+    unique: Vec<u64>,
+    distinct: BTreeSet<u64>,
+    ledger: BTreeMap<&'static str, u64>,
+}
+
+/// Everything that is wrong with what the run has committed.
+pub fn judge(world: &World) -> Vec<String> {
+    let expected = expected(world);
+    let mut wrong = Vec::new();
+    for table in ["finals", "updates"] {
+        let got: BTreeMap<(String, String), (String, String)> = world.items.iter().filter(|((t, _), _)| t == table).map(|(_, (item, _))| {
+            let attribute = |name: &str| item.attributes.get(name).map(text).unwrap_or_default();
+            ((text(&item.key[0].1), text(&item.key[1].1)), (attribute("n"), attribute("total")))
+        }).collect();
+        let want = expected.windows.iter().map(|((c, start), (n, total))| ((c.clone(), stamp(*start)), (n.to_string(), total.to_string()))).collect();
+        compare(&format!("table {table}"), &got, &want, &mut wrong);
+    }
+    let mut unique = expected.unique.clone();
+    unique.sort_unstable();
+    multiset("curated files", ids(world, "curated/"), unique, &mut wrong);
+    multiset("distinct files", ids(world, "distinct/"), expected.distinct.into_iter().collect(), &mut wrong);
+    let mut ledger: BTreeMap<&str, u64> = BTreeMap::new();
+    for (_, row) in world.sources().into_values() {
+        if let Some(gap) = row.ledger.gap() {
+            wrong.push(format!("the ledger of {gap} does not add up"));
+        }
+        let of = |name: &str| row.ledger.0.get(name).cloned().unwrap_or_default();
+        *ledger.entry("taken").or_default() += of("clicks").taken;
+        *ledger.entry("rejected").or_default() += of("valid").rejects();
+        *ledger.entry("deduplicated").or_default() += of("unique").deduplicated;
+        *ledger.entry("behind").or_default() += of("unique").late;
+        *ledger.entry("filtered").or_default() += of("paid").filtered;
+        *ledger.entry("late").or_default() += of("finals").late;
+        *ledger.entry("absorbed").or_default() += of("finals").absorbed;
+    }
+    compare("ledger", &ledger.into_iter().filter(|(_, n)| *n > 0).collect(), &expected.ledger, &mut wrong);
+    wrong
+}
+
+fn stamp(ms: i64) -> String {
+    leat_runtime::codecs::time::format_millis(ms).trim_end_matches('Z').to_owned()
+}
+
+fn compare<K: Ord + std::fmt::Debug, V: PartialEq + std::fmt::Debug>(what: &str, got: &BTreeMap<K, V>, want: &BTreeMap<K, V>, wrong: &mut Vec<String>) {
+    let differs: Vec<String> = want.keys().chain(got.keys()).collect::<BTreeSet<_>>().into_iter().filter(|k| got.get(*k) != want.get(*k)).map(|k| format!("{k:?}: {:?} instead of {:?}", got.get(k), want.get(k))).collect();
+    if !differs.is_empty() {
+        wrong.push(format!("{what}: {} differ: {}", differs.len(), differs.iter().take(3).cloned().collect::<Vec<_>>().join("; ")));
+    }
+}
+
+fn multiset(what: &str, mut got: Vec<u64>, want: Vec<u64>, wrong: &mut Vec<String>) {
+    got.sort_unstable();
+    if got != want {
+        let missing: Vec<&u64> = want.iter().filter(|w| got.iter().filter(|g| g == w).count() < want.iter().filter(|x| x == w).count()).take(4).collect();
+        let extra: Vec<&u64> = got.iter().filter(|g| got.iter().filter(|x| x == g).count() > want.iter().filter(|w| w == g).count()).take(4).collect();
+        wrong.push(format!("{what}: {} rows instead of {}; missing {missing:?}, too many {extra:?}", got.len(), want.len()));
+    }
+}
+
+fn ids(world: &World, prefix: &str) -> Vec<u64> {
+    let mut ids = Vec::new();
+    for (_, parts) in world.files.iter().filter(|(name, _)| name.starts_with(prefix)) {
+        for line in parts.iter().flat_map(|p| p.split(|b| *b == b'\n')).filter(|l| !l.is_empty()) {
+            let row: serde_json::Value = serde_json::from_slice(line).unwrap_or_default();
+            ids.push(row["id"].as_u64().unwrap_or(u64::MAX));
+        }
+    }
+    ids
+}
+
+fn expected(world: &World) -> Expected {
+    let rows = world.sources();
+    let mut out = Expected::default();
+    let mut states: BTreeMap<usize, (i64, BTreeMap<(String, u64), i64>)> = BTreeMap::new();
+    // Parents have lower numbers than their children.
+    for (i, shard) in world.shards.iter().enumerate() {
+        let merge_min = !world.rules.hold(Rule::MergeMin);
+        let finals = shard.parents.iter().map(|p| states[p].0);
+        let born = rows.get(&shard.lineage).and_then(|(_, r)| if let Origin::Root(Watermark(w)) = r.origin { Some(w) } else { None });
+        let mut watermark = if merge_min { finals.min() } else { finals.max() }.or(born).unwrap_or(i64::MIN);
+        let mut seen: BTreeMap<(String, u64), i64> = BTreeMap::new();
+        for parent in &shard.parents {
+            seen.extend(states[parent].1.iter().map(|(k, v)| (k.clone(), *v)));
+        }
+        let raises = world.raises.get(&shard.lineage).cloned().unwrap_or_default();
+        let raise = |at: Option<Offset>, watermark: &mut i64| raises.iter().filter(|(p, _)| *p == at).for_each(|(_, to)| *watermark = (*watermark).max(to.0));
+        let row_job = rows.get(&shard.lineage).map_or(1, |(stored, _)| stored.fence.job);
+        let flip = world.flips.get(&shard.lineage);
+        raise(None, &mut watermark);
+        for (n, record) in shard.records.iter().enumerate() {
+            let at = Some(Offset::new(n as u64 + 1));
+            let second = match flip {
+                Some(position) => at > *position,
+                None => row_job > 1,
+            };
+            let mut count = |what| *out.ledger.entry(what).or_default() += 1;
+            count("taken");
+            let key = (record.user.clone(), record.id);
+            let first = seen.get(&key).copied();
+            if !record.valid {
+                count("rejected");
+            } else if record.time.saturating_add(WITHIN) < watermark {
+                count("behind");
+            } else if first.is_some_and(|f| f.saturating_add(WITHIN) >= watermark && (record.time - f).abs() <= WITHIN) {
+                count("deduplicated");
+            } else {
+                seen.insert(key, record.time);
+                out.unique.push(record.id);
+                match record.campaign {
+                    Some(campaign) if !(second && record.kind == "view") => {
+                        out.distinct.insert(record.id);
+                        let start = record.time.div_euclid(WINDOW) * WINDOW;
+                        if start + WINDOW + LATENESS <= watermark {
+                            count("late");
+                        } else {
+                            count("absorbed");
+                            let window = out.windows.entry((campaign.to_owned(), start)).or_default();
+                            window.0 += 1;
+                            window.1 += record.spend;
+                        }
+                    }
+                    _ => count("filtered"),
+                }
+            }
+            watermark = watermark.max(record.time - DISORDER);
+            raise(at, &mut watermark);
+        }
+        states.insert(i, (watermark, seen));
+    }
+    out
+}
+
+/// Whether the run has come to its end: everything taken, acknowledged, and every window closed.
+pub fn complete(world: &World) -> bool {
+    let pipeline = world.pipeline();
+    let rows = world.sources();
+    let retired = world.shards.iter().all(|s| rows.get(&s.lineage).is_some_and(|(_, r)| r.status == Status::Retired));
+    retired
+        && pipeline.draining_for.is_none()
+        && pipeline.joining.is_empty()
+        && world.keyed().values().all(|(stored, k)| stored.fence.job == pipeline.job && k.watermark == Watermark::MAX && k.unsent.is_empty() && k.complete.is_empty() && k.dirty == 0 && k.open == 0)
+}
