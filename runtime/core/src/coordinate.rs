@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::key::HashRange;
 use crate::position::Lineage;
-use crate::row::{Fence, KeyedRow, Origin, PipelineRow, SourceRow, Status};
+use crate::row::{Fence, KeyedRow, Origin, PipelineRow, Snapshot, SourceRow, Status};
 use crate::rules::{Rule, Rules};
 use crate::watermark::Watermark;
 
@@ -191,8 +191,13 @@ fn flip(view: &View, fence: &Fence, pipeline: &PipelineRow, desired: &Desired, r
         .collect();
     // Key groups move only here: every new task takes over from all old ones what is its own, at the lowest of their
     // watermarks, and its cuts go on from the highest of their numbers, which guard what was written (rule `lamport`).
-    let old: Vec<&(Fence, KeyedRow)> = view.keyed.values().filter(|(f, _)| f.job == pipeline.job).collect();
-    let snapshots: Vec<_> = view.keyed.values().flat_map(|(_, k)| k.snapshot.clone().into_iter().chain(k.inherits.clone())).collect();
+    // Some may be handed over already, so the same snapshot is found in several rows.
+    let mut snapshots: Vec<Snapshot> = Vec::new();
+    for snapshot in view.keyed.values().flat_map(|(_, k)| k.snapshot.iter().chain(&k.inherits)) {
+        if !snapshots.contains(snapshot) {
+            snapshots.push(snapshot.clone());
+        }
+    }
     let lowest = view.keyed.values().map(|(_, k)| k.watermark).min().unwrap_or(Watermark::MIN);
     let highest_cut = view.keyed.values().map(|(f, _)| f.cut).max().unwrap_or_default();
     let roots_version = view.keyed.values().map(|(_, k)| k.roots_version).max().unwrap_or_default();
@@ -219,7 +224,6 @@ fn flip(view: &View, fence: &Fence, pipeline: &PipelineRow, desired: &Desired, r
         let keyed = view.keyed.iter().filter(|(_, (f, _))| f.job == pipeline.job);
         changes.extend(keyed.map(|(p, (f, _))| Change::Flip(crate::path::keyed_row(*p), f.clone(), handed(f))));
     }
-    drop(old);
     if changes.is_empty() {
         let next = PipelineRow {
             job: next_job,

@@ -67,6 +67,8 @@ pub struct KeyedTask<C> {
     view: BTreeMap<Lineage, Seen>,
     position: Option<Offset>,
     roots_version: u64,
+    /// The pipeline was draining at the last look, so no lineage that had no row then gets one under this job.
+    looked_draining: bool,
     sent: BTreeSet<String>,
     acknowledged: BTreeSet<String>,
     busy_sends: BTreeSet<String>,
@@ -122,6 +124,7 @@ impl<C: Control> KeyedTask<C> {
             view: BTreeMap::new(),
             position: None,
             roots_version: row.roots_version,
+            looked_draining: false,
             sent: BTreeSet::new(),
             acknowledged: BTreeSet::new(),
             busy_sends: BTreeSet::new(),
@@ -282,12 +285,8 @@ impl<C: Control> KeyedTask<C> {
                     .filter(|(group, _)| self.chain.mine(*group))
                     .all(|(group, last)| cursors.and_then(|c| c.get(&group)).map_or(0, |c| c.seen_to()) >= last)
             })
-        }) && self.control.pipeline().draining_for.is_some()
-            && self.all_drained()
-    }
-
-    fn all_drained(&self) -> bool {
-        !self.view.is_empty() && self.view.values().all(|s| s.drained)
+        }) && self.looked_draining
+            && self.view.values().all(|s| s.drained)
     }
 
     fn roll_due(&self, now: i64) -> bool {
@@ -391,6 +390,7 @@ impl<C: Control> KeyedTask<C> {
     }
 
     fn looked(&mut self, pipeline: &PipelineRow, view: BTreeMap<Lineage, Seen>, retired: &[Lineage]) {
+        self.looked_draining = pipeline.draining_for.is_some();
         let join = self.rules().hold(Rule::Join);
         if !pipeline.joining.is_empty() && join {
             // A newcomer: hold the watermark until its row says where it starts.
@@ -517,7 +517,7 @@ async fn look(ports: &Ports, rules: Rules) -> Result<Look, TaskError> {
         rows.insert(lineage, body);
     }
     let mut view = watermark::view(&pipeline, &rows, rules);
-    view.iter_mut().for_each(|(lineage, seen)| seen.drained = drained.contains(lineage));
+    view.iter_mut().for_each(|(lineage, seen)| seen.drained = seen.watermark.is_none() || drained.contains(lineage));
     Ok((pipeline, view, retired))
 }
 

@@ -2,7 +2,7 @@
 
 mod persist;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
@@ -34,7 +34,7 @@ enum State {
 
 /// An attribute of an item, with the types of DynamoDB.
 #[allow(missing_docs)]
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Attribute {
     S(String),
     N(String),
@@ -296,7 +296,13 @@ impl KeyedChain {
 
     /// What sinks get with the next cut, by node; nothing is left.
     pub fn take_outputs(&mut self) -> BTreeMap<usize, Output> {
-        std::mem::take(&mut self.outputs)
+        let mut outputs = std::mem::take(&mut self.outputs);
+        for output in outputs.values_mut() {
+            if let Output::Items(items) = output {
+                keep_newest(items);
+            }
+        }
+        outputs
     }
 
     /// Whether something waits for a cut.
@@ -322,6 +328,14 @@ impl KeyedChain {
         }
         counts
     }
+}
+
+/// Of several versions of an item in one cut only the last is written: they have the same guard.
+fn keep_newest(items: &mut Vec<Item>) {
+    let mut seen = HashSet::new();
+    let mut newest: Vec<Item> = items.drain(..).rev().filter(|item| seen.insert(item.key.clone())).collect();
+    newest.reverse();
+    *items = newest;
 }
 
 fn items(spec: &TableSpec, rows: &RecordBatch) -> Vec<Item> {

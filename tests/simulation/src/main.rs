@@ -32,6 +32,10 @@ fn main() -> ExitCode {
     for seed in start..start + seeds {
         let outcome = run(seed, aim.unwrap_or(aims[(seed % 6) as usize]), rules, &programs);
         outcome.counts.iter().for_each(|(what, n)| *counts.entry(what).or_default() += n);
+        if seeds == 1 {
+            outcome.violations.iter().for_each(|v| println!("  {v}"));
+            println!("  {:?}", outcome.counts);
+        }
         if let Some(first) = outcome.violations.first() {
             failed += 1;
             println!("seed {seed} ({} steps): {first}", outcome.steps);

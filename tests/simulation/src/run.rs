@@ -170,6 +170,9 @@ impl Run {
                 self.quiet = true;
                 lock(&self.world).faults = 0.0;
             }
+            if !lock(&self.world).violations.is_empty() {
+                return;
+            }
             if self.step.is_multiple_of(200) && self.quiet && oracle::complete(&lock(&self.world)) {
                 break;
             }

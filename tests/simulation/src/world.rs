@@ -302,7 +302,10 @@ impl World {
         if after.fence.cut > before.fence.cut {
             self.count("cuts");
             let known = self.raises.entry(lineage.clone()).or_default();
+            let before_raises = known.len();
             row.raises.iter().filter(|r| !known.contains(r)).cloned().collect::<Vec<_>>().into_iter().for_each(|r| known.push(r));
+            let new = (known.len() - before_raises) as u64;
+            *self.counts.entry("raises").or_default() += new;
             if after.fence.job < self.pipeline().job {
                 self.violations.push(format!("{text}: a cut of job {} after the change", after.fence.job));
             }

@@ -97,7 +97,7 @@ impl<C: Control> SourceTask<C> {
         }
         row.complete.append(&mut std::mem::take(&mut self.inherited));
         let flushing: Vec<&String> = flushes.iter().map(|f| &f.writer.file.destination).collect();
-        row.files = self.writers.values().map(|w| w.file.clone()).filter(|f| !flushing.contains(&&f.destination)).collect();
+        row.files = self.writers.values().map(|w| w.file.clone()).filter(|f| !f.parts.is_empty() && !flushing.contains(&&f.destination)).collect();
         let mut assigned = self.assigned.clone();
         let messages = self.partials(&mut assigned);
         self.assigned.clone_from(&assigned);
@@ -130,7 +130,8 @@ impl<C: Control> SourceTask<C> {
             let unacknowledged = self.sending_replayable || self.replayable.iter().any(|r| Some(r.position) <= ready.position);
             if !unacknowledged || !self.rules().hold(Rule::Ack) {
                 row.snapshot = Some(ready.clone());
-                row.raises.retain(|(position, _)| *position >= ready.position);
+                // A raise shows in one row at least, also when a snapshot contains it by then.
+                row.raises.retain(|raise| raise.0 >= ready.position || !self.row.raises.contains(raise));
                 used_snapshot = true;
             }
         }
