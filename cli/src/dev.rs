@@ -150,7 +150,15 @@ fn provision(program: &Program, store: &Arc<Store>, options: &Options) -> Result
 async fn drive(world: &World, options: &Options, stop: &Arc<AtomicBool>) -> Result<Report> {
     let started = Instant::now();
     let session = format!("dev-{}-{}", std::process::id(), feed::now());
-    let mut worker = Worker::new(world.ports.clone(), Settings::default(), session, Arc::clone(&world.program), options.threads)?;
+    // One process at a time holds the state, so what it wants is newer than what ran before.
+    let hash = leat_compile::job_hash(&world.program.document);
+    let revision = match coordinator::read_pipeline(&world.ports).await? {
+        Some((_, running)) if running.job_hash == hash && running.draining_for.is_none() => running.revision,
+        Some((_, running)) if running.draining_for.as_ref() == Some(&hash) => running.revision,
+        Some((_, running)) => running.revision + 1,
+        None => 1,
+    };
+    let mut worker = Worker::new(world.ports.clone(), Settings::default(), session, Arc::clone(&world.program), revision, options.threads)?;
     worker.register().await?;
     worker.round().await?;
     let before = taken(world).await?;

@@ -38,7 +38,7 @@ pub(super) async fn report(world: &World, done: bool, before: u64, seconds: f64)
     let outputs = program.files.iter().map(|spec| {
         let path = world.files.path(&spec.location);
         let (files, bytes) = size_of(&path);
-        Output { sink: spec.name.clone(), path, files, bytes }
+        Output { sink: spec.name.trim_end_matches(" (sink)").to_owned(), path, files, bytes }
     });
     let mut tables = Vec::new();
     for spec in &program.tables {

@@ -13,6 +13,11 @@ use crate::program::{FilesSpec, From, Node, Op, Port, Side, TableSpec};
 /// Name of the sink that takes what nothing else reads.
 pub const DEAD_LETTERS: &str = "dead letters";
 
+/// A sink's name in the ledger and in state: a step may have the same name.
+fn label(sink: &str) -> String {
+    format!("{sink} (sink)")
+}
+
 /// What a rejected or late record looks like in a file: where it stood, who refused it and why, and its bytes, as text
 /// when they are UTF-8.
 pub fn dead_letter_schema() -> SchemaRef {
@@ -86,7 +91,7 @@ fn files(l: &mut Lowering<'_>, path: &str, sink: &Sink, s3: &S3Sink) {
     let roll = s3.roll.clone().unwrap_or_default();
     let index = l.program.files.len();
     l.program.files.push(FilesSpec {
-        name: sink.name.clone(),
+        name: label(&sink.name),
         location: s3.location.clone(),
         format: s3.format,
         partition: s3.partition_by.first().copied(),
@@ -94,7 +99,7 @@ fn files(l: &mut Lowering<'_>, path: &str, sink: &Sink, s3: &S3Sink) {
         roll_interval: roll.interval.unwrap_or(Duration::from_millis(300_000)),
         schema: Arc::clone(&schema),
     });
-    l.place(path, &sink.name, &inputs, &schema, &|| if raw { Op::RawFiles(index) } else { Op::Files(index) });
+    l.place(path, &label(&sink.name), &inputs, &schema, &|| if raw { Op::RawFiles(index) } else { Op::Files(index) });
 }
 
 fn table(l: &mut Lowering<'_>, path: &str, sink: &Sink) {
@@ -185,7 +190,7 @@ fn table(l: &mut Lowering<'_>, path: &str, sink: &Sink) {
     };
     let index = l.program.tables.len();
     l.program.tables.push(TableSpec {
-        name: sink.name.clone(),
+        name: label(&sink.name),
         table: spec.table.clone(),
         partition_key,
         sort_key,
@@ -194,7 +199,7 @@ fn table(l: &mut Lowering<'_>, path: &str, sink: &Sink) {
         version_column,
         schema: Arc::clone(&input.schema),
     });
-    l.place(&path, &sink.name, &inputs, &input.schema, &|| Op::Table(index));
+    l.place(&path, &label(&sink.name), &inputs, &input.schema, &|| Op::Table(index));
 }
 
 /// One sink for everything that is rejected or late and that nobody reads.

@@ -14,6 +14,8 @@ use crate::watermark::Watermark;
 pub struct Desired {
     /// Hash of its document.
     pub hash: String,
+    /// Which of two jobs is the newer one: whoever still wants an older one than runs changes nothing.
+    pub revision: u64,
     /// Partitions of its repartition stream; 0: it has none.
     pub partitions: u16,
 }
@@ -61,16 +63,28 @@ pub enum Change {
 pub fn decide(view: &View, desired: &Desired, rules: Rules) -> Vec<Change> {
     let Some((fence, pipeline)) = &view.pipeline else {
         let roots = view.shards.iter().filter(|s| s.parents.is_empty()).map(|s| s.lineage.clone()).collect();
-        let pipeline =
-            PipelineRow { job: 1, job_hash: desired.hash.clone(), partitions: desired.partitions, roots, ..PipelineRow::default() };
+        let pipeline = PipelineRow {
+            job: 1,
+            job_hash: desired.hash.clone(),
+            revision: desired.revision,
+            partitions: desired.partitions,
+            roots,
+            ..PipelineRow::default()
+        };
         return vec![Change::Pipeline(None, pipeline)];
     };
     if pipeline.draining_for.is_some() {
-        return flip(view, fence, pipeline, desired, rules);
+        return flip(view, fence, pipeline, rules);
     }
     let changes = births(view, fence, pipeline, rules);
-    if changes.is_empty() && pipeline.job_hash != desired.hash && pipeline.joining.is_empty() {
-        let draining = PipelineRow { draining_for: Some(desired.hash.clone()), seal: None, ..pipeline.clone() };
+    if changes.is_empty() && pipeline.job_hash != desired.hash && desired.revision > pipeline.revision && pipeline.joining.is_empty() {
+        let draining = PipelineRow {
+            draining_for: Some(desired.hash.clone()),
+            revision: desired.revision,
+            next_partitions: desired.partitions,
+            seal: None,
+            ..pipeline.clone()
+        };
         return vec![Change::Pipeline(Some(fence.clone()), draining)];
     }
     changes
@@ -175,7 +189,7 @@ fn child(view: &View, pipeline: &PipelineRow, shard: &KnownShard, rules: Rules) 
 }
 
 /// The change of job: once every row is drained, each is handed over by its own write, then the pipeline's row.
-fn flip(view: &View, fence: &Fence, pipeline: &PipelineRow, desired: &Desired, rules: Rules) -> Vec<Change> {
+fn flip(view: &View, fence: &Fence, pipeline: &PipelineRow, rules: Rules) -> Vec<Change> {
     let next_job = pipeline.job + 1;
     let live = || view.sources.iter().filter(|(_, (_, row))| row.status != Status::Retired);
     let waits = |f: &Fence| f.job == pipeline.job && !f.drained;
@@ -184,7 +198,7 @@ fn flip(view: &View, fence: &Fence, pipeline: &PipelineRow, desired: &Desired, r
         return Vec::new();
     }
     let handed = |f: &Fence| Fence { generation: f.generation + 1, owner: String::new(), job: next_job, drained: false, cut: f.cut };
-    let moved = desired.partitions != pipeline.partitions && desired.partitions > 0;
+    let moved = pipeline.next_partitions != pipeline.partitions && pipeline.next_partitions > 0;
     let mut changes: Vec<Change> = live()
         .filter(|(_, (f, _))| f.job == pipeline.job)
         .map(|(lineage, (f, _))| Change::Flip(crate::path::source_row(lineage), f.clone(), handed(f)))
@@ -203,7 +217,7 @@ fn flip(view: &View, fence: &Fence, pipeline: &PipelineRow, desired: &Desired, r
     let roots_version = view.keyed.values().map(|(_, k)| k.roots_version).max().unwrap_or_default();
     if moved {
         // All handed over in one order: new rows first, so that a crash between leaves the old ones readable.
-        for partition in (0..desired.partitions).filter(|p| !view.keyed.contains_key(p)) {
+        for partition in (0..pipeline.next_partitions).filter(|p| !view.keyed.contains_key(p)) {
             let cut = if rules.hold(Rule::Lamport) { highest_cut } else { 0 };
             let new = Fence { job: next_job, cut, ..Fence::default() };
             changes.push(Change::Keyed(
@@ -229,7 +243,7 @@ fn flip(view: &View, fence: &Fence, pipeline: &PipelineRow, desired: &Desired, r
             job: next_job,
             job_hash: pipeline.draining_for.clone().unwrap_or_default(),
             draining_for: None,
-            partitions: if desired.partitions > 0 { desired.partitions } else { pipeline.partitions },
+            partitions: if pipeline.next_partitions > 0 { pipeline.next_partitions } else { pipeline.partitions },
             ..pipeline.clone()
         };
         changes.push(Change::Pipeline(Some(fence.clone()), next));

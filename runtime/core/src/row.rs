@@ -211,8 +211,12 @@ pub struct PipelineRow {
     pub job: u64,
     /// Hash of the active job's document.
     pub job_hash: String,
+    /// Revision of the job that runs, or that the tasks drain for.
+    pub revision: u64,
     /// Hash of the job that the tasks drain for.
     pub draining_for: Option<String>,
+    /// Partitions of the repartition stream under the job that the tasks drain for.
+    pub next_partitions: u16,
     /// Lineages without parents, listed before any watermark is merged.
     pub roots: Vec<Lineage>,
     /// Raised whenever a root is announced.

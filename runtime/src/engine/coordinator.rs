@@ -13,9 +13,9 @@ use super::ports::{Ports, Shard, StoredRow};
 use super::task::{self, TaskError};
 
 /// What a program wants of the pipeline's rows.
-pub fn desired(program: &Program, hash: &str) -> Desired {
+pub fn desired(program: &Program, hash: &str, revision: u64) -> Desired {
     let partitions = if program.keyed.edges.is_empty() { 0 } else { program.document.repartition_partitions };
-    Desired { hash: hash.to_owned(), partitions }
+    Desired { hash: hash.to_owned(), revision, partitions }
 }
 
 /// Looks at everything and makes the changes that are possible now; answers how many were made, and the shards.

@@ -105,10 +105,17 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker with `threads` threads for tasks.
-    pub fn new(ports: Ports, settings: Settings, session: String, program: Arc<Program>, threads: usize) -> Result<Self, WorkerError> {
+    /// A worker with `threads` threads for tasks, for the job of this revision.
+    pub fn new(
+        ports: Ports,
+        settings: Settings,
+        session: String,
+        program: Arc<Program>,
+        revision: u64,
+        threads: usize,
+    ) -> Result<Self, WorkerError> {
         let hash = leat_compile::job_hash(&program.document);
-        let desired = coordinator::desired(&program, &hash);
+        let desired = coordinator::desired(&program, &hash, revision);
         let mut senders = Vec::new();
         for i in 0..threads.max(1) {
             let (sender, mut starts) = mpsc::unbounded_channel::<Start>();

@@ -23,14 +23,13 @@ fn main() -> ExitCode {
             }
         },
     };
-    let aims = [Aim::Anything, Aim::Idle, Aim::LateRoots, Aim::Reshards, Aim::JobChange, Aim::Owners];
-    let aim = value("--aim").and_then(|name| aims.into_iter().find(|a| format!("{a:?}").eq_ignore_ascii_case(name)));
+    let aim = value("--aim").and_then(|name| Aim::ALL.into_iter().find(|a| format!("{a:?}").eq_ignore_ascii_case(name)));
     let programs = Programs::default();
     let started = Instant::now();
     let mut failed = 0;
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
     for seed in start..start + seeds {
-        let outcome = run(seed, aim.unwrap_or(aims[(seed % 6) as usize]), rules, &programs);
+        let outcome = run(seed, aim.unwrap_or(Aim::ALL[(seed % 7) as usize]), rules, &programs);
         outcome.counts.iter().for_each(|(what, n)| *counts.entry(what).or_default() += n);
         if seeds == 1 {
             outcome.violations.iter().for_each(|v| println!("  {v}"));

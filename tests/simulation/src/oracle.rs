@@ -27,11 +27,20 @@ pub fn judge(world: &World) -> Vec<String> {
     let expected = expected(world);
     let mut wrong = Vec::new();
     for table in ["finals", "updates"] {
-        let got: BTreeMap<(String, String), (String, String)> = world.items.iter().filter(|((t, _), _)| t == table).map(|(_, (item, _))| {
-            let attribute = |name: &str| item.attributes.get(name).map(text).unwrap_or_default();
-            ((text(&item.key[0].1), text(&item.key[1].1)), (attribute("n"), attribute("total")))
-        }).collect();
-        let want = expected.windows.iter().map(|((c, start), (n, total))| ((c.clone(), stamp(*start)), (n.to_string(), total.to_string()))).collect();
+        let got: BTreeMap<(String, String), (String, String)> = world
+            .items
+            .iter()
+            .filter(|((t, _), _)| t == table)
+            .map(|(_, (item, _))| {
+                let attribute = |name: &str| item.attributes.get(name).map(text).unwrap_or_default();
+                ((text(&item.key[0].1), text(&item.key[1].1)), (attribute("n"), attribute("total")))
+            })
+            .collect();
+        let want = expected
+            .windows
+            .iter()
+            .map(|((c, start), (n, total))| ((c.clone(), stamp(*start)), (n.to_string(), total.to_string())))
+            .collect();
         compare(&format!("table {table}"), &got, &want, &mut wrong);
     }
     let mut unique = expected.unique.clone();
@@ -60,8 +69,20 @@ fn stamp(ms: i64) -> String {
     leat_runtime::codecs::time::format_millis(ms).trim_end_matches('Z').to_owned()
 }
 
-fn compare<K: Ord + std::fmt::Debug, V: PartialEq + std::fmt::Debug>(what: &str, got: &BTreeMap<K, V>, want: &BTreeMap<K, V>, wrong: &mut Vec<String>) {
-    let differs: Vec<String> = want.keys().chain(got.keys()).collect::<BTreeSet<_>>().into_iter().filter(|k| got.get(*k) != want.get(*k)).map(|k| format!("{k:?}: {:?} instead of {:?}", got.get(k), want.get(k))).collect();
+fn compare<K: Ord + std::fmt::Debug, V: PartialEq + std::fmt::Debug>(
+    what: &str,
+    got: &BTreeMap<K, V>,
+    want: &BTreeMap<K, V>,
+    wrong: &mut Vec<String>,
+) {
+    let differs: Vec<String> = want
+        .keys()
+        .chain(got.keys())
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .filter(|k| got.get(*k) != want.get(*k))
+        .map(|k| format!("{k:?}: {:?} instead of {:?}", got.get(k), want.get(k)))
+        .collect();
     if !differs.is_empty() {
         wrong.push(format!("{what}: {} differ: {}", differs.len(), differs.iter().take(3).cloned().collect::<Vec<_>>().join("; ")));
     }
@@ -70,8 +91,10 @@ fn compare<K: Ord + std::fmt::Debug, V: PartialEq + std::fmt::Debug>(what: &str,
 fn multiset(what: &str, mut got: Vec<u64>, want: Vec<u64>, wrong: &mut Vec<String>) {
     got.sort_unstable();
     if got != want {
-        let missing: Vec<&u64> = want.iter().filter(|w| got.iter().filter(|g| g == w).count() < want.iter().filter(|x| x == w).count()).take(4).collect();
-        let extra: Vec<&u64> = got.iter().filter(|g| got.iter().filter(|x| x == g).count() > want.iter().filter(|w| w == g).count()).take(4).collect();
+        let missing: Vec<&u64> =
+            want.iter().filter(|w| got.iter().filter(|g| g == w).count() < want.iter().filter(|x| x == w).count()).take(4).collect();
+        let extra: Vec<&u64> =
+            got.iter().filter(|g| got.iter().filter(|x| x == g).count() > want.iter().filter(|w| w == g).count()).take(4).collect();
         wrong.push(format!("{what}: {} rows instead of {}; missing {missing:?}, too many {extra:?}", got.len(), want.len()));
     }
 }
@@ -102,7 +125,9 @@ fn expected(world: &World) -> Expected {
             seen.extend(states[parent].1.iter().map(|(k, v)| (k.clone(), *v)));
         }
         let raises = world.raises.get(&shard.lineage).cloned().unwrap_or_default();
-        let raise = |at: Option<Offset>, watermark: &mut i64| raises.iter().filter(|(p, _)| *p == at).for_each(|(_, to)| *watermark = (*watermark).max(to.0));
+        let raise = |at: Option<Offset>, watermark: &mut i64| {
+            raises.iter().filter(|(p, _)| *p == at).for_each(|(_, to)| *watermark = (*watermark).max(to.0))
+        };
         let row_job = rows.get(&shard.lineage).map_or(1, |(stored, _)| stored.fence.job);
         let flip = world.flips.get(&shard.lineage);
         raise(None, &mut watermark);
@@ -157,5 +182,12 @@ pub fn complete(world: &World) -> bool {
     retired
         && pipeline.draining_for.is_none()
         && pipeline.joining.is_empty()
-        && world.keyed().values().all(|(stored, k)| stored.fence.job == pipeline.job && k.watermark == Watermark::MAX && k.unsent.is_empty() && k.complete.is_empty() && k.dirty == 0 && k.open == 0)
+        && world.keyed().values().all(|(stored, k)| {
+            stored.fence.job == pipeline.job
+                && k.watermark == Watermark::MAX
+                && k.unsent.is_empty()
+                && k.complete.is_empty()
+                && k.dirty == 0
+                && k.open == 0
+        })
 }

@@ -10,7 +10,9 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 use leat_runtime::batch::SourceBatch;
-use leat_runtime::engine::ports::{Call, Clock, Completed, Files, Log, Objects, PortError, Ports, Read, Rows, Shard, Source, StoredRow, Tables};
+use leat_runtime::engine::ports::{
+    Call, Clock, Completed, Files, Log, Objects, PortError, Ports, Read, Rows, Shard, Source, StoredRow, Tables,
+};
 use leat_runtime::engine::task::Control;
 use leat_runtime::operators::keyed::{Attribute, Item};
 use leat_runtime_core::position::{Lineage, Offset};
@@ -24,12 +26,14 @@ use crate::world::{Upload, World};
 pub struct Sim {
     world: Arc<Mutex<World>>,
     process: u64,
+    /// The pipeline's row as this process last saw it: old, as a worker's knowledge is.
+    known: Arc<Mutex<Option<PipelineRow>>>,
 }
 
 impl Sim {
     /// The world as `process` sees it.
     pub fn new(world: &Arc<Mutex<World>>, process: u64) -> Arc<Self> {
-        Arc::new(Self { world: Arc::clone(world), process })
+        Arc::new(Self { world: Arc::clone(world), process, known: Arc::default() })
     }
 
     /// All ports of the process.
@@ -221,7 +225,10 @@ impl Source for Sim {
     fn shards<'a>(&'a self, _source: &'a str) -> Call<'a, Vec<Shard>> {
         self.call(move |w| {
             let lineage = |i: &usize| w.shards[*i].lineage.clone();
-            Ok(w.shards.iter().map(|s| Shard { lineage: s.lineage.clone(), parents: s.parents.iter().map(lineage).collect(), range: s.range }).collect())
+            Ok(w.shards
+                .iter()
+                .map(|s| Shard { lineage: s.lineage.clone(), parents: s.parents.iter().map(lineage).collect(), range: s.range })
+                .collect())
         })
     }
 
@@ -230,7 +237,9 @@ impl Source for Sim {
         let after = after.and_then(Offset::number).unwrap_or_default() as usize;
         self.call(move |w| {
             let take = 1 + w.random.below(5);
-            let Some(shard) = w.shards.iter().find(|s| s.lineage == lineage) else { return Err(PortError::Fatal("no such shard".to_owned())) };
+            let Some(shard) = w.shards.iter().find(|s| s.lineage == lineage) else {
+                return Err(PortError::Fatal("no such shard".to_owned()));
+            };
             let mut batch = SourceBatch::default();
             let (mut data, mut keys) = (Vec::new(), Vec::new());
             for (i, record) in shard.records.iter().enumerate().skip(after).take(take) {
@@ -283,7 +292,12 @@ pub fn text(attribute: &Attribute) -> String {
 
 impl Control for Sim {
     fn pipeline(&self) -> PipelineRow {
-        self.world.lock().unwrap_or_else(PoisonError::into_inner).pipeline()
+        let mut world = self.world.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*known {
+            Some(known) if world.random.chance(0.9) => known.clone(),
+            _ => known.insert(world.pipeline()).clone(),
+        }
     }
 
     fn merged(&self) -> i64 {

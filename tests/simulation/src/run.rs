@@ -39,6 +39,13 @@ pub enum Aim {
     JobChange,
     /// Kills, pauses and thefts of leases.
     Owners,
+    /// Rows of lineages come into being one by one, late.
+    SlowStart,
+}
+
+impl Aim {
+    /// Every aim.
+    pub const ALL: [Aim; 7] = [Aim::Anything, Aim::Idle, Aim::LateRoots, Aim::Reshards, Aim::JobChange, Aim::Owners, Aim::SlowStart];
 }
 
 /// What came of a run.
@@ -101,11 +108,32 @@ pub fn run(seed: u64, aim: Aim, rules: Rules, programs: &Programs) -> Outcome {
     let (plan, faults) = plan(&mut random, aim, rules);
     let mut world = World::new(seed, rules);
     world.faults = faults;
-    for (i, range) in HashRange::split_evenly(1 + random.below(3) as u32).into_iter().enumerate() {
-        world.shards.push(SimShard { lineage: lineage(i), range, own: Vec::new(), parents: Vec::new(), children: Vec::new(), closed: false, records: Vec::new() });
+    world.slow_until = if aim == Aim::SlowStart { 1_300 } else { 0 };
+    for (i, range) in HashRange::split_evenly(if aim == Aim::SlowStart { 3 } else { 1 + random.below(3) as u32 }).into_iter().enumerate() {
+        world.shards.push(SimShard {
+            lineage: lineage(i),
+            range,
+            own: Vec::new(),
+            parents: Vec::new(),
+            children: Vec::new(),
+            closed: false,
+            records: Vec::new(),
+        });
     }
     let world = Arc::new(Mutex::new(world));
-    let mut run = Run { world, random, plan, programs: programs.clone(), aim, processes: BTreeMap::new(), next: 0, step: 0, producer: Producer::default(), desired: Arc::new(Mutex::new(1)), quiet: false };
+    let mut run = Run {
+        world,
+        random,
+        plan,
+        programs: programs.clone(),
+        aim,
+        processes: BTreeMap::new(),
+        next: 0,
+        step: 0,
+        producer: Producer::default(),
+        desired: Arc::new(Mutex::new(1)),
+        quiet: false,
+    };
     run.go();
     let Run { world, step, .. } = run;
     let world = lock(&world);
@@ -201,10 +229,36 @@ impl Run {
 
     fn stuck(&self) {
         let mut world = lock(&self.world);
-        let rows: Vec<String> = world.sources().into_iter().map(|(l, (s, r))| format!("{} {:?} job {}{}", l.partition(), r.status, s.fence.job, if s.fence.drained { " drained" } else { "" })).collect();
-        let keyed: Vec<String> = world.keyed().into_iter().map(|(k, (s, r))| format!("{k} at {} job {}{} unsent {} complete {} open {}", r.watermark, s.fence.job, if s.fence.drained { " drained" } else { "" }, r.unsent.len(), r.complete.len(), r.open)).collect();
+        let rows: Vec<String> = world
+            .sources()
+            .into_iter()
+            .map(|(l, (s, r))| {
+                format!("{} {:?} job {}{}", l.partition(), r.status, s.fence.job, if s.fence.drained { " drained" } else { "" })
+            })
+            .collect();
+        let keyed: Vec<String> = world
+            .keyed()
+            .into_iter()
+            .map(|(k, (s, r))| {
+                format!(
+                    "{k} at {} job {}{} unsent {} complete {} open {}",
+                    r.watermark,
+                    s.fence.job,
+                    if s.fence.drained { " drained" } else { "" },
+                    r.unsent.len(),
+                    r.complete.len(),
+                    r.open
+                )
+            })
+            .collect();
         let pipeline = world.pipeline();
-        let text = format!("stuck: {}; {}; draining {:?}, joining {:?}", rows.join(", "), keyed.join(", "), pipeline.draining_for, pipeline.joining);
+        let text = format!(
+            "stuck: {}; {}; draining {:?}, joining {:?}",
+            rows.join(", "),
+            keyed.join(", "),
+            pipeline.draining_for,
+            pipeline.joining
+        );
         world.violations.push(text);
     }
 
@@ -214,7 +268,12 @@ impl Run {
             let mut world = lock(&self.world);
             let now = world.now;
             let runs = |process: &u64| self.processes.get(process).is_some_and(|p| p.paused_until <= self.step);
-            let ready: Vec<u64> = world.calls.iter().filter(|(_, c)| c.answer.is_none() && runs(&c.process) && c.due.is_none_or(|due| due <= now)).map(|(id, _)| *id).collect();
+            let ready: Vec<u64> = world
+                .calls
+                .iter()
+                .filter(|(_, c)| c.answer.is_none() && runs(&c.process) && c.due.is_none_or(|due| due <= now))
+                .map(|(id, _)| *id)
+                .collect();
             if ready.is_empty() || self.random.chance(0.02) {
                 let next = world.calls.values().filter(|c| runs(&c.process)).filter_map(|c| c.due).filter(|d| *d > now).min();
                 world.now = next.unwrap_or(now + 1);
@@ -256,17 +315,23 @@ impl Run {
         let session = format!("session-{id}");
         let (pipeline, shard) = {
             let world = lock(&self.world);
-            let shard = key.strip_prefix(path::SOURCES).and_then(|l| world.shards.iter().find(|s| s.lineage.as_str() == l).map(|s| (s.lineage.clone(), s.range)));
+            let shard = key
+                .strip_prefix(path::SOURCES)
+                .and_then(|l| world.shards.iter().find(|s| s.lineage.as_str() == l).map(|s| (s.lineage.clone(), s.range)));
             (world.pipeline(), shard)
         };
         let program = Arc::clone(self.programs.of(pipeline.job, !self.plan.bounded));
         let (ports, settings, job, partitions) = (sim.ports(), self.plan.settings, pipeline.job, pipeline.partitions);
         let name = session.clone();
         let control = std::rc::Rc::new(sim.as_ref().clone());
+        // What a worker knows is from before it took the lease.
+        drop(leat_runtime::engine::task::Control::pipeline(control.as_ref()));
         let future: LocalBoxFuture<'static, Result<(), TaskError>> = match shard {
             Some((lineage, range)) => {
                 let job = SourceJob { program, job, partitions, source: 0, lineage, range };
-                Box::pin(async move { SourceTask::start(ports, control, settings, job, &name, Arc::default()).await?.run().await.map(drop) })
+                Box::pin(
+                    async move { SourceTask::start(ports, control, settings, job, &name, Arc::default()).await?.run().await.map(drop) },
+                )
             }
             None if key == "coordinator" => {
                 let (programs, desired, idle) = (self.programs.clone(), Arc::clone(&self.desired), !self.plan.bounded);
@@ -274,7 +339,7 @@ impl Run {
                     loop {
                         let job = *desired.lock().unwrap_or_else(PoisonError::into_inner);
                         let program = programs.of(job, idle);
-                        let wanted = coordinator::desired(program, &leat_compile::job_hash(&program.document));
+                        let wanted = coordinator::desired(program, &leat_compile::job_hash(&program.document), job);
                         coordinator::pass(&ports, program, &wanted, settings.rules).await?;
                         ports.clock.sleep(2).await;
                     }
@@ -310,8 +375,16 @@ impl Run {
         let job = world.pipeline().job;
         let partitions = world.pipeline().partitions;
         let open = |fence: &leat_runtime_core::row::Fence| !(fence.drained && fence.job == job);
-        let sources = world.sources().into_iter().filter(|(_, (s, r))| r.status != Status::Retired && open(&s.fence)).map(|(l, _)| path::source_row(&l));
-        let keyed = world.keyed().into_iter().filter(|(k, (s, _))| open(&s.fence) && k[path::KEYED.len()..].parse::<u16>().is_ok_and(|p| p < partitions)).map(|(k, _)| k);
+        let sources = world
+            .sources()
+            .into_iter()
+            .filter(|(_, (s, r))| r.status != Status::Retired && open(&s.fence))
+            .map(|(l, _)| path::source_row(&l));
+        let keyed = world
+            .keyed()
+            .into_iter()
+            .filter(|(k, (s, _))| open(&s.fence) && k[path::KEYED.len()..].parse::<u16>().is_ok_and(|p| p < partitions))
+            .map(|(k, _)| k);
         sources.chain(keyed).collect()
     }
 
@@ -392,7 +465,15 @@ impl Run {
         if few && self.plan.grow && self.producer.new_users.is_empty() && random.chance(0.03) {
             self.producer.new_users = vec!["n0".to_owned(), "n1".to_owned()];
             let i = world.shards.len();
-            world.shards.push(SimShard { lineage: lineage(i), range: HashRange::ALL, own: self.producer.new_users.clone(), parents: Vec::new(), children: Vec::new(), closed: false, records: Vec::new() });
+            world.shards.push(SimShard {
+                lineage: lineage(i),
+                range: HashRange::ALL,
+                own: self.producer.new_users.clone(),
+                parents: Vec::new(),
+                children: Vec::new(),
+                closed: false,
+                records: Vec::new(),
+            });
             world.count("late roots");
             return;
         }
@@ -411,7 +492,13 @@ impl Run {
         } else {
             p.ids += 1;
             let new = !p.new_users.is_empty() && random.chance(0.2);
-            let pool = if new { &p.new_users } else if random.chance(0.85) { &p.hot } else { &users };
+            let pool = if new {
+                &p.new_users
+            } else if random.chance(0.85) {
+                &p.hot
+            } else {
+                &users
+            };
             let behind = if new || self.aim == Aim::Idle { random.pick(&[0, 10, 25, 40]) } else { random.pick(&[0, 0, 1, 3, 5, 12, 25]) };
             let record = Record {
                 id: p.ids,
@@ -440,7 +527,15 @@ impl Run {
 
 fn add_child(world: &mut World, range: HashRange, parents: &[usize]) {
     let child = world.shards.len();
-    world.shards.push(SimShard { lineage: lineage(child), range, own: Vec::new(), parents: parents.to_vec(), children: Vec::new(), closed: false, records: Vec::new() });
+    world.shards.push(SimShard {
+        lineage: lineage(child),
+        range,
+        own: Vec::new(),
+        parents: parents.to_vec(),
+        children: Vec::new(),
+        closed: false,
+        records: Vec::new(),
+    });
     for parent in parents {
         world.shards[*parent].children.push(child);
         world.shards[*parent].closed = true;

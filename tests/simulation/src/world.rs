@@ -1,7 +1,7 @@
 //! The simulated world: stores, log, shards, and the calls that are on their way to them.
 
 use std::any::Any;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::task::Waker;
 
 use bytes::Bytes;
@@ -72,7 +72,11 @@ impl Record {
     pub fn json(&self) -> Vec<u8> {
         let campaign = self.campaign.map_or("null".to_owned(), |c| format!("\"{c}\""));
         let spend = if self.valid { self.spend } else { -1 };
-        format!("{{\"id\":{},\"user\":\"{}\",\"campaign\":{campaign},\"ts\":{},\"spend\":{spend},\"kind\":\"{}\"}}", self.id, self.user, self.time, self.kind).into_bytes()
+        format!(
+            "{{\"id\":{},\"user\":\"{}\",\"campaign\":{campaign},\"ts\":{},\"spend\":{spend},\"kind\":\"{}\"}}",
+            self.id, self.user, self.time, self.kind
+        )
+        .into_bytes()
     }
 }
 
@@ -153,8 +157,8 @@ pub struct World {
     pub violations: Vec<String>,
     /// Things that happened.
     pub counts: BTreeMap<&'static str, u64>,
-    /// Names of objects that were removed.
-    pub removed: BTreeSet<String>,
+    /// Rows of lineages hardly come into being until this time: a slow start.
+    pub slow_until: i64,
 }
 
 impl World {
@@ -179,7 +183,7 @@ impl World {
             flips: BTreeMap::new(),
             violations: Vec::new(),
             counts: BTreeMap::new(),
-            removed: BTreeSet::new(),
+            slow_until: 0,
         }
     }
 
@@ -266,7 +270,10 @@ impl World {
     /// Rows of source tasks.
     pub fn sources(&self) -> BTreeMap<Lineage, (StoredRow, SourceRow)> {
         let rows = self.rows.range("source/".to_owned().."source0".to_owned());
-        rows.filter_map(|(k, r)| Some((leat_runtime::engine::coordinator::lineage_of(k), (r.clone(), serde_json::from_slice(&r.body).ok()?)))).collect()
+        rows.filter_map(|(k, r)| {
+            Some((leat_runtime::engine::coordinator::lineage_of(k), (r.clone(), serde_json::from_slice(&r.body).ok()?)))
+        })
+        .collect()
     }
 
     /// Rows of keyed tasks.
@@ -281,6 +288,9 @@ impl World {
             && *job > 0
             && !self.rows.get("pipeline").is_some_and(|p| p.fence.job == *job && !p.fence.drained)
         {
+            return false;
+        }
+        if matches!(expect, Expect::Absent { .. }) && key.starts_with("source/") && self.now < self.slow_until && self.random.chance(0.9) {
             return false;
         }
         let found = self.rows.get(key);

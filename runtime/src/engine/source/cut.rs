@@ -97,7 +97,8 @@ impl<C: Control> SourceTask<C> {
         }
         row.complete.append(&mut std::mem::take(&mut self.inherited));
         let flushing: Vec<&String> = flushes.iter().map(|f| &f.writer.file.destination).collect();
-        row.files = self.writers.values().map(|w| w.file.clone()).filter(|f| !f.parts.is_empty() && !flushing.contains(&&f.destination)).collect();
+        row.files =
+            self.writers.values().map(|w| w.file.clone()).filter(|f| !f.parts.is_empty() && !flushing.contains(&&f.destination)).collect();
         let mut assigned = self.assigned.clone();
         let messages = self.partials(&mut assigned);
         self.assigned.clone_from(&assigned);
