@@ -29,5 +29,6 @@ pub fn duckdb(program: &str, arguments: &[&str]) -> Result<serde_json::Value, St
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).into_owned());
     }
-    serde_json::from_slice(&output.stdout).map_err(|e| format!("{e}: {}", String::from_utf8_lossy(&output.stdout)))
+    serde_json::from_slice(&output.stdout)
+        .map_err(|e| format!("{e}: {}", String::from_utf8_lossy(&output.stdout).chars().take(500).collect::<String>()))
 }

@@ -16,7 +16,7 @@ const QUERY: &str = r#"
 import duckdb, json, sys
 root = sys.argv[1] + "/analytics/clickstream/s3/example-lake/clickstream"
 db = duckdb.connect()
-db.execute("SET TimeZone='UTC'")
+db.execute("SET TimeZone='UTC'; SET enable_progress_bar=false")
 one = lambda q: db.execute(q).fetchone()
 raw = f"read_parquet('{root}/raw/**/*.parquet', hive_partitioning=false)"
 curated = f"read_parquet('{root}/curated/**/*.parquet', hive_partitioning=false)"

@@ -21,7 +21,7 @@ use crate::ports::Sim;
 use crate::world::{Random, Record, SimShard, World};
 
 /// Steps after which a run counts as stuck.
-const LONGEST: u64 = 400_000;
+const LONGEST: u64 = 120_000;
 
 /// What the seed is aimed at, besides what happens anyway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

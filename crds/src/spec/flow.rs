@@ -1,0 +1,385 @@
+//! How data flows: sources, steps, sinks.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Planned;
+use crate::values::{Duration, Size};
+
+/// Where events come from: `stream` or `files`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Source {
+    /// Name inside this manifest.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// A declared stream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub stream: Option<String>,
+    /// Files of a folder or prefix: bounded input.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub files: Option<Files>,
+    /// A declared schema; its properties are the columns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub schema: Option<String>,
+    /// Encoding of records, when no schema says it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<RecordFormat>,
+    /// Columns and their SQL types, when no schema says them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 512))]
+    pub columns: BTreeMap<String, String>,
+    /// The column whose value is the record's partition key; each record is checked against it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), inner(length(min = 1, max = 255)))]
+    pub partitioned_by: Vec<String>,
+    /// Which column is the event's time and how far it is out of order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub event_time: Option<EventTime>,
+    /// Newest row per key: a table (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub changelog: Planned,
+}
+
+/// Files as a source.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Files {
+    /// A file or a folder; without scheme it is relative to the manifest.
+    #[schemars(length(min = 1, max = 1024))]
+    pub path: String,
+    /// Encoding. Default: JsonLines.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<RecordFormat>,
+}
+
+/// Encoding of one record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RecordFormat {
+    /// One JSON object.
+    Json,
+    /// One JSON object a line.
+    JsonLines,
+    /// Comma-separated values (RFC 4180), the first line of a file names the columns.
+    Csv,
+}
+
+/// The time of an event.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EventTime {
+    /// Column: a timestamp, a date, or an integer of epoch milliseconds.
+    #[schemars(length(min = 1, max = 255))]
+    pub field: String,
+    /// How far behind the newest event an event may come and still not be late. Default: 0s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_out_of_orderness: Option<Duration>,
+    /// How long a shard without new records holds the others' watermark back. Default: never given up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<Duration>,
+    /// How far ahead of its arrival an event may be; one further ahead is rejected, since it would close every window.
+    /// Default: 24h.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_ahead: Option<Duration>,
+}
+
+/// A step: `name`, `from` and exactly one verb.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Step {
+    /// Name inside this manifest; `NAME.rejected` and `NAME.late` are addressable too.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// What it reads; of several, their union.
+    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 80)))]
+    pub from: Vec<String>,
+    /// Verb: rows that fail a rule are rejected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validate: Option<Validate>,
+    /// Verb: repeats are dropped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deduplicate: Option<Deduplicate>,
+    /// Verb: only rows for which this SQL condition is TRUE pass.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 4096))]
+    pub filter: Option<String>,
+    /// Verb: the columns that leave, each a SQL expression over those that come in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxProperties" = 512))]
+    pub select: Option<BTreeMap<String, String>>,
+    /// Verb: columns added to those that come in, or replacing them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxProperties" = 512))]
+    pub derive: Option<BTreeMap<String, String>>,
+    /// Verb: one row per group and window, each column a SQL aggregate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxProperties" = 128))]
+    pub aggregate: Option<BTreeMap<String, String>>,
+    /// Part of `aggregate`: the window.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
+    /// Part of `aggregate`: when rows leave. Default: once, when the window is closed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub emit: Option<Emit>,
+    /// Part of `aggregate`: the columns that make a group.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 255)))]
+    pub group_by: Vec<String>,
+    /// Part of `aggregate`: which result rows leave (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub having: Planned,
+    /// Verb (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_agent: Planned,
+    /// Verb (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub geoip: Planned,
+    /// Verb (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lookup: Planned,
+    /// Verb (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sessionize: Planned,
+    /// Verb (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub join: Planned,
+    /// Verb (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sort: Planned,
+    /// Verb (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pivot: Planned,
+    /// Verb (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub over: Planned,
+    /// Verb (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub crossing: Planned,
+}
+
+/// Rules that every row must pass.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Validate {
+    /// Name of the rule → SQL condition; only TRUE passes.
+    #[schemars(extend("maxProperties" = 64))]
+    pub rules: BTreeMap<String, String>,
+    /// Data quality metrics (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics: Planned,
+}
+
+/// Drops rows that repeat an earlier one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Deduplicate {
+    /// Columns that together identify an event.
+    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 255)))]
+    pub by: Vec<String>,
+    /// Columns by which repeats are found in the same place; the source's `partitionedBy` saves a repartition.
+    /// Default: `by`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 255)))]
+    pub keyed_with: Vec<String>,
+    /// How far apart in event time two events can be and still be the same. An event further behind is late.
+    pub within: Duration,
+}
+
+/// The window of an aggregate.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Window {
+    /// Windows of this length, one after the other, aligned to the epoch (UTC).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tumbling: Option<Duration>,
+    /// How long after its end a window still takes rows. Default: 0s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allowed_lateness: Option<Duration>,
+    /// Sliding windows (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Planned,
+    /// Sliding windows (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slide: Planned,
+    /// Calendar windows (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calendar: Planned,
+    /// Calendar windows (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time_zone: Planned,
+}
+
+/// When rows of a window leave.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Emit {
+    /// Once or with each change.
+    pub mode: EmitMode,
+    /// At most this often, for OnUpdate. Default: 1s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every: Option<Duration>,
+}
+
+/// When rows of a window leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum EmitMode {
+    /// One row when the watermark passes the window's end and allowed lateness.
+    Final,
+    /// Early and corrected rows too: the edge becomes an upsert.
+    OnUpdate,
+}
+
+/// Where results go: `from` or `fromEach`, and exactly one kind.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Sink {
+    /// Name inside this manifest.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// What it takes; of several, their union.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 80)))]
+    pub from: Vec<String>,
+    /// One sink for each of these; `{step}` in its location is the name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 80)))]
+    pub from_each: Vec<String>,
+    /// Files in S3, or in a folder.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub s3: Option<S3Sink>,
+    /// Items of a declared DynamoDB table.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dynamodb: Option<DynamoDbSink>,
+    /// Records of another declared stream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream: Option<StreamSink>,
+    /// Kind (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iceberg: Planned,
+    /// Kind (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delta: Planned,
+    /// Kind (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redshift: Planned,
+    /// Kind (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redis: Planned,
+    /// Kind (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub event_bridge: Planned,
+    /// Kind (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sns: Planned,
+    /// Kind (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sqs: Planned,
+}
+
+/// Files.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct S3Sink {
+    /// `s3://bucket/prefix/`; without scheme it is under `storage.location`.
+    #[schemars(length(min = 1, max = 1024))]
+    pub location: String,
+    /// Encoding of the files.
+    pub format: FileFormat,
+    /// Folders by time, at most one: `year`, `month`, `day`, `hour`. Raw goes by arrival, else event time, UTC.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4))]
+    pub partition_by: Vec<FilePartition>,
+    /// When a file is closed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub roll: Option<Roll>,
+}
+
+/// Encoding of files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum FileFormat {
+    /// Records as they came, with position, partition key and arrival time.
+    Raw,
+    /// Apache Parquet.
+    Parquet,
+    /// One JSON object a line.
+    JsonLines,
+}
+
+/// Granularity of a time folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum FilePartition {
+    /// `year=2026`.
+    Year,
+    /// `year=2026/month=11`.
+    Month,
+    /// `day=2026-11-21`.
+    Day,
+    /// `hour=2026-11-21T14`.
+    Hour,
+}
+
+/// When a file is closed: whichever comes first.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Roll {
+    /// Size of the file. Default: 128Mi.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<Size>,
+    /// Age of the file. Default: 5m.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interval: Option<Duration>,
+}
+
+/// Items of a DynamoDB table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DynamoDbSink {
+    /// A declared table.
+    #[schemars(length(min = 1, max = 63))]
+    pub table: String,
+    /// Attributes computed from the row, besides its columns.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 128))]
+    pub columns: BTreeMap<String, String>,
+    /// How long an item lives after its window's end or event time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time_to_live: Option<Duration>,
+}
+
+/// Records of a stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StreamSink {
+    /// A declared stream.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// Column whose value is the partition key. Default: a hash of the record.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 255))]
+    pub partition_by: Option<String>,
+}
+
+/// Where records go that nothing else takes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DeadLetter {
+    /// A prefix in S3.
+    pub s3: DeadLetterS3,
+    /// Who is told (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notify: Planned,
+}
+
+/// A prefix in S3.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DeadLetterS3 {
+    /// `s3://bucket/prefix/`.
+    #[schemars(length(min = 1, max = 1024))]
+    pub location: String,
+}

@@ -1,0 +1,343 @@
+//! What is provisioned: accounts, policies, streams, schemas, tables.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Planned;
+use crate::values::Duration;
+
+/// Account, region and tags.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Aws {
+    /// Region, for example `us-east-1`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub region: Option<String>,
+    /// Role assumed for every call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2048))]
+    pub assume_role_arn: Option<String>,
+    /// External id handed over with the role.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1224))]
+    pub external_id: Option<String>,
+    /// Catalog (account) id for Glue and Lake Formation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 12))]
+    pub catalog_id: Option<String>,
+    /// Tags put on every resource that takes tags.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 40))]
+    pub tags: BTreeMap<String, String>,
+}
+
+/// Where snapshots and staged output live.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Storage {
+    /// `s3://bucket/prefix/`.
+    #[schemars(length(max = 1024))]
+    pub location: String,
+    /// KMS key of the objects there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2048))]
+    pub kms_key_id: Option<String>,
+}
+
+/// What happens to a resource that is no longer declared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DeletionPolicy {
+    /// It stays, with its data.
+    Retain,
+    /// It is deleted, with its data.
+    Delete,
+}
+
+/// What happens when a resource of the name exists and is not ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum AdoptionPolicy {
+    /// It is reported and nothing is changed.
+    Fail,
+    /// It is marked as ours and managed from then on.
+    Adopt,
+}
+
+/// How far a resource is managed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Management {
+    /// Created, changed, and deleted when its policy says so.
+    Full,
+    /// Read, never written.
+    ObserveOnly,
+}
+
+/// Which changes wait for approval.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ApprovalPolicy {
+    /// Every change.
+    Always,
+    /// Changes that lose data or make a resource again.
+    Destructive,
+    /// None.
+    Never,
+}
+
+/// What happens when a resource differs from what is declared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DriftPolicy {
+    /// It is set back.
+    Mend,
+    /// It is reported.
+    Report,
+}
+
+/// Which engine runs the steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// Leat's own workers.
+    Native,
+    /// Managed Service for Apache Flink (not there yet).
+    Flink,
+}
+
+/// A stream: exactly one of `kinesis`, `kafka`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Stream {
+    /// Name inside this manifest.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// A Kinesis data stream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kinesis: Option<Kinesis>,
+    /// A Kafka topic (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kafka: Planned,
+    /// See the pipeline's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deletion_policy: Option<DeletionPolicy>,
+    /// See the pipeline's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adoption_policy: Option<AdoptionPolicy>,
+    /// See the pipeline's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub management: Option<Management>,
+    /// Account and region of this stream, when not the pipeline's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aws: Option<Aws>,
+}
+
+/// A Kinesis data stream: `shards` or `onDemand`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Kinesis {
+    /// Name in AWS. Immutable: another name is another stream.
+    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[a-zA-Z0-9_.-]+$"))]
+    pub stream_name: String,
+    /// Provisioned shards.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shards: Option<Shards>,
+    /// Capacity by use instead of shards.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_demand: Option<OnDemand>,
+    /// How long records are kept: 24h to 365d. Default: 24h. Shortening it loses data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Duration>,
+    /// KMS key; absent: not encrypted by a key of yours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2048))]
+    pub kms_key_id: Option<String>,
+    /// Enhanced fan-out consumers (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub consumers: Planned,
+}
+
+/// Capacity by use; it has no settings yet.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OnDemand {}
+
+/// How many shards a stream has; after creation the number belongs to the autoscaler.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Shards {
+    /// Shards at creation.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub initial: u32,
+    /// Fewest shards.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub min: Option<u32>,
+    /// Most shards.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub max: Option<u32>,
+    /// Bounds that hold until a time (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule: Planned,
+}
+
+/// A schema in a registry.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RegisteredSchema {
+    /// Name inside this manifest and in the registry.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// Glue registry that holds it.
+    #[schemars(length(min = 1, max = 255))]
+    pub registry: String,
+    /// Language of the definition.
+    pub format: SchemaFormat,
+    /// Which changes of the definition are allowed. Default: BACKWARD.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compatibility: Option<Compatibility>,
+    /// The definition, written here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 170_000))]
+    pub definition: Option<String>,
+    /// The definition, read from elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub definition_from: Option<DefinitionFrom>,
+    /// See the pipeline's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deletion_policy: Option<DeletionPolicy>,
+    /// See the pipeline's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adoption_policy: Option<AdoptionPolicy>,
+    /// See the pipeline's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub management: Option<Management>,
+}
+
+/// Language of a schema definition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SchemaFormat {
+    /// JSON Schema.
+    JSON,
+    /// Avro (not there yet).
+    AVRO,
+    /// Protocol Buffers (not there yet).
+    PROTOBUF,
+}
+
+/// Which changes of a schema are allowed; the words are those of the Glue Schema Registry.
+#[allow(non_camel_case_types, missing_docs)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Compatibility {
+    NONE,
+    DISABLED,
+    BACKWARD,
+    BACKWARD_ALL,
+    FORWARD,
+    FORWARD_ALL,
+    FULL,
+    FULL_ALL,
+}
+
+/// Where a definition is read from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DefinitionFrom {
+    /// A key of a ConfigMap in the pipeline's namespace.
+    pub config_map_key_ref: KeyRef,
+}
+
+/// A key of a ConfigMap.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KeyRef {
+    /// Name of the ConfigMap.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Key in it.
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
+}
+
+/// A table: `dynamodb`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Table {
+    /// Name inside this manifest.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// A DynamoDB table.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dynamodb: Option<DynamoDbTable>,
+    /// Columns and their SQL types, for tables that are looked up.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 256))]
+    pub columns: BTreeMap<String, String>,
+    /// See the pipeline's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deletion_policy: Option<DeletionPolicy>,
+    /// See the pipeline's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adoption_policy: Option<AdoptionPolicy>,
+    /// See the pipeline's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub management: Option<Management>,
+    /// Account and region of this table, when not the pipeline's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aws: Option<Aws>,
+}
+
+/// A DynamoDB table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DynamoDbTable {
+    /// Name in AWS. Immutable: another name is another table.
+    #[schemars(length(min = 3, max = 255), regex(pattern = r"^[a-zA-Z0-9_.-]+$"))]
+    pub table_name: String,
+    /// Partition key. Immutable.
+    pub partition_key: KeyAttribute,
+    /// Sort key. Immutable.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sort_key: Option<KeyAttribute>,
+    /// Billing. Default: OnDemand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub billing: Option<Billing>,
+    /// Attribute that holds the expiry time in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 255))]
+    pub time_to_live: Option<String>,
+    /// Continuous backups. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub point_in_time_recovery: Option<bool>,
+    /// The table cannot be deleted. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deletion_protection: Option<bool>,
+}
+
+/// A key attribute of a DynamoDB table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KeyAttribute {
+    /// Attribute name.
+    #[schemars(length(min = 1, max = 255))]
+    pub name: String,
+    /// Attribute type.
+    #[serde(rename = "type")]
+    pub kind: KeyType,
+}
+
+/// Type of a key attribute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum KeyType {
+    /// Text.
+    S,
+    /// Number.
+    N,
+}
+
+/// Billing of a DynamoDB table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Billing {
+    /// By request.
+    OnDemand,
+}

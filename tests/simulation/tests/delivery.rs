@@ -1,0 +1,83 @@
+//! The delivery protocol holds over many seeds, and each of its rules is needed: taken out, it is missed.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use leat_runtime_core::rules::{Rule, Rules};
+use leat_simulation::pipeline::Programs;
+use leat_simulation::run::{Aim, Outcome, run};
+
+/// Seeds that CI runs with all rules; `cargo run -p leat-simulation -- --seeds N` runs more.
+const SEEDS: u64 = 2_100;
+/// Seeds in which a rule that was taken out has to be missed.
+const SEARCH: u64 = 4_000;
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from)
+}
+
+#[test]
+fn the_protocol_holds() {
+    let programs = Programs::default();
+    let next = AtomicU64::new(0);
+    let failed: Mutex<Vec<(u64, Outcome)>> = Mutex::default();
+    let done = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..threads() {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= SEEDS {
+                        break;
+                    }
+                    let outcome = run(seed, Aim::ALL[(seed % 7) as usize], Rules::all(), &programs);
+                    assert!(outcome.counts.get("cuts").is_some_and(|n| *n > 0), "seed {seed} did nothing");
+                    done.fetch_add(1, Ordering::Relaxed);
+                    if !outcome.violations.is_empty() {
+                        failed.lock().expect("a list").push((seed, outcome));
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().expect("a list");
+    let shown: Vec<String> = failed.iter().take(5).map(|(seed, o)| format!("seed {seed}: {}", o.violations[0])).collect();
+    assert_eq!(done.into_inner(), SEEDS);
+    assert!(failed.is_empty(), "{} of {SEEDS} seeds failed:\n{}", failed.len(), shown.join("\n"));
+}
+
+/// Rare rules want seeds that are aimed at them.
+fn aim(rule: Rule, seed: u64) -> Aim {
+    match rule {
+        Rule::MergeMin | Rule::Inherit => Aim::Reshards,
+        Rule::Join => Aim::LateRoots,
+        Rule::RaiseLog | Rule::Idle => Aim::Idle,
+        Rule::Roots => Aim::SlowStart,
+        Rule::Drain | Rule::Lamport | Rule::DSnap => Aim::JobChange,
+        Rule::Fence => Aim::Owners,
+        _ => Aim::ALL[(seed % 7) as usize],
+    }
+}
+
+#[test]
+fn each_rule_is_missed_when_it_is_taken_out() {
+    let programs = Programs::default();
+    let next = AtomicU64::new(0);
+    let missed: Mutex<Vec<Rule>> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..threads() {
+            scope.spawn(|| {
+                while let Some(rule) = Rule::ALL.get(next.fetch_add(1, Ordering::Relaxed) as usize).copied() {
+                    let caught =
+                        (0..SEARCH).find(|seed| !run(*seed, aim(rule, *seed), Rules::without(rule), &programs).violations.is_empty());
+                    match caught {
+                        Some(seed) => println!("{rule:?} is missed at seed {seed}"),
+                        None => missed.lock().expect("a list").push(rule),
+                    }
+                }
+            });
+        }
+    });
+    let unnoticed = missed.into_inner().expect("a list");
+    assert!(unnoticed.is_empty(), "nobody misses {unnoticed:?} in {SEARCH} seeds");
+}

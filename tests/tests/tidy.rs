@@ -1,0 +1,136 @@
+//! Rules of the house that a machine can keep.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use leat_tests::repository;
+use serde_json::Value;
+
+fn tracked(extension: &str) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut folders = vec![repository()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).expect("a folder").flatten() {
+            let path = entry.path();
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if path.is_dir() && name != "target" && !name.starts_with('.') {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == extension) {
+                files.push(path);
+            }
+        }
+    }
+    assert!(!files.is_empty());
+    files
+}
+
+fn is_test(path: &Path) -> bool {
+    let path = path.strip_prefix(repository()).expect("inside").to_string_lossy().into_owned();
+    path.starts_with("tests/") || path.contains("/tests/") || path.ends_with("tests.rs")
+}
+
+#[test]
+fn every_file_says_what_it_is_for_and_stays_short() {
+    for path in tracked("rs") {
+        let text = std::fs::read_to_string(&path).expect("text");
+        assert!(text.starts_with("//! "), "{} does not begin with what it is for", path.display());
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default().lines().count();
+        let limit = if is_test(&path) { 900 } else { 620 };
+        assert!(code <= limit, "{} has {code} lines; something wants to move out", path.display());
+        let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
+        assert!(
+            !["utils", "util", "helpers", "helper", "common", "manager", "misc", "v2"].contains(&name.as_str()),
+            "{} is named after nothing",
+            path.display()
+        );
+    }
+}
+
+#[test]
+fn tests_wait_on_conditions_and_none_is_switched_off() {
+    for path in tracked("rs").iter().filter(|p| is_test(p) && !p.ends_with("tidy.rs")) {
+        let text = std::fs::read_to_string(path).expect("text");
+        assert!(!text.contains("thread::sleep"), "{} sleeps", path.display());
+        assert!(!text.contains("#[ignore"), "{} leaves a test out", path.display());
+    }
+}
+
+/// The workspace and everything that it is built from on this machine.
+fn metadata() -> Value {
+    let version = Command::new("rustc").arg("-vV").output().expect("rustc");
+    let version = String::from_utf8_lossy(&version.stdout).into_owned();
+    let host = version.lines().find_map(|l| l.strip_prefix("host: ")).expect("a host");
+    let arguments = ["metadata", "--format-version", "1", "--locked", "--filter-platform", host];
+    let output = Command::new("cargo").args(arguments).current_dir(repository()).output().expect("cargo");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("metadata")
+}
+
+/// What each of our crates depends on, directly, outside of its tests.
+fn dependencies(metadata: &Value) -> BTreeMap<String, BTreeSet<String>> {
+    let members: Vec<&str> = metadata["workspace_members"].as_array().expect("members").iter().filter_map(Value::as_str).collect();
+    let packages =
+        metadata["packages"].as_array().expect("packages").iter().filter(|p| members.contains(&p["id"].as_str().unwrap_or_default()));
+    packages
+        .map(|p| {
+            let direct = p["dependencies"].as_array().expect("dependencies").iter().filter(|d| d["kind"].is_null());
+            (p["name"].as_str().unwrap_or_default().to_owned(), direct.filter_map(|d| d["name"].as_str()).map(str::to_owned).collect())
+        })
+        .collect()
+}
+
+#[test]
+fn dependencies_keep_to_the_borders() {
+    let of = dependencies(&metadata());
+    let never = |krate: &str, forbidden: &[&str]| {
+        for name in &of[krate] {
+            assert!(!forbidden.iter().any(|f| name == f || (f.ends_with('-') && name.starts_with(f))), "{krate} must not depend on {name}");
+        }
+    };
+    let outside = ["tokio", "kube", "k8s-openapi", "aws-", "axum", "reqwest", "hyper", "redb", "rdkafka"];
+    for pure in ["leat-crds", "leat-compile", "leat-operator-core", "leat-runtime-core"] {
+        never(pure, &outside);
+    }
+    never("leat-crds", &["leat-compile", "leat-runtime", "leat-runtime-core", "leat-operator-core", "leat"]);
+    never("leat-compile", &["leat-runtime", "leat-runtime-core", "leat-operator-core", "leat"]);
+    never("leat-runtime-core", &["leat-crds", "leat-compile", "leat-runtime", "leat-operator-core", "leat", "arrow", "datafusion-"]);
+    never("leat-runtime", &["leat-operator-core", "leat"]);
+    never("leat-operator-core", &["leat-runtime", "leat-runtime-core", "leat"]);
+}
+
+#[test]
+fn every_dependency_has_a_licence_that_we_know() {
+    let deny = std::fs::read_to_string(repository().join("deny.toml")).expect("deny.toml");
+    let list = deny.split("allow = [").nth(1).and_then(|t| t.split("\n]").next()).expect("a list of licences");
+    let quoted = |text: &str| text.split('"').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    let allowed: BTreeSet<String> = list.lines().flat_map(|l| quoted(l.split('#').next().unwrap_or_default())).collect();
+    // Lines such as `{ allow = ["BSL-1.0"], crate = "xxhash-rust" },`.
+    let exceptions: Vec<Vec<String>> = deny.lines().filter(|l| l.trim().starts_with("{ allow")).map(quoted).collect();
+    for package in metadata()["packages"].as_array().expect("packages") {
+        let licence = package["license"].as_str().unwrap_or("none").replace('/', " OR ");
+        let name = package["name"].as_str().unwrap_or_default();
+        let excepted: Vec<&String> = exceptions.iter().filter(|e| e.last().is_some_and(|c| c == name)).flatten().collect();
+        let fits = licence.split(" OR ").any(|one| {
+            one.trim_matches(['(', ')']).split(" AND ").all(|l| {
+                let l = l.trim_matches(['(', ')', ' ']).to_owned();
+                allowed.contains(&l) || excepted.contains(&&l)
+            })
+        });
+        assert!(fits, "{}: {licence}", package["name"]);
+    }
+}
+
+#[test]
+fn the_repository_names_no_machine() {
+    let mut files = tracked("rs");
+    files.extend(tracked("md"));
+    files.extend(tracked("toml"));
+    files.extend(tracked("yaml"));
+    for path in files.iter().filter(|p| !p.ends_with("tidy.rs")) {
+        let text = std::fs::read_to_string(path).expect("text");
+        for word in ["/home/", "/work/", "/root/"] {
+            assert!(!text.contains(word), "{} names the path {word}", path.display());
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! `leat validate`: everything that is wrong at once, each with its line, what is wrong, and what would be right.
+
+use std::io::Write;
+
+use leat_tests::{leat, repository};
+
+fn validate(manifest: &str) -> (bool, Vec<String>) {
+    let mut file = tempfile::Builder::new().suffix(".yaml").tempfile().expect("a file");
+    file.write_all(manifest.as_bytes()).expect("written");
+    let output = leat().args(["validate", "-f"]).arg(file.path()).output().expect("leat starts");
+    let name = file.path().display().to_string();
+    let lines = String::from_utf8_lossy(&output.stderr).lines().map(|l| l.replace(&format!("{name}:"), "")).collect();
+    (output.status.success(), lines)
+}
+
+#[test]
+fn the_examples_are_valid() {
+    for entry in std::fs::read_dir(repository().join("manifests/pipelines")).expect("examples").flatten() {
+        let output = leat().args(["validate", "-f"]).arg(entry.path()).output().expect("leat starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn everything_wrong_is_said_at_once() {
+    let manifest = r#"apiVersion: leat.dev/v1alpha1
+kind: StreamingPipeline
+metadata: {name: broken}
+spec:
+  streams:
+    - {name: events, kinesis: {streamName: events, shards: {initial: 1}}}
+  tables:
+    - {name: counters, dynamodb: {tableName: counters, partitionKey: {name: campaign, type: S}}}
+  sources:
+    - {name: clicks, stream: evnets, columns: {id: TEXT, campaign: TEXT, ts: TIMESTAMP, spend: DOUBLE}}
+  steps:
+    - {name: valid, from: [clicks], validate: {rules: {spend: "spend >= "}}}
+    - {name: a, from: [b], filter: "id IS NOT NULL"}
+    - {name: b, from: [a], filter: "id IS NOT NULL"}
+    - {name: paid, from: [clikcs], filter: "spend > 0"}
+    - {name: cheap, from: [clicks], filter: "spnd < 1"}
+    - {name: fresh, from: [clicks], filter: "ts > now()"}
+    - {name: number, from: [clicks], filter: "spend"}
+    - {name: counts, from: [clicks], window: {tumbling: 1m}, groupBy: [campaign], emit: {mode: OnUpdate}, aggregate: {n: "count(*)", total: "sum(spend)"}}
+    - {name: located, from: [clicks], geoip: {field: ip}}
+  sinks:
+    - {name: out, from: [cheap], s3: {location: "s3://example/out/", format: Parquet}}
+"#;
+    let (fine, said) = validate(manifest);
+    assert!(!fine);
+    let expect = [
+        "10:22: spec.sources[0].stream: there is no stream `evnets`; did you mean `events`?",
+        "12:56: spec.steps[0].validate.rules.spend: this is not SQL: Expected: an expression, found: EOF",
+        "13:17: spec.steps[1].from: `a` reads, in the end, itself; break the cycle among a, b",
+        "14:17: spec.steps[2].from: `b` reads, in the end, itself; break the cycle among a, b",
+        "15:27: spec.steps[3].from[0]: there is no source or step `clikcs`; did you mean `clicks`?",
+        "16:37: spec.steps[4].filter: `spnd` is not a column of what comes in; did you mean `spend`?",
+        "17:37: spec.steps[5].filter: `now()` gives another answer each time it is asked; an event computed again must come out the same; use the event's time",
+        "18:38: spec.steps[6].filter: this is DOUBLE, not a condition; compare it with something",
+        "19:134: spec.steps[7].aggregate.total: `sum` over DOUBLE depends on the order of events, so it could differ after a restart; cast to DECIMAL, or declare the field with `x-leat-type: decimal(18,4)`",
+        "19:38: spec.steps[7].window: a window needs event time, and the source has none; give the source an `eventTime`",
+        "20:39: spec.steps[8].geoip: `geoip` does not work yet; leave it out until it does; see docs/roadmap.md",
+    ];
+    for line in expect {
+        assert!(said.iter().any(|s| s.contains(line)), "nobody says {line:?}; said were\n{}", said.join("\n"));
+    }
+    assert_eq!(said.last().map(String::as_str), Some(format!("{} problems", said.len() - 1).as_str()));
+}
+
+#[test]
+fn what_is_no_manifest_is_refused_with_its_place() {
+    let (fine, said) = validate("apiVersion: leat.dev/v1alpha1\nkind: [unclosed\n");
+    assert!(!fine && said[0].contains("this is not YAML"), "{said:?}");
+    let (fine, said) = validate("kind: Deployment\napiVersion: apps/v1\n");
+    assert!(!fine && said.iter().any(|s| s.contains("apps/v1 Deployment is not read here")), "{said:?}");
+    let (fine, said) =
+        validate("apiVersion: leat.dev/v1alpha1\nkind: StreamingPipeline\nmetadata: {name: x}\nspec: {paused: yes, sources: []}\n");
+    assert!(!fine && said.iter().any(|s| s.starts_with("4:16:") && s.contains("is read as a boolean by kubectl")), "{said:?}");
+    let (fine, said) = validate("");
+    assert!(!fine && said.iter().any(|s| s.contains("there is no StreamingPipeline")), "{said:?}");
+}
+
+#[test]
+fn an_upsert_edge_into_files_is_refused() {
+    let text = std::fs::read_to_string(repository().join("manifests/pipelines/clickstream.yaml")).expect("the example");
+    let text = text.replace("groupBy: [campaign_id] ", "emit: {mode: OnUpdate}\n      groupBy: [campaign_id] ");
+    let text = text.replace("{name: curated, from: [unique]", "{name: curated, from: [spend_per_minute]");
+    let (fine, said) = validate(&text);
+    assert!(!fine && said.iter().any(|s| s.contains("files only append, and this step corrects its rows")), "{said:?}");
+}
