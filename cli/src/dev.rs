@@ -162,7 +162,7 @@ async fn drive(world: &World, options: &Options, stop: &Arc<AtomicBool>) -> Resu
     worker.register().await?;
     worker.round().await?;
     let before = taken(world).await?;
-    unseal(world).await?;
+    unseal(world, options.until_done).await?;
     let mut feeds: Vec<Running> = Vec::new();
     for (name, feed) in &options.feeds {
         let Some(stream) = world.streams.get(name) else { continue };
@@ -242,11 +242,11 @@ async fn settle(world: &World, worker: &mut Worker) -> Result<()> {
 }
 
 /// New input may come: windows are closed by time again.
-async fn unseal(world: &World) -> Result<()> {
+async fn unseal(world: &World, bounded: bool) -> Result<()> {
     let ends = ends(world);
     change_pipeline(world, &|pipeline| {
         let more = pipeline.seal.as_ref().is_some_and(|seal| ends.iter().any(|(l, end)| seal.ends.get(l).copied().flatten() < *end));
-        if more { Some(None) } else { None }
+        if pipeline.seal.is_some() && (more || !bounded) { Some(None) } else { None }
     })
     .await
 }
@@ -291,6 +291,13 @@ async fn seal(world: &World) -> Result<bool> {
         return Ok(false);
     };
     let rows = sources(world).await?;
+    // Files end by themselves.
+    for source in world.program.sources.iter().filter(|s| matches!(s.input, Input::Files(_))) {
+        let shards = world.ports.source.shards(&source.name).await?;
+        if !shards.iter().all(|s| rows.get(&s.lineage).is_some_and(|r| r.status == Status::Retired)) {
+            return Ok(false);
+        }
+    }
     let arrived = |(lineage, end): (&Lineage, &Option<Offset>)| rows.get(lineage).is_some_and(|r| r.position >= *end);
     if !seal.ends.iter().all(arrived) {
         return Ok(false);

@@ -163,7 +163,17 @@ impl<'a> Reader<'a> {
                             self.depth -= 1;
                             return Ok(Value::Object(map));
                         }
-                        Event::Scalar(key, ..) => key.into_owned(),
+                        Event::Scalar(key, style, ..) => {
+                            if style == ScalarStyle::Plain && YAML_BOOLEANS.contains(&key.to_lowercase().as_str()) {
+                                let problem = Problem::new(
+                                    path,
+                                    format!("the name `{key}` is read as a boolean by kubectl (YAML 1.1)"),
+                                    "take another name",
+                                );
+                                self.problems.push((at.0, at.1, problem));
+                            }
+                            key.into_owned()
+                        }
                         _ => return Err((at.0, at.1, "a field name is a word".to_owned())),
                     };
                     let inner = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };

@@ -142,13 +142,14 @@ fn field(
     };
     let inside =
         ["type", "title", "description", "examples", "format", "x-leat-type", "enum", "minimum", "maximum", "minLength", "maxLength"];
-    let nested = ["properties", "required", "items", "additionalProperties"];
-    let known: Vec<&str> = if matches!(kind, Kind::Object | Kind::Array | Kind::Any) {
-        inside.iter().chain(&nested).copied().collect()
-    } else {
-        inside.to_vec()
-    };
-    refuse_unknown(property, &known, path, &format!("/properties/{name}"), problems);
+    refuse_unknown(property, &inside, path, &format!("/properties/{name}"), problems);
+    if property.get("enum").and_then(Value::as_array).is_some_and(|list| list.iter().any(|v| !v.is_string() && !v.is_null())) {
+        problems.push(Problem::new(
+            path,
+            format!("/properties/{name}/enum: only texts can be listed"),
+            "say it with a rule of a `validate` step",
+        ));
+    }
     let words = property.get("enum").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
     let number = |key: &str| property.get(key).and_then(Value::as_f64);
     let length = |key: &str| property.get(key).and_then(Value::as_u64);

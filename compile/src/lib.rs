@@ -6,6 +6,5 @@ pub mod definition;
 pub mod plan;
 pub mod program;
 pub mod sql;
-//STATE
 
 pub use plan::{References, compile, compile_document, job_hash};

@@ -104,6 +104,11 @@ fn resolve(spec: &StreamingPipelineSpec, references: &References, problems: &mut
 
 /// Hash of a document: the identity of a job.
 pub fn job_hash(document: &JobDocument) -> String {
-    let text = serde_json::to_vec(document).unwrap_or_default();
+    // What does not change what tasks compute makes no other job.
+    let mut document = document.clone();
+    document.spec.workers = None;
+    document.spec.aws = None;
+    document.spec.deletion_policy = None;
+    let text = serde_json::to_vec(&document).unwrap_or_default();
     format!("{:032x}", xxhash_rust::xxh3::xxh3_128(&text))
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, FieldRef, Schema};
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, TimeUnit};
 use datafusion_common::config::ConfigOptions;
 use datafusion_common::tree_node::{Transformed, TransformedResult, TreeNode, TreeNodeRecursion};
 use datafusion_common::{DFSchema, DFSchemaRef, DataFusionError, SchemaError, TableReference, plan_err};
@@ -350,6 +350,7 @@ fn finish(cx: &Ctx, expr: Expr, df: &DFSchemaRef) -> Result<Planned, SqlError> {
     // No execution start time given: now() would stay unfolded (we refused it in bind()).
     let info = SimplifyContext::builder().with_schema(Arc::clone(df)).with_config_options(Arc::clone(&cx.options)).build();
     let mut expr = ExprSimplifier::new(info).simplify(expr)?;
+    let data_type = column_type_of(&data_type)?;
     if expr.get_type(&**df)? != data_type {
         expr = expr.cast_to(&data_type, &**df)?;
     }
@@ -387,6 +388,8 @@ fn parse_aggregate(cx: &Ctx, text: &str, schema: &Schema) -> Result<PlannedAggre
     if !find_aggregate_exprs(inner).is_empty() {
         return Err(SqlError::new("nested aggregates", ""));
     }
+    // The mean is made of an exact sum, so the argument keeps its type.
+    let own = agg.params.args.first().cloned().filter(|_| agg.func.name() == "avg");
     let coerced = coerce(bound, &df)?;
     let (_, field): (_, Arc<Field>) = coerced.to_field(&*df)?;
     let Expr::AggregateFunction(AggregateFunction { func, params }) = coerced else {
@@ -400,7 +403,10 @@ fn parse_aggregate(cx: &Ctx, text: &str, schema: &Schema) -> Result<PlannedAggre
     let arg = match (star, args.len()) {
         (true, _) if params.distinct => return Err(SqlError::new("count(DISTINCT *)", "")),
         (true, _) => None,
-        (false, 1) => Some(finish(cx, args.remove(0), &df)?),
+        (false, 1) => Some(match own {
+            Some(own) => finish(cx, coerce(own, &df)?, &df)?,
+            None => finish(cx, args.remove(0), &df)?,
+        }),
         _ => return Err(SqlError::new(format!("{}() takes one argument", func.name()), "")),
     };
     let filter = params.filter.map(|f| finish(cx, *f, &df)).transpose()?;
@@ -520,13 +526,31 @@ impl Planner {
         match parse_type(&self.scalar, text) {
             Ok(DataType::Int8 | DataType::Int16 | DataType::Int32 | DataType::Int64) => Ok(DataType::Int64),
             Ok(DataType::Float32 | DataType::Float64) => Ok(DataType::Float64),
-            Ok(t @ (DataType::Boolean | DataType::Utf8 | DataType::Date32 | DataType::Decimal128(..) | DataType::Timestamp(_, None))) => {
-                Ok(t)
-            }
+            Ok(DataType::Timestamp(_, None)) => Ok(DataType::Timestamp(TimeUnit::Microsecond, None)),
+            Ok(t @ (DataType::Boolean | DataType::Utf8 | DataType::Date32 | DataType::Decimal128(..))) => Ok(t),
             Ok(other) => Err(format!("a column cannot be {other}; write {known}")),
             Err(e) => Err(format!("`{text}` is not a type ({}); write {known}", e.message)),
         }
     }
+}
+
+/// The type of a column that holds values of `data_type`: a column has one of seven types.
+fn column_type_of(data_type: &DataType) -> Result<DataType, SqlError> {
+    use DataType as T;
+    Ok(match data_type {
+        T::Int8 | T::Int16 | T::Int32 | T::Int64 | T::UInt8 | T::UInt16 | T::UInt32 | T::UInt64 => T::Int64,
+        T::Float16 | T::Float32 | T::Float64 => T::Float64,
+        T::Utf8 | T::LargeUtf8 | T::Utf8View => T::Utf8,
+        T::Timestamp(_, None) => T::Timestamp(TimeUnit::Microsecond, None),
+        T::Boolean | T::Date32 | T::Decimal128(..) => data_type.clone(),
+        T::Null => return Err(SqlError::new("this is always NULL", "cast it to a type")),
+        other => {
+            return Err(SqlError::new(
+                format!("a column cannot hold {other}"),
+                "cast it to BOOLEAN, BIGINT, DOUBLE, DECIMAL(p,s), TEXT, DATE or TIMESTAMP",
+            ));
+        }
+    })
 }
 
 fn executable(cx: &Ctx, planned: Planned, schema: &Schema) -> Result<Scalar, SqlError> {
@@ -553,7 +577,6 @@ pub fn type_name(data_type: &DataType) -> String {
 struct Types;
 impl TypePlanner for Types {
     fn plan_type_field(&self, t: &datafusion_sql::sqlparser::ast::DataType) -> datafusion_common::Result<Option<FieldRef>> {
-        use arrow::datatypes::TimeUnit;
         use datafusion_sql::sqlparser::ast::{DataType as T, TimezoneInfo};
         Ok(match t {
             T::Timestamp(None, TimezoneInfo::None | TimezoneInfo::WithoutTimeZone) => {

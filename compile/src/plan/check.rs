@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use leat_crds::problem::Problem;
-use leat_crds::spec::{Sink, Source, Step, StreamingPipelineSpec};
+use leat_crds::spec::{AdoptionPolicy, DeletionPolicy, Management, RecordFormat, Sink, Source, Step, StreamingPipelineSpec};
 
 /// Words that YAML 1.1 reads as something else.
 const YAML_WORDS: [&str; 9] = ["on", "off", "yes", "no", "y", "n", "null", "true", "false"];
@@ -31,6 +31,13 @@ pub fn check(spec: &StreamingPipelineSpec) -> Vec<Problem> {
         ("grants", spec.grants.is_some()),
         ("privacy", spec.privacy.is_some()),
         ("alerts", spec.alerts.is_some()),
+        ("suspend", spec.suspend == Some(true)),
+        ("paused", spec.paused == Some(true)),
+        ("approvalPolicy", spec.approval_policy.is_some()),
+        ("driftPolicy", spec.drift_policy.is_some()),
+        ("deletionPolicy", spec.deletion_policy == Some(DeletionPolicy::Delete)),
+        ("adoptionPolicy", spec.adoption_policy == Some(AdoptionPolicy::Adopt)),
+        ("management", spec.management == Some(Management::ObserveOnly)),
     ] {
         planned(present, format!("spec.{member}"), member, &mut out);
     }
@@ -129,6 +136,11 @@ fn check_source(source: &Source, path: &str, out: &mut Vec<Problem>) {
     exactly_one("input", &[("stream", source.stream.is_some()), ("files", source.files.is_some())], path, out);
     planned(source.changelog.is_some(), format!("{path}.changelog"), "changelog", out);
     exactly_one("description of records", &[("schema", source.schema.is_some()), ("columns", !source.columns.is_empty())], path, out);
+    let csv = source.format == Some(RecordFormat::Csv) || source.files.as_ref().is_some_and(|f| f.format == Some(RecordFormat::Csv));
+    planned(csv, format!("{path}.format"), "Csv", out);
+    if source.files.is_some() && !source.partitioned_by.is_empty() {
+        out.push(Problem::new(format!("{path}.partitionedBy"), "files have no partition keys", "leave it out"));
+    }
     if source.partitioned_by.len() > 1 {
         planned(true, format!("{path}.partitionedBy"), "partitionedBy of several columns", out);
     }

@@ -29,7 +29,7 @@ pub fn dead_letter_schema() -> SchemaRef {
         text("lineage", false),
         text("position", false),
         text("partition_key", true),
-        ArrowField::new("arrival", TIMESTAMP, false),
+        ArrowField::new("arrival", TIMESTAMP, true),
         text("schema", true),
         text("record", true),
         text("record_base64", true),
@@ -87,6 +87,9 @@ fn files(l: &mut Lowering<'_>, path: &str, sink: &Sink, s3: &S3Sink) {
             "folders by event time need one, and the source has none",
             "give the source an `eventTime`",
         );
+    }
+    if matches!(input.place, Place::Keyed(_)) && !s3.partition_by.is_empty() {
+        l.problem(&format!("{path}.s3.partitionBy"), "folders for the results of keyed steps do not work yet", "leave `partitionBy` out");
     }
     let roll = s3.roll.clone().unwrap_or_default();
     let index = l.program.files.len();
@@ -268,6 +271,7 @@ fn sides(op: &Op) -> (bool, bool) {
         Op::Validate(_) | Op::Filter(_) | Op::Project(_) => (true, false),
         Op::Deduplicate(_) | Op::Exchange(_) => (false, true),
         Op::Partial(_) => (true, true),
-        Op::Files(_) | Op::RawFiles(_) | Op::Table(_) => (false, false),
+        Op::Table(_) => (true, false),
+        Op::Files(_) | Op::RawFiles(_) => (false, false),
     }
 }

@@ -18,6 +18,10 @@ pub struct Desired {
     pub revision: u64,
     /// Partitions of its repartition stream; 0: it has none.
     pub partitions: u16,
+    /// Its sources.
+    pub sources: Vec<String>,
+    /// Now, ms.
+    pub now: i64,
 }
 
 /// A shard that exists.
@@ -68,6 +72,8 @@ pub fn decide(view: &View, desired: &Desired, rules: Rules) -> Vec<Change> {
             job_hash: desired.hash.clone(),
             revision: desired.revision,
             partitions: desired.partitions,
+            sources: desired.sources.clone(),
+            born: desired.now,
             roots,
             ..PipelineRow::default()
         };
@@ -82,6 +88,7 @@ pub fn decide(view: &View, desired: &Desired, rules: Rules) -> Vec<Change> {
             draining_for: Some(desired.hash.clone()),
             revision: desired.revision,
             next_partitions: desired.partitions,
+            next_sources: desired.sources.clone(),
             seal: None,
             ..pipeline.clone()
         };
@@ -95,6 +102,7 @@ fn newborn(origin: Origin, watermark: Watermark) -> SourceRow {
     SourceRow {
         origin,
         status: Status::Live,
+        idle: false,
         position: None,
         taken: 0,
         watermark,
@@ -191,10 +199,12 @@ fn child(view: &View, pipeline: &PipelineRow, shard: &KnownShard, rules: Rules) 
 /// The change of job: once every row is drained, each is handed over by its own write, then the pipeline's row.
 fn flip(view: &View, fence: &Fence, pipeline: &PipelineRow, rules: Rules) -> Vec<Change> {
     let next_job = pipeline.job + 1;
-    let live = || view.sources.iter().filter(|(_, (_, row))| row.status != Status::Retired);
+    let of_job = |l: &Lineage| pipeline.sources.iter().any(|s| s == l.source());
+    let live = || view.sources.iter().filter(|(l, (_, row))| row.status != Status::Retired && of_job(l));
+    let active = || view.keyed.iter().filter(|(p, _)| **p < pipeline.partitions).map(|(_, row)| row);
     let waits = |f: &Fence| f.job == pipeline.job && !f.drained;
     let ended_counts = |row: &SourceRow| row.status == Status::Ended && !rules.hold(Rule::Drain);
-    if live().any(|(_, (f, row))| waits(f) && !ended_counts(row)) || view.keyed.values().any(|(f, _)| waits(f)) {
+    if live().any(|(_, (f, row))| waits(f) && !ended_counts(row)) || active().any(|(f, _)| waits(f)) {
         return Vec::new();
     }
     let handed = |f: &Fence| Fence { generation: f.generation + 1, owner: String::new(), job: next_job, drained: false, cut: f.cut };
@@ -207,14 +217,14 @@ fn flip(view: &View, fence: &Fence, pipeline: &PipelineRow, rules: Rules) -> Vec
     // watermarks, and its cuts go on from the highest of their numbers, which guard what was written (rule `lamport`).
     // Some may be handed over already, so the same snapshot is found in several rows.
     let mut snapshots: Vec<Snapshot> = Vec::new();
-    for snapshot in view.keyed.values().flat_map(|(_, k)| k.snapshot.iter().chain(&k.inherits)) {
+    for snapshot in active().flat_map(|(_, k)| k.snapshot.iter().chain(&k.inherits)) {
         if !snapshots.contains(snapshot) {
             snapshots.push(snapshot.clone());
         }
     }
-    let lowest = view.keyed.values().map(|(_, k)| k.watermark).min().unwrap_or(Watermark::MIN);
-    let highest_cut = view.keyed.values().map(|(f, _)| f.cut).max().unwrap_or_default();
-    let roots_version = view.keyed.values().map(|(_, k)| k.roots_version).max().unwrap_or_default();
+    let lowest = active().map(|(_, k)| k.watermark).min().unwrap_or(Watermark::MIN);
+    let highest_cut = active().map(|(f, _)| f.cut).max().unwrap_or_default();
+    let roots_version = active().map(|(_, k)| k.roots_version).max().unwrap_or_default();
     if moved {
         // All handed over in one order: new rows first, so that a crash between leaves the old ones readable.
         for partition in (0..pipeline.next_partitions).filter(|p| !view.keyed.contains_key(p)) {
@@ -229,13 +239,13 @@ fn flip(view: &View, fence: &Fence, pipeline: &PipelineRow, rules: Rules) -> Vec
         if changes.iter().any(|c| matches!(c, Change::Keyed(..))) {
             return changes;
         }
-        for (partition, (f, row)) in view.keyed.iter().filter(|(_, (f, _))| f.job == pipeline.job) {
+        for (partition, (f, row)) in view.keyed.iter().filter(|(p, (f, _))| **p < pipeline.next_partitions && f.job != next_job) {
             let cut = if rules.hold(Rule::Lamport) { highest_cut } else { f.cut };
             let next = KeyedRow { inherits: snapshots.clone(), snapshot: None, watermark: lowest, ..row.clone() };
             changes.push(Change::Replace(*partition, f.clone(), Fence { cut, ..handed(f) }, Box::new(next)));
         }
     } else {
-        let keyed = view.keyed.iter().filter(|(_, (f, _))| f.job == pipeline.job);
+        let keyed = view.keyed.iter().filter(|(p, (f, _))| **p < pipeline.partitions && f.job == pipeline.job);
         changes.extend(keyed.map(|(p, (f, _))| Change::Flip(crate::path::keyed_row(*p), f.clone(), handed(f))));
     }
     if changes.is_empty() {
@@ -243,6 +253,9 @@ fn flip(view: &View, fence: &Fence, pipeline: &PipelineRow, rules: Rules) -> Vec
             job: next_job,
             job_hash: pipeline.draining_for.clone().unwrap_or_default(),
             draining_for: None,
+            sources: pipeline.next_sources.clone(),
+            // What is read no more holds nobody back.
+            roots: pipeline.roots.iter().filter(|r| pipeline.next_sources.iter().any(|s| s == r.source())).cloned().collect(),
             partitions: if pipeline.next_partitions > 0 { pipeline.next_partitions } else { pipeline.partitions },
             ..pipeline.clone()
         };

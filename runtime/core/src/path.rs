@@ -59,8 +59,9 @@ pub fn job(hash: &str) -> String {
     format!("jobs/{hash}.json")
 }
 
-/// Name of a file that a task puts into a sink's folder; unique for ever.
-pub fn file(row: &str, cut: u64, generation: u64, index: usize, extension: &str) -> String {
+/// Name of a file that a task puts into a sink's folder. `pipeline` is unique among all pipelines that ever were, so the
+/// whole is unique for ever.
+pub fn file(pipeline: &str, row: &str, cut: u64, generation: u64, index: usize, extension: &str) -> String {
     let task = row.replace('/', "-");
-    format!("{task}-{cut:012}-{generation}-{index}.{extension}")
+    format!("{pipeline}-{task}-{cut:012}-{generation}-{index}.{extension}")
 }

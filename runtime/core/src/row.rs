@@ -147,6 +147,8 @@ pub struct SourceRow {
     pub origin: Origin,
     /// Where it stands in its life.
     pub status: Status,
+    /// Nothing newer came for the idle time-out: others do not wait for it.
+    pub idle: bool,
     /// The last record taken.
     pub position: Option<Offset>,
     /// Records taken.
@@ -217,6 +219,12 @@ pub struct PipelineRow {
     pub draining_for: Option<String>,
     /// Partitions of the repartition stream under the job that the tasks drain for.
     pub next_partitions: u16,
+    /// Sources of the active job; lineages of others are left alone.
+    pub sources: Vec<String>,
+    /// Sources of the job that the tasks drain for.
+    pub next_sources: Vec<String>,
+    /// When the pipeline came into being, ms: makes the names of its files its own.
+    pub born: i64,
     /// Lineages without parents, listed before any watermark is merged.
     pub roots: Vec<Lineage>,
     /// Raised whenever a root is announced.

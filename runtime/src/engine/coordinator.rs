@@ -13,9 +13,10 @@ use super::ports::{Ports, Shard, StoredRow};
 use super::task::{self, TaskError};
 
 /// What a program wants of the pipeline's rows.
-pub fn desired(program: &Program, hash: &str, revision: u64) -> Desired {
+pub fn desired(program: &Program, hash: &str, revision: u64, now: i64) -> Desired {
     let partitions = if program.keyed.edges.is_empty() { 0 } else { program.document.repartition_partitions };
-    Desired { hash: hash.to_owned(), revision, partitions }
+    let sources = program.sources.iter().map(|s| s.name.clone()).collect();
+    Desired { hash: hash.to_owned(), revision, partitions, sources, now }
 }
 
 /// Looks at everything and makes the changes that are possible now; answers how many were made, and the shards.

@@ -33,6 +33,8 @@ pub struct KeyedJob {
     pub partition: u16,
     /// Partitions of the repartition stream.
     pub partitions: u16,
+    /// Makes the names of files the pipeline's own.
+    pub unique: String,
 }
 
 /// What the rows of all lineages said at one look.
@@ -263,7 +265,7 @@ impl<C: Control> KeyedTask<C> {
         if !self.cutting {
             if draining && self.consumed() && !self.changed && !self.outstanding() && self.rows_for_files() == 0 {
                 busy.push(self.cut(now, true, false)?);
-            } else if due && (self.changed || !self.acknowledged.is_empty() || self.roll_due(now)) {
+            } else if due && (self.changed || !self.acknowledged.is_empty() || self.roll_due(now) || draining) {
                 busy.push(self.cut(now, false, false)?);
             }
         }
@@ -486,7 +488,7 @@ impl<C: Control> KeyedTask<C> {
                 continue;
             }
             self.since_roll.remove(&spec.name);
-            let name = path::file(&self.key, number, self.fence.generation, nth, file::extension(spec.format));
+            let name = path::file(&self.job.unique, &self.key, number, self.fence.generation, nth, file::extension(spec.format));
             let mut writer = FileWriter::new(spec, "", &name, now)?;
             writer.file.covers = waiting.iter().map(|s| s.object.clone()).collect();
             let covers = writer.file.covers.clone();

@@ -43,6 +43,8 @@ pub struct SourceJob {
     pub lineage: Lineage,
     /// The keys that the lineage takes.
     pub range: HashRange,
+    /// Makes the names of files the pipeline's own.
+    pub unique: String,
 }
 
 /// Staged messages that were not acknowledged yet.
@@ -58,8 +60,8 @@ enum Event {
     Read(Result<Read, PortError>),
     Cut(Result<Box<cut::Done>, TaskError>),
     Loaded(String, Result<Vec<Message>, TaskError>),
-    Sent(String, Vec<Message>),
-    SentReplayable(Vec<Replayable>),
+    Sent(String, Result<Vec<Message>, PortError>),
+    SentReplayable(Result<Vec<Replayable>, PortError>),
     Completed(String, Result<(), TaskError>),
     Snapshot(Result<Snapshot, PortError>),
     Lowest(Result<Option<Watermark>, TaskError>),
@@ -269,10 +271,13 @@ impl<C: Control> SourceTask<C> {
                 && (self.changed || self.files_due(now) || !self.acknowledged.is_empty())
             {
                 busy.push(self.cut(Status::Live, false)?);
+            } else if self.idle(now) != self.row.idle {
+                // Others stop or begin to wait for this lineage with the cut that says so.
+                busy.push(self.cut(Status::Live, false)?);
             } else if self.idle(now) && !self.looking {
                 self.looking = true;
-                let (ports, key, rules) = (self.ports.clone(), self.key.clone(), self.rules());
-                busy.push(Box::pin(async move { Event::Lowest(lowest_of_others(&ports, &key, rules).await) }));
+                let (ports, key) = (self.ports.clone(), self.key.clone());
+                busy.push(Box::pin(async move { Event::Lowest(lowest_of_others(&ports, &key).await) }));
             }
         }
         Ok(None)
@@ -324,11 +329,14 @@ impl<C: Control> SourceTask<C> {
                 let records: Vec<Replayable> = self.replayable.drain(..free).collect();
                 let (ports, partitions) = (self.ports.clone(), self.job.partitions);
                 busy.push(Box::pin(async move {
-                    let left = append(&ports, records.iter().map(|r| r.message.clone()).collect(), groups, partitions).await;
+                    let left = match append(&ports, records.iter().map(|r| r.message.clone()).collect(), groups, partitions).await {
+                        Ok(left) => left,
+                        Err(error) => return Event::SentReplayable(Err(error)),
+                    };
                     let failed: BTreeSet<(String, u16, u64)> = left.iter().map(|m| (m.edge.clone(), m.group.0, m.number)).collect();
                     let left =
                         records.into_iter().filter(|r| failed.contains(&(r.message.edge.clone(), r.message.group.0, r.message.number)));
-                    Event::SentReplayable(left.collect())
+                    Event::SentReplayable(Ok(left.collect()))
                 }));
             }
         }
@@ -380,11 +388,13 @@ impl<C: Control> SourceTask<C> {
                 let messages = if self.rules().hold(Rule::SameBytes) { messages } else { computed_again(&self.job.program, messages) };
                 self.pend(&object, messages);
             }
-            Event::Sent(object, left) if left.is_empty() => drop(self.acknowledged.insert(object)),
-            Event::Sent(object, left) => self.pend(&object, left),
+            Event::Sent(object, left) => match left? {
+                left if left.is_empty() => drop(self.acknowledged.insert(object)),
+                left => self.pend(&object, left),
+            },
             Event::SentReplayable(left) => {
                 self.sending_replayable = false;
-                left.into_iter().rev().for_each(|r| self.replayable.push_front(r));
+                left?.into_iter().rev().for_each(|r| self.replayable.push_front(r));
             }
             Event::Completed(destination, done) => {
                 done?;
@@ -479,21 +489,23 @@ impl<C: Control> SourceTask<C> {
     }
 }
 
-/// The lowest watermark of the other lineages that are live.
-async fn lowest_of_others(ports: &Ports, mine: &str, _rules: Rules) -> Result<Option<Watermark>, TaskError> {
+/// What an idle lineage may raise its watermark to: the lowest of the others that are live and not idle; when all are
+/// idle the highest, since then nobody is waited for.
+async fn lowest_of_others(ports: &Ports, mine: &str) -> Result<Option<Watermark>, TaskError> {
     let rows = ports.insist(|| ports.rows.list(path::SOURCES)).await?;
-    let mut lowest = None;
+    let mut others = Vec::new();
     for (_, row) in rows.iter().filter(|(key, _)| key != mine) {
         let row: SourceRow = task::decode(&row.body)?;
         if row.status == Status::Live {
-            lowest = Some(lowest.map_or(row.watermark, |l: Watermark| l.min(row.watermark)));
+            others.push((row.idle, row.watermark));
         }
     }
-    Ok(lowest)
+    let busy = others.iter().filter(|(idle, _)| !idle).map(|(_, w)| *w).min();
+    Ok(busy.or_else(|| others.iter().map(|(_, w)| *w).max()))
 }
 
 /// Appends messages, those of one partition together; answers those that failed or whose fate is unclear.
-async fn append(ports: &Ports, messages: Vec<Message>, groups: u16, partitions: u16) -> Vec<Message> {
+async fn append(ports: &Ports, messages: Vec<Message>, groups: u16, partitions: u16) -> Result<Vec<Message>, PortError> {
     let mut by_partition: BTreeMap<u16, Vec<Message>> = BTreeMap::new();
     for message in messages {
         by_partition.entry(message.group.partition(groups, partitions)).or_default().push(message);
@@ -504,13 +516,14 @@ async fn append(ports: &Ports, messages: Vec<Message>, groups: u16, partitions: 
         let records = bundles.iter().map(|b| Bytes::from(message::encode(b))).collect();
         match ports.log.append(partition, records).await {
             Ok(failed) => failed.into_iter().filter_map(|i| bundles.get(i)).for_each(|b| left.extend_from_slice(b)),
-            Err(_) => left.extend(messages),
+            Err(PortError::Unclear(_)) => left.extend(messages),
+            Err(fatal) => return Err(fatal),
         }
     }
     if !left.is_empty() {
         ports.clock.sleep(10).await;
     }
-    left
+    Ok(left)
 }
 
 /// The wrong variant that throws staged bytes away and makes the messages again, with other borders.

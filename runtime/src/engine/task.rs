@@ -139,6 +139,19 @@ pub async fn write_cut(ports: &Ports, key: &str, before: &Fence, after: Fence, b
     }
 }
 
+/// How a task of `session` really ended: one that failed after somebody else had taken its row was fenced, whatever it
+/// met then (its objects may be gone).
+pub async fn outcome(ports: &Ports, key: &str, session: &str, ended: Result<Exit, TaskError>) -> Result<Exit, TaskError> {
+    match ended {
+        Err(TaskError::Fenced) => Ok(Exit::Fenced),
+        Err(error) => match ports.insist(|| ports.rows.get(key)).await? {
+            Some(row) if row.fence.owner != session => Ok(Exit::Fenced),
+            _ => Err(error),
+        },
+        fine => fine,
+    }
+}
+
 /// The objects of a cut that the next one does not name any more.
 pub fn unneeded(before: &[&str], after: &[&str]) -> Vec<String> {
     before.iter().filter(|o| !after.contains(o)).map(|o| (*o).to_owned()).collect()

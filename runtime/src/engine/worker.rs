@@ -9,8 +9,10 @@ use futures::future::LocalBoxFuture;
 use leat_compile::program::Program;
 use leat_crds::job::JobDocument;
 use leat_runtime_core::coordinate::Desired;
+use leat_runtime_core::key::HashRange;
 use leat_runtime_core::lease::{self, Lease};
 use leat_runtime_core::path;
+use leat_runtime_core::position::Lineage;
 use leat_runtime_core::row::{Expect, Fence, PipelineRow, SourceRow, Status};
 use thiserror::Error;
 use tokio::sync::mpsc;
@@ -42,6 +44,14 @@ pub enum WorkerError {
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
+    /// What a lineage read is not there any more.
+    #[error(
+        "{lineage} is gone: its stream or file was deleted, or made again; what was not read is lost. Start over with other state, or bring it back"
+    )]
+    Gone {
+        /// The lineage.
+        lineage: Lineage,
+    },
     /// The job before can not be drained, since its document cannot be read.
     #[error("the job that runs now ({hash}) cannot be drained: {why}")]
     OldJob {
@@ -82,7 +92,7 @@ impl Control for SharedControl {
     }
 }
 
-type Start = Box<dyn FnOnce() -> LocalBoxFuture<'static, ()> + Send>;
+type Start = (String, Box<dyn FnOnce() -> LocalBoxFuture<'static, ()> + Send>);
 type Ended = (String, Result<Exit, TaskError>);
 
 /// A worker of one pipeline.
@@ -115,17 +125,24 @@ impl Worker {
         threads: usize,
     ) -> Result<Self, WorkerError> {
         let hash = leat_compile::job_hash(&program.document);
-        let desired = coordinator::desired(&program, &hash, revision);
+        let desired = coordinator::desired(&program, &hash, revision, ports.clock.now());
         let mut senders = Vec::new();
+        let ended: (mpsc::UnboundedSender<Ended>, mpsc::UnboundedReceiver<Ended>) = mpsc::unbounded_channel();
         for i in 0..threads.max(1) {
             let (sender, mut starts) = mpsc::unbounded_channel::<Start>();
             senders.push(sender);
+            let ended = ended.0.clone();
             std::thread::Builder::new().name(format!("tasks-{i}")).spawn(move || {
                 let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() else { return };
                 let local = LocalSet::new();
                 local.block_on(&runtime, async move {
-                    while let Some(start) = starts.recv().await {
-                        tokio::task::spawn_local(start());
+                    while let Some((task, start)) = starts.recv().await {
+                        let (running, ended) = (tokio::task::spawn_local(start()), ended.clone());
+                        tokio::task::spawn_local(async move {
+                            if let Err(panic) = running.await {
+                                drop(ended.send((task, Err(TaskError::Defect(panic.to_string())))));
+                            }
+                        });
                     }
                 });
             })?;
@@ -139,7 +156,7 @@ impl Worker {
             programs: BTreeMap::from([(hash, program)]),
             load: vec![BTreeSet::new(); senders.len()],
             threads: senders,
-            ended: mpsc::unbounded_channel(),
+            ended,
             seen: BTreeMap::new(),
             beat: 0,
             last_beat: i64::MIN,
@@ -183,7 +200,7 @@ impl Worker {
             self.shared.sources.lock().unwrap_or_else(PoisonError::into_inner).remove(&task);
             self.shared.keyed.lock().unwrap_or_else(PoisonError::into_inner).remove(&task);
             match outcome {
-                Ok(_) | Err(TaskError::Fenced) => {}
+                Ok(_) => {}
                 Err(source) => return Err(WorkerError::Task { task, source }),
             }
         }
@@ -196,10 +213,13 @@ impl Worker {
         if now.saturating_sub(self.last_beat) >= SESSION_TIMEOUT / 5 {
             let key = path::session_row(&self.session);
             let before = (self.beat > 0).then(|| Fence { cut: self.beat, ..Fence::default() });
-            self.beat += 1;
-            let row = StoredRow { fence: Fence { cut: self.beat, ..Fence::default() }, body: Bytes::from_static(b"{}") };
+            let row = StoredRow { fence: Fence { cut: self.beat + 1, ..Fence::default() }, body: Bytes::from_static(b"{}") };
             let expect = before.map_or(Expect::Absent { job: 0 }, Expect::Fence);
-            drop(self.ports.rows.put(&key, row, expect).await);
+            // One without a clear answer is looked at before the next.
+            match self.ports.rows.put(&key, row, expect).await {
+                Ok(true) => self.beat += 1,
+                _ => self.beat = self.ports.insist(|| self.ports.rows.get(&key)).await.map_err(TaskError::from)?.map_or(0, |r| r.fence.cut),
+            }
             self.last_beat = now;
         }
         let mut alive = vec![self.session.clone()];
@@ -208,7 +228,7 @@ impl Worker {
             if session == self.session {
                 continue;
             }
-            let seen = self.seen.entry(session.clone()).or_insert((row.fence.cut, i64::MIN));
+            let seen = self.seen.entry(session.clone()).or_insert((row.fence.cut, now));
             if seen.0 != row.fence.cut {
                 *seen = (row.fence.cut, now);
             }
@@ -250,7 +270,7 @@ impl Worker {
             if self.load.iter().any(|l| l.contains(&key)) {
                 continue;
             }
-            self.start(&key, pipeline, shards, &program);
+            self.start(&key, pipeline, shards, &program)?;
         }
         Ok(())
     }
@@ -272,51 +292,71 @@ impl Worker {
         Ok(program)
     }
 
-    fn start(&mut self, key: &str, pipeline: &PipelineRow, shards: &[Shard], program: &Arc<Program>) {
-        let Some(thread) = (0..self.threads.len()).min_by_key(|i| self.load[*i].len()) else { return };
+    fn start(&mut self, key: &str, pipeline: &PipelineRow, shards: &[Shard], program: &Arc<Program>) -> Result<(), WorkerError> {
+        let Some(thread) = (0..self.threads.len()).min_by_key(|i| self.load[*i].len()) else { return Ok(()) };
         let (ports, settings, session) = (self.ports.clone(), self.settings, self.session.clone());
         let (shared, ended, task) = (Arc::clone(&self.shared), self.ended.0.clone(), key.to_owned());
-        let start: Start = if key.starts_with(path::SOURCES) {
+        let start: Box<dyn FnOnce() -> LocalBoxFuture<'static, ()> + Send> = if key.starts_with(path::SOURCES) {
             let lineage = coordinator::lineage_of(key);
-            let Some(source) = program.sources.iter().position(|s| s.name == lineage.source()) else { return };
-            let Some(shard) = shards.iter().find(|s| s.lineage == lineage) else { return };
+            let Some(source) = program.sources.iter().position(|s| s.name == lineage.source()) else { return Ok(()) };
+            // A job that is only drained may have sources that the new one does not list any more.
+            let range = match shards.iter().find(|s| s.lineage == lineage) {
+                Some(shard) => shard.range,
+                None if pipeline.draining_for.is_some() => HashRange::ALL,
+                None => return Err(WorkerError::Gone { lineage }),
+            };
             let job = SourceJob {
                 program: Arc::clone(program),
                 job: pipeline.job,
                 partitions: pipeline.partitions,
                 source,
                 lineage,
-                range: shard.range,
+                range,
+                unique: unique(program, pipeline),
             };
             let progress = Arc::default();
             shared.sources.lock().unwrap_or_else(PoisonError::into_inner).insert(task.clone(), Arc::clone(&progress));
             Box::new(move || {
                 Box::pin(async move {
                     let control = Rc::new(SharedControl(shared));
-                    let outcome = match SourceTask::start(ports, control, settings, job, &session, progress).await {
+                    let outcome = match SourceTask::start(ports.clone(), control, settings, job, &session, progress).await {
                         Ok(running) => running.run().await,
                         Err(error) => Err(error),
                     };
+                    let outcome = task::outcome(&ports, &task, &session, outcome).await;
                     drop(ended.send((task, outcome)));
                 })
             })
         } else {
             let partition = key[path::KEYED.len()..].parse().unwrap_or_default();
-            let job = KeyedJob { program: Arc::clone(program), job: pipeline.job, partition, partitions: pipeline.partitions };
+            let job = KeyedJob {
+                program: Arc::clone(program),
+                job: pipeline.job,
+                partition,
+                partitions: pipeline.partitions,
+                unique: unique(program, pipeline),
+            };
             let progress = Arc::default();
             shared.keyed.lock().unwrap_or_else(PoisonError::into_inner).insert(task.clone(), Arc::clone(&progress));
             Box::new(move || {
                 Box::pin(async move {
                     let control = Rc::new(SharedControl(shared));
-                    let outcome = match KeyedTask::start(ports, control, settings, job, &session, progress).await {
+                    let outcome = match KeyedTask::start(ports.clone(), control, settings, job, &session, progress).await {
                         Ok(running) => running.run().await,
                         Err(error) => Err(error),
                     };
+                    let outcome = task::outcome(&ports, &task, &session, outcome).await;
                     drop(ended.send((task, outcome)));
                 })
             })
         };
         self.load[thread].insert(key.to_owned());
-        drop(self.threads[thread].send(start));
+        drop(self.threads[thread].send((key.to_owned(), start)));
+        Ok(())
     }
+}
+
+/// What makes the names of a pipeline's files its own, also beside those of one that had its name before.
+fn unique(program: &Program, pipeline: &PipelineRow) -> String {
+    format!("{}-{}-{:x}", program.document.namespace, program.document.name, pipeline.born)
 }

@@ -5,8 +5,9 @@ mod persist;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
+use arrow::array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, StringArray};
 use arrow::compute::filter_record_batch;
+use arrow::json::LineDelimitedWriter;
 use leat_compile::program::{Edge, EdgeKind, From, Node, Op, Program, RowsSpec, TableSpec, WindowSpec};
 use leat_runtime_core::key::{self, KeyGroup, KeyWriter};
 use leat_runtime_core::ledger::Ledger;
@@ -19,7 +20,7 @@ use leat_runtime_core::wire::{Damaged, Reader};
 use serde::{Deserialize, Serialize};
 
 use super::deduplicate::{Seen, Verdict};
-use super::evaluate;
+use super::evaluate::{self, Failure};
 use super::source::{event_hash, key_bytes};
 use super::window::{Group, Windows};
 use crate::codecs::number::format_decimal;
@@ -256,8 +257,9 @@ impl KeyedChain {
             Op::Project(exprs) => {
                 let (columns, failures): (Vec<ArrayRef>, Vec<_>) = exprs.iter().map(|e| evaluate::evaluate(e, rows)).unzip();
                 let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+                let failures = failures.concat();
                 let projected = RecordBatch::try_new_with_options(Arc::clone(&node.schema), columns, &options).ok();
-                (projected, failures.concat())
+                (projected.and_then(|p| without(&p, &failures)), failures)
             }
             Op::Files(_) => {
                 if let Output::Rows(batches) = self.outputs.entry(n).or_insert_with(|| Output::Rows(Vec::new())) {
@@ -266,32 +268,64 @@ impl KeyedChain {
                 (None, Vec::new())
             }
             Op::Table(table) => {
-                let items = items(&self.program.tables[*table], rows);
+                let (items, failures) = items(&self.program.tables[*table], rows);
                 if let Output::Items(all) = self.outputs.entry(n).or_insert_with(|| Output::Items(Vec::new())) {
                     all.extend(items);
                 }
-                (None, Vec::new())
+                (None, failures)
             }
             _ => (None, Vec::new()),
         };
+        let failures = one_each(failures);
+        let rejected = failures.len() as u64;
+        self.reject(n, node, rows, &failures);
         let counts = self.ledger.of(&node.name);
         counts.taken += taken;
+        counts.reject("expression", rejected);
         let passed = output.as_ref().map_or(0, |o| o.num_rows() as u64);
         match &node.op {
-            Op::Files(_) | Op::Table(_) => counts.absorbed += taken,
+            Op::Files(_) | Op::Table(_) => counts.absorbed += taken - rejected,
             Op::Filter(_) => {
                 counts.passed += passed;
-                counts.reject("expression", failures.len() as u64);
-                counts.filtered += taken - passed - failures.len() as u64;
+                counts.filtered += taken - passed - rejected;
             }
-            _ => {
-                counts.passed += passed;
-                counts.reject("expression", taken - passed);
-            }
+            _ => counts.passed += passed,
         }
         if let Some(output) = output {
             self.flow(From::Node(n), output);
         }
+    }
+
+    /// Rows for which an expression failed go to the dead letters, as JSON: their events are not known any more.
+    fn reject(&mut self, n: usize, node: &Node, rows: &RecordBatch, failures: &[Failure]) {
+        let program = Arc::clone(&self.program);
+        let reads = |other: &Node| other.inputs.iter().any(|p| p.from == From::Node(n) && p.side == leat_compile::program::Side::Rejected);
+        let Some((i, reader)) = program.keyed.nodes.iter().enumerate().find(|(_, other)| reads(other)) else { return };
+        if failures.is_empty() {
+            return;
+        }
+        let text = |f: &dyn Fn(&Failure) -> Option<String>| -> ArrayRef { Arc::new(failures.iter().map(f).collect::<StringArray>()) };
+        let json = |row: usize| {
+            let mut writer = LineDelimitedWriter::new(Vec::new());
+            writer.write(&rows.slice(row, 1)).and_then(|()| writer.finish()).ok()?;
+            Some(String::from_utf8_lossy(&writer.into_inner()).trim_end().to_owned())
+        };
+        let partition = leat_runtime_core::path::keyed_row(self.partition);
+        let columns: Vec<ArrayRef> = vec![
+            text(&|_| Some(node.name.clone())),
+            text(&|_| Some("expression".to_owned())),
+            text(&|f| Some(f.detail.clone())),
+            text(&|_| Some(partition.clone())),
+            text(&|_| Some("0".to_owned())),
+            text(&|_| None),
+            arrow::array::new_null_array(reader.schema.field(6).data_type(), failures.len()),
+            text(&|_| None),
+            text(&|f| json(f.row)),
+            text(&|_| None),
+        ];
+        #[expect(clippy::expect_used, reason = "each column has one value per failure and the type of its field")]
+        let batch = RecordBatch::try_new(Arc::clone(&reader.schema), columns).expect("columns fit the schema");
+        self.node(i, reader, &batch);
     }
 
     /// What sinks get with the next cut, by node; nothing is left.
@@ -308,11 +342,6 @@ impl KeyedChain {
     /// Whether something waits for a cut.
     pub fn has_outputs(&self) -> bool {
         !self.outputs.is_empty()
-    }
-
-    /// Drops what was computed again and staged before.
-    pub fn discard_outputs(&mut self) {
-        self.outputs.clear();
     }
 
     /// Open windows, and those with changes that were not emitted.
@@ -338,9 +367,18 @@ fn keep_newest(items: &mut Vec<Item>) {
     *items = newest;
 }
 
-fn items(spec: &TableSpec, rows: &RecordBatch) -> Vec<Item> {
-    let columns: Vec<(&String, ArrayRef)> = spec.attributes.iter().map(|(name, expr)| (name, evaluate::evaluate(expr, rows).0)).collect();
-    (0..rows.num_rows())
+/// A table's items, and the rows for which an attribute could not be computed.
+fn items(spec: &TableSpec, rows: &RecordBatch) -> (Vec<Item>, Vec<Failure>) {
+    let mut failures = Vec::new();
+    let mut columns: Vec<(&String, ArrayRef)> = Vec::new();
+    for (name, expr) in &spec.attributes {
+        let (array, failed) = evaluate::evaluate(expr, rows);
+        columns.push((name, array));
+        failures.extend(failed);
+    }
+    let fine = |row: &usize| !failures.iter().any(|f| f.row == *row);
+    let items = (0..rows.num_rows())
+        .filter(fine)
         .map(|row| {
             let attribute = |i: usize| attribute(&evaluate::value(&columns[i].1, row), columns[i].1.data_type());
             let mut key = vec![(spec.partition_key.0.clone(), attribute(spec.partition_key.1))];
@@ -358,7 +396,24 @@ fn items(spec: &TableSpec, rows: &RecordBatch) -> Vec<Item> {
             }
             Item { key, attributes, version: end }
         })
-        .collect()
+        .collect();
+    (items, failures)
+}
+
+/// The rows for which nothing failed.
+fn without(rows: &RecordBatch, failures: &[Failure]) -> Option<RecordBatch> {
+    if failures.is_empty() {
+        return Some(rows.clone());
+    }
+    let keep: BooleanArray = (0..rows.num_rows()).map(|row| Some(!failures.iter().any(|f| f.row == row))).collect();
+    filter_record_batch(rows, &keep).ok()
+}
+
+/// The first failure of each row.
+fn one_each(mut failures: Vec<Failure>) -> Vec<Failure> {
+    failures.sort_by_key(|f| f.row);
+    failures.dedup_by_key(|f| f.row);
+    failures
 }
 
 fn attribute(value: &Value, data_type: &arrow::datatypes::DataType) -> Attribute {

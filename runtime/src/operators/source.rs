@@ -506,6 +506,23 @@ impl SourceChain {
         })
     }
 
+    /// Replayable edges go on at least from these numbers.
+    pub fn continue_numbers(&mut self, assigned: &BTreeMap<String, Numbers>) {
+        let program = Arc::clone(&self.program);
+        for (node, state) in program.sources[self.source].nodes.iter().zip(&mut self.states) {
+            if let (Op::Exchange(edge), State::Numbers(numbers)) = (&node.op, state)
+                && let Some(known) = assigned.get(&program.keyed.edges[*edge].name)
+            {
+                known
+                    .iter()
+                    .filter(|(group, last)| numbers.last(*group) < *last)
+                    .collect::<Vec<_>>()
+                    .into_iter()
+                    .for_each(|(g, last)| numbers.set(g, last));
+            }
+        }
+    }
+
     /// The file sinks: index of the file, and the rows on their way.
     pub fn files(&mut self) -> impl Iterator<Item = (usize, &mut FileRows)> {
         self.program.sources[self.source].nodes.iter().zip(&mut self.states).filter_map(|(node, state)| match (&node.op, state) {

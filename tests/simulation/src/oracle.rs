@@ -14,6 +14,9 @@ use crate::pipeline::{DISORDER, LATENESS, WINDOW, WITHIN};
 use crate::ports::text;
 use crate::world::World;
 
+/// Watermark of a lineage, and the ids seen with their times.
+type State = (i64, BTreeMap<(String, u64), i64>);
+
 #[derive(Default)]
 struct Expected {
     windows: BTreeMap<(String, i64), (u64, i64)>,
@@ -113,7 +116,7 @@ fn ids(world: &World, prefix: &str) -> Vec<u64> {
 fn expected(world: &World) -> Expected {
     let rows = world.sources();
     let mut out = Expected::default();
-    let mut states: BTreeMap<usize, (i64, BTreeMap<(String, u64), i64>)> = BTreeMap::new();
+    let mut states: BTreeMap<usize, State> = BTreeMap::new();
     // Parents have lower numbers than their children.
     for (i, shard) in world.shards.iter().enumerate() {
         let merge_min = !world.rules.hold(Rule::MergeMin);

@@ -328,7 +328,7 @@ impl Run {
         drop(leat_runtime::engine::task::Control::pipeline(control.as_ref()));
         let future: LocalBoxFuture<'static, Result<(), TaskError>> = match shard {
             Some((lineage, range)) => {
-                let job = SourceJob { program, job, partitions, source: 0, lineage, range };
+                let job = SourceJob { program, job, partitions, source: 0, lineage, range, unique: "simulation".to_owned() };
                 Box::pin(
                     async move { SourceTask::start(ports, control, settings, job, &name, Arc::default()).await?.run().await.map(drop) },
                 )
@@ -339,7 +339,7 @@ impl Run {
                     loop {
                         let job = *desired.lock().unwrap_or_else(PoisonError::into_inner);
                         let program = programs.of(job, idle);
-                        let wanted = coordinator::desired(program, &leat_compile::job_hash(&program.document), job);
+                        let wanted = coordinator::desired(program, &leat_compile::job_hash(&program.document), job, ports.clock.now());
                         coordinator::pass(&ports, program, &wanted, settings.rules).await?;
                         ports.clock.sleep(2).await;
                     }
@@ -347,7 +347,7 @@ impl Run {
             }
             None => {
                 let partition = key[path::KEYED.len()..].parse().unwrap_or_default();
-                let job = KeyedJob { program, job, partition, partitions };
+                let job = KeyedJob { program, job, partition, partitions, unique: "simulation".to_owned() };
                 Box::pin(async move { KeyedTask::start(ports, control, settings, job, &name, Arc::default()).await?.run().await.map(drop) })
             }
         };

@@ -1,5 +1,5 @@
-//! Objects and files in folders. Each is written beside its place and then linked to it, so it is there whole or not at
-//! all, and never replaces another.
+//! Objects and files in folders. Each is written beside its place and then moved or linked to it, so it is there whole or
+//! not at all. A file of a sink never replaces another.
 
 use std::fs::{self, File};
 use std::io::{self, Write};

@@ -193,7 +193,9 @@ impl Contents {
         let mut bytes = vec![0; block.compressed];
         self.file.read_exact(&mut bytes)?;
         if crc32fast::hash(&bytes) != block.crc {
-            return Ok(None);
+            // A crash can cut off the last block only; anything else is damage that must not pass as an end.
+            let last = at + (HEADER + block.compressed) as u64 == length;
+            return if last { Ok(None) } else { Err(std::io::Error::other(Damaged("a block of a local stream has another checksum"))) };
         }
         let payload = zstd::bulk::decompress(&bytes, block.raw)?;
         Ok(Some((block, payload)))

@@ -72,19 +72,20 @@ impl LocalStream {
     /// a shard already is left out there: records come with their position in the feed.
     pub fn append(&self, records: Vec<(u64, Record)>, feed: Option<&str>) -> Result<(), PortError> {
         let mut by_shard: BTreeMap<String, Vec<(u64, Record)>> = BTreeMap::new();
-        self.with(|meta, _| {
-            for (position, record) in records {
-                let hash = partition_hash(&record.key);
-                let shard = meta.shards.iter().find(|s| s.children.is_empty() && (s.first..=s.last).contains(&hash));
-                if let Some(shard) = shard {
-                    by_shard.entry(shard.id.clone()).or_default().push((position, record));
-                }
+        // No split comes between: a closed shard takes nothing more.
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let (meta, logs) = &*state;
+        for (position, record) in records {
+            let hash = partition_hash(&record.key);
+            let shard = meta.shards.iter().find(|s| s.children.is_empty() && (s.first..=s.last).contains(&hash));
+            if let Some(shard) = shard {
+                by_shard.entry(shard.id.clone()).or_default().push((position, record));
             }
-        });
+        }
         for (id, mut records) in by_shard {
-            let Some(log) = self.with(|_, logs| logs.get(&id).cloned()) else { continue };
+            let Some(log) = logs.get(&id) else { continue };
             if let Some(feed) = feed {
-                let fed = self.with(|meta, logs| fed_to(meta, logs, &id, feed));
+                let fed = fed_to(meta, logs, &id, feed);
                 records.retain(|(position, _)| *position > fed);
             }
             let Some(last) = records.last().map(|(position, _)| *position) else { continue };
@@ -208,12 +209,13 @@ pub struct LocalLog {
 }
 
 impl LocalLog {
-    /// Opens or creates `partitions` partitions.
+    /// Opens or creates `partitions` partitions; those of a job before are opened too, since it may have to be drained.
     pub fn open(folder: &Path, partitions: u16) -> Result<Self, PortError> {
         let what = |e| fatal(&format!("cannot open {}", folder.display()), e);
         std::fs::create_dir_all(folder).map_err(what)?;
         let open = |p| ShardLog::open(&folder.join(format!("partition-{p:05}.log"))).map(Arc::new);
-        Ok(Self { partitions: (0..partitions).map(open).collect::<Result<_, _>>().map_err(what)? })
+        let before = (partitions..).take_while(|p| folder.join(format!("partition-{p:05}.log")).exists()).count() as u16;
+        Ok(Self { partitions: (0..partitions + before).map(open).collect::<Result<_, _>>().map_err(what)? })
     }
 
     fn partition(&self, partition: u16) -> Result<Arc<ShardLog>, PortError> {

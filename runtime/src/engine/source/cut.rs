@@ -79,6 +79,7 @@ impl<C: Control> SourceTask<C> {
         let flushes = self.flushes(now, number, last)?;
         let mut row = self.row.clone();
         row.status = status;
+        row.idle = self.idle(now);
         row.position = self.position;
         row.taken = self.chain.taken;
         row.newest = self.chain.newest;
@@ -196,7 +197,7 @@ impl<C: Control> SourceTask<C> {
             let mut writer = match self.writers.remove(&(index, folder.clone())) {
                 Some(writer) => writer,
                 None => {
-                    let name = path::file(&self.key, cut, self.fence.generation, nth, file::extension(spec.format));
+                    let name = path::file(&self.job.unique, &self.key, cut, self.fence.generation, nth, file::extension(spec.format));
                     FileWriter::new(spec, &folder, &name, now)?
                 }
             };

@@ -64,6 +64,8 @@ impl<C: Control> SourceTask<C> {
             }
         }
         drop(self.chain.take_partials(&mut Default::default()));
+        // A step that the snapshot does not know goes on with the numbers that its edge has had: readers have seen them.
+        self.chain.continue_numbers(&self.row.numbers);
         self.assigned = self.row.numbers.clone();
         let replayable: Vec<String> = self.chain.replayable_numbers().map(|(edge, _)| edge.to_owned()).collect();
         self.assigned.retain(|edge, _| !replayable.contains(edge));

@@ -1,0 +1,126 @@
+//! Measures whole runs of `leat dev`: events a second, CPU seconds, peak memory. Prints one table.
+//!
+//! `cargo run --release -p leat-tests --bin bench [--events N]`; it needs `cargo build --release` first.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use nix::sys::resource::{UsageWho, getrusage};
+use serde_json::{Value, json};
+
+/// Runs of each row; the median is shown.
+const RUNS: usize = 5;
+
+/// Decode, filter, and a window of one minute per campaign: the smallest whole pipeline.
+const WINDOW: &str = r#"apiVersion: leat.dev/v1alpha1
+kind: StreamingPipeline
+metadata: {name: window, namespace: bench}
+spec:
+  sources:
+    - name: clicks
+      files: {path: events.ndjson}
+      columns: {event_id: TEXT, campaign_id: TEXT, ts: TIMESTAMP, type: TEXT, spend: "DECIMAL(18,4)"}
+      eventTime: {field: ts, maxOutOfOrderness: 10s}
+  steps:
+    - {name: paid, from: [clicks], filter: "campaign_id IS NOT NULL"}
+    - {name: per_minute, from: [paid], window: {tumbling: 1m}, groupBy: [campaign_id], aggregate: {clicks: "count(*)", spend: "sum(spend)"}}
+  sinks:
+    - {name: out, from: [per_minute], s3: {location: "s3://bench/out/", format: Parquet}}
+"#;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [one, kind, folder, events] = arguments.as_slice()
+        && one == "one"
+    {
+        // A process of its own for each run: then the usage of children is that of this run alone.
+        println!("{}", run(kind, Path::new(folder), events));
+        return;
+    }
+    let events: u64 = arguments
+        .iter()
+        .position(|a| a == "--events")
+        .and_then(|i| arguments.get(i + 1))
+        .map_or(1_000_000, |n| n.parse().expect("a number"));
+    let folder = tempfile::tempdir().expect("a folder");
+    let bytes = write_events(&folder.path().join("events.ndjson"), events);
+    std::fs::write(folder.path().join("window.yaml"), WINDOW).expect("a manifest");
+    println!("{events} events of {} bytes on average in the file; medians of {RUNS} runs", bytes / events);
+    println!("{:<34} {:>9} {:>9} {:>12} {:>14} {:>10}", "", "wall s", "CPU s", "events/s", "events/CPU s", "memory");
+    for (kind, title) in [("window", "file, filter, 1-minute window"), ("clickstream", "the clickstream manifest")] {
+        let mut rows: Vec<Value> = (0..RUNS)
+            .map(|_| {
+                let output = Command::new(std::env::current_exe().expect("myself"))
+                    .args(["one", kind])
+                    .arg(folder.path())
+                    .arg(events.to_string())
+                    .output()
+                    .expect("a run");
+                serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&output.stderr)))
+            })
+            .collect();
+        let mut median = |field: &str| {
+            rows.sort_by(|a, b| a[field].as_f64().partial_cmp(&b[field].as_f64()).expect("numbers"));
+            rows[RUNS / 2][field].as_f64().expect("a number")
+        };
+        let (wall, cpu, memory) = (median("wall"), median("cpu"), median("memory"));
+        println!(
+            "{title:<34} {wall:>9.2} {cpu:>9.2} {:>12.0} {:>14.0} {:>7.0} MB",
+            events as f64 / wall,
+            events as f64 / cpu,
+            memory / 1e6
+        );
+    }
+}
+
+/// Runs a pipeline once from nothing; answers seconds, CPU seconds and bytes.
+fn run(kind: &str, folder: &Path, events: &str) -> Value {
+    let leat: PathBuf = std::env::current_exe().expect("myself").parent().expect("a folder").join("leat");
+    let state = tempfile::tempdir().expect("a folder");
+    let mut command = Command::new(leat);
+    command.args(["dev", "--until-done", "--output", "json", "--state"]).arg(state.path());
+    match kind {
+        "window" => command.arg("-f").arg(folder.join("window.yaml")),
+        _ => command
+            .arg("-f")
+            .arg(leat_tests::repository().join("manifests/pipelines/clickstream.yaml"))
+            .args(["--generate", &format!("events={events}")]),
+    };
+    let started = Instant::now();
+    let output = command.stdin(Stdio::null()).output().expect("leat starts: run `cargo build --release` first");
+    let wall = started.elapsed().as_secs_f64();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).expect("a report");
+    assert_eq!(report["taken"].to_string(), events, "a run that did not do the work measures nothing");
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("usage");
+    let seconds = |t: nix::sys::time::TimeVal| t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6;
+    json!({"wall": wall, "cpu": seconds(usage.user_time()) + seconds(usage.system_time()), "memory": usage.max_rss() as f64 * 1024.0})
+}
+
+/// Events of about 554 bytes, the size that the reference numbers were taken with; answers how many bytes.
+fn write_events(path: &Path, events: u64) -> u64 {
+    let mut out = Vec::with_capacity(events as usize * 560);
+    for number in 0..events {
+        let event = leat::generate::event(leat::feed::SEED, number);
+        let campaign = event.campaign.map_or("null".to_owned(), |c| format!("\"cmp-{c:04}\""));
+        let line = format!(
+            "{{\"event_id\":\"{number:032x}\",\"cookie_id\":\"c-{:08x}\",\"ts\":\"{}\",\"type\":\"{}\",\"campaign_id\":{campaign},\"spend\":{}.{:04},\
+             \"url\":\"https://shop.example.com/category/product-{}?ref=mail&pos=7\",\"ip\":\"203.0.113.{}\",\
+             \"user_agent\":\"Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/141.0.0.0 Safari/537.36\",\
+             \"device\":{{\"screen\":\"1920x1080\",\"language\":\"en-US\",\"touch\":false}},\"note\":\"",
+            event.cookie,
+            leat::format_millis(event.time),
+            event.kind,
+            event.spend / 10_000,
+            event.spend % 10_000,
+            event.cookie % 1000,
+            event.cookie % 254
+        );
+        out.extend_from_slice(line.as_bytes());
+        out.resize(out.len() + 551usize.saturating_sub(line.len()), b'x');
+        out.extend_from_slice(b"\"}\n");
+    }
+    std::fs::write(path, &out).expect("the events");
+    out.len() as u64
+}
