@@ -20,12 +20,12 @@ use leat_runtime::connectors::local::folder::{LocalFiles, LocalObjects};
 use leat_runtime::connectors::local::store::Store;
 use leat_runtime::connectors::local::streams::{LocalLog, LocalSource, LocalStream};
 use leat_runtime::engine::coordinator;
-use leat_runtime::engine::ports::{Clock, Ports, Rows, StoredRow};
+use leat_runtime::engine::ports::{Clock, Objects, Ports, Rows, StoredRow};
 use leat_runtime::engine::task::{self, Settings};
 use leat_runtime::engine::worker::Worker;
 use leat_runtime_core::path;
 use leat_runtime_core::position::{Lineage, Offset};
-use leat_runtime_core::row::{Expect, Fence, KeyedRow, Seal, SourceRow, Status};
+use leat_runtime_core::row::{Expect, Fence, KeyedRow, PipelineRow, Seal, SourceRow, Status};
 use leat_runtime_core::watermark::Watermark;
 
 use crate::feed::{self, Fed, Feed};
@@ -106,7 +106,17 @@ fn open(program: Program, options: &Options) -> Result<World> {
     }
     let mut by_source = BTreeMap::new();
     let mut file_sources = BTreeMap::new();
-    for source in &program.sources {
+    let objects: Arc<dyn Objects> = Arc::new(LocalObjects::new(&folder.join("objects")));
+    // A job that ran before may have to be drained, with sources that this one does not have.
+    let before = job_before(&store, &objects)?;
+    for stream in before.iter().flat_map(|p| &p.document.spec.streams).filter(|s| !streams.contains_key(&s.name)).collect::<Vec<_>>() {
+        let Some(kinesis) = &stream.kinesis else { continue };
+        let opened = LocalStream::open(&folder.join("streams").join(&kinesis.stream_name), 1, now)?;
+        streams.insert(stream.name.clone(), Arc::new(opened));
+    }
+    let known: Vec<String> = program.sources.iter().map(|s| s.name.clone()).collect();
+    let gone = before.iter().flat_map(|p| &p.sources).filter(|s| !known.contains(&s.name));
+    for source in program.sources.iter().chain(gone) {
         match &source.input {
             Input::Stream(name) => drop(streams.get(name).map(|s| by_source.insert(source.name.clone(), Arc::clone(s)))),
             Input::Files(path) => {
@@ -121,7 +131,7 @@ fn open(program: Program, options: &Options) -> Result<World> {
     let files = Arc::new(LocalFiles::new(&folder.join("s3"), &folder.join("uploads"), &session));
     let ports = Ports {
         rows: Arc::clone(&store) as Arc<dyn Rows>,
-        objects: Arc::new(LocalObjects::new(&folder.join("objects"))),
+        objects,
         files: Arc::clone(&files) as _,
         log: Arc::new(LocalLog::open(&folder.join("repartition"), document.repartition_partitions)?),
         source: Arc::new(LocalSource { streams: by_source, files: file_sources }),
@@ -129,6 +139,17 @@ fn open(program: Program, options: &Options) -> Result<World> {
         clock: Arc::new(SystemClock),
     };
     Ok(World { program: Arc::new(program), store, files, streams, ports })
+}
+
+/// The program of the job that the state is of, if it can still be read.
+fn job_before(store: &Arc<Store>, objects: &Arc<dyn Objects>) -> Result<Option<Program>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    runtime.block_on(async {
+        let Some(row) = Rows::get(store.as_ref(), path::PIPELINE).await? else { return Ok(None) };
+        let pipeline: PipelineRow = task::decode(&row.body)?;
+        let Ok(bytes) = objects.get(&path::job(&pipeline.job_hash)).await else { return Ok(None) };
+        Ok(serde_json::from_slice(&bytes).ok().and_then(|document| leat_compile::compile_document(document).ok()))
+    })
 }
 
 /// Plans as the operator does, says what is planned, and notes what was made.

@@ -19,6 +19,10 @@ pub struct Report {
     pub taken: u64,
     /// How long it ran, in seconds.
     pub seconds: f64,
+    /// CPU seconds of the process, user and system; where the system tells.
+    pub cpu_seconds: Option<f64>,
+    /// Most memory that the process had, in bytes; where the system tells.
+    pub peak_memory: Option<u64>,
     /// Where every record went, by source, step and sink, in the order of the data.
     pub ledger: Vec<(String, Counts)>,
     /// Rejected and late records by step and reason.
@@ -115,14 +119,12 @@ impl Report {
         let mut out = String::new();
         let rate = if self.seconds > 0.0 { self.taken as f64 / self.seconds } else { 0.0 };
         let state = if self.done { "done" } else { "stopped; the same command goes on from here" };
-        let _ = writeln!(
-            out,
-            "{}: {state}. {} records in {:.1} s ({} a second)\n",
-            self.pipeline,
-            thousands(self.taken),
-            self.seconds,
-            thousands(rate as u64)
-        );
+        let used = match (self.cpu_seconds, self.peak_memory) {
+            (Some(cpu), Some(memory)) => format!("; {cpu:.1} s of CPU, at most {} of memory", bytes(memory)),
+            _ => String::new(),
+        };
+        let (taken, seconds, rate) = (thousands(self.taken), self.seconds, thousands(rate as u64));
+        let _ = writeln!(out, "{}: {state}. {taken} records in {seconds:.1} s ({rate} a second{used})\n", self.pipeline);
         let _ = writeln!(out, "Ledger");
         let dash = |n: u64| if n == 0 { "·".to_owned() } else { thousands(n) };
         let rows: Vec<Vec<String>> = self
@@ -159,4 +161,18 @@ impl Report {
         }
         out
     }
+}
+
+/// CPU seconds and peak memory of this process, from `/proc` (proc(5): clock ticks are 100 a second).
+pub fn usage() -> (Option<f64>, Option<u64>) {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok();
+    // The name in parentheses may contain anything; user and system time are the 12th and 13th fields behind it.
+    let ticks = stat.as_deref().and_then(|s| s.rsplit(')').next()).and_then(|rest| {
+        let fields: Vec<&str> = rest.split_whitespace().collect();
+        Some(fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?)
+    });
+    let status = std::fs::read_to_string("/proc/self/status").ok();
+    let line = status.as_deref().and_then(|s| s.lines().find_map(|l| l.strip_prefix("VmHWM:")));
+    let peak = line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
+    (ticks.map(|t| t / 100.0), peak.map(|kib| kib * 1024))
 }

@@ -41,7 +41,7 @@ spec:
     - {name: cheap, from: [clicks], filter: "spnd < 1"}
     - {name: fresh, from: [clicks], filter: "ts > now()"}
     - {name: number, from: [clicks], filter: "spend"}
-    - {name: counts, from: [clicks], window: {tumbling: 1m}, groupBy: [campaign], emit: {mode: OnUpdate}, aggregate: {n: "count(*)", total: "sum(spend)"}}
+    - {name: counts, from: [clicks], window: {tumbling: 1m}, groupBy: [campaign], emit: {mode: OnUpdate}, aggregate: {c: "count(*)", total: "sum(spend)"}}
     - {name: located, from: [clicks], geoip: {field: ip}}
   sinks:
     - {name: out, from: [cheap], s3: {location: "s3://example/out/", format: Parquet}}

@@ -44,11 +44,14 @@ pub(super) async fn report(world: &World, done: bool, before: u64, seconds: f64)
     for spec in &program.tables {
         tables.push(table(world, &spec.table)?);
     }
+    let (cpu_seconds, peak_memory) = crate::report::usage();
     Ok(Report {
         pipeline: format!("{}/{}", program.document.namespace, program.document.name),
         done,
         taken: taken.saturating_sub(before),
         seconds,
+        cpu_seconds,
+        peak_memory,
         ledger: ordered(&ledger, &names),
         dead_letters,
         outputs: outputs.collect(),

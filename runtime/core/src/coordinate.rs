@@ -145,12 +145,13 @@ fn births(view: &View, fence: &Fence, pipeline: &PipelineRow, rules: Rules) -> V
     for root in pipeline.roots.iter().filter(|r| !view.sources.contains_key(*r)) {
         changes.push(Change::Source(root.clone(), pipeline.job, Box::new(newborn(Origin::Root(Watermark::MIN), Watermark::MIN))));
     }
-    for shard in view.shards.iter().filter(|s| !s.parents.is_empty() && !view.sources.contains_key(&s.lineage)) {
+    let of_job = |s: &&KnownShard| pipeline.sources.iter().any(|name| name == s.lineage.source());
+    for shard in view.shards.iter().filter(of_job).filter(|s| !s.parents.is_empty() && !view.sources.contains_key(&s.lineage)) {
         changes.extend(child(view, pipeline, shard, rules));
     }
     let known = |l: &Lineage| pipeline.roots.contains(l) || pipeline.joining.contains(l) || view.sources.contains_key(l);
     if pipeline.joining.is_empty() {
-        if let Some(newcomer) = view.shards.iter().find(|s| s.parents.is_empty() && !known(&s.lineage)) {
+        if let Some(newcomer) = view.shards.iter().filter(of_job).find(|s| s.parents.is_empty() && !known(&s.lineage)) {
             let mut next = pipeline.clone();
             if rules.hold(Rule::Join) {
                 next.joining = vec![newcomer.lineage.clone()];

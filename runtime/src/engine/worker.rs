@@ -302,7 +302,7 @@ impl Worker {
             // A job that is only drained may have sources that the new one does not list any more.
             let range = match shards.iter().find(|s| s.lineage == lineage) {
                 Some(shard) => shard.range,
-                None if pipeline.draining_for.is_some() => HashRange::ALL,
+                None if pipeline.job_hash != self.desired.hash => HashRange::ALL,
                 None => return Err(WorkerError::Gone { lineage }),
             };
             let job = SourceJob {

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use nix::sys::resource::{UsageWho, getrusage};
 use serde_json::{Value, json};
 
 /// Runs of each row; the median is shown.
@@ -31,13 +30,6 @@ spec:
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let [one, kind, folder, events] = arguments.as_slice()
-        && one == "one"
-    {
-        // A process of its own for each run: then the usage of children is that of this run alone.
-        println!("{}", run(kind, Path::new(folder), events));
-        return;
-    }
     let events: u64 = arguments
         .iter()
         .position(|a| a == "--events")
@@ -49,17 +41,7 @@ fn main() {
     println!("{events} events of {} bytes on average in the file; medians of {RUNS} runs", bytes / events);
     println!("{:<34} {:>9} {:>9} {:>12} {:>14} {:>10}", "", "wall s", "CPU s", "events/s", "events/CPU s", "memory");
     for (kind, title) in [("window", "file, filter, 1-minute window"), ("clickstream", "the clickstream manifest")] {
-        let mut rows: Vec<Value> = (0..RUNS)
-            .map(|_| {
-                let output = Command::new(std::env::current_exe().expect("myself"))
-                    .args(["one", kind])
-                    .arg(folder.path())
-                    .arg(events.to_string())
-                    .output()
-                    .expect("a run");
-                serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&output.stderr)))
-            })
-            .collect();
+        let mut rows: Vec<Value> = (0..RUNS).map(|_| run(kind, folder.path(), &events.to_string())).collect();
         let mut median = |field: &str| {
             rows.sort_by(|a, b| a[field].as_f64().partial_cmp(&b[field].as_f64()).expect("numbers"));
             rows[RUNS / 2][field].as_f64().expect("a number")
@@ -93,9 +75,7 @@ fn run(kind: &str, folder: &Path, events: &str) -> Value {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report: Value = serde_json::from_slice(&output.stdout).expect("a report");
     assert_eq!(report["taken"].to_string(), events, "a run that did not do the work measures nothing");
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("usage");
-    let seconds = |t: nix::sys::time::TimeVal| t.tv_sec() as f64 + t.tv_usec() as f64 / 1e6;
-    json!({"wall": wall, "cpu": seconds(usage.user_time()) + seconds(usage.system_time()), "memory": usage.max_rss() as f64 * 1024.0})
+    json!({"wall": wall, "cpu": report["cpuSeconds"], "memory": report["peakMemory"]})
 }
 
 /// Events of about 554 bytes, the size that the reference numbers were taken with; answers how many bytes.
