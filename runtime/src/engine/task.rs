@@ -58,7 +58,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { cut_interval: 250, snapshot_interval: 5_000, poll_interval: 20, part_bytes: 32 << 20, rules: Rules::all() }
+        Self { cut_interval: 250, snapshot_interval: 5_000, poll_interval: 20, part_bytes: 8 << 20, rules: Rules::all() }
     }
 }
 
