@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use leat_compile::program::{EdgeKind, Input, Program};
+use leat_operator_core::plan::{Found, Observed};
+use leat_operator_core::resource::{self, Owner, Resource};
 use leat_operator_core::{desired, plan};
 use leat_runtime::connectors::local::files::FileSource;
 use leat_runtime::connectors::local::folder::{LocalFiles, LocalObjects};
@@ -51,6 +53,9 @@ pub struct Options {
     /// Say what happens on standard error.
     pub talk: bool,
 }
+
+/// How long Ctrl-C waits until what was taken is behind a cut, ms.
+const PATIENCE: i64 = 5_000;
 
 struct SystemClock;
 
@@ -154,17 +159,30 @@ fn job_before(store: &Arc<Store>, objects: &Arc<dyn Objects>) -> Result<Option<P
 
 /// Plans as the operator does, says what is planned, and notes what was made.
 fn provision(program: &Program, store: &Arc<Store>, options: &Options) -> Result<()> {
-    let wanted = desired::desired(program);
-    let noted: Vec<String> = store.note("resources")?.and_then(|n| serde_json::from_slice(&n).ok()).unwrap_or_default();
-    let observed: Vec<desired::Resource> = wanted.iter().filter(|r| noted.contains(&format!("{} {}", r.kind, r.name))).cloned().collect();
-    let changes = plan::plan(&wanted, &observed);
+    let document = &program.document;
+    let owner = Owner { installation: "dev".to_owned(), namespace: document.namespace.clone(), name: document.name.clone() };
+    let wanted = desired::desired(program, &owner);
+    let noted: BTreeMap<String, resource::Settings> = store.note("resources")?.and_then(|n| serde_json::from_slice(&n).ok()).unwrap_or_default();
+    let key = |r: &Resource| format!("{} {}", r.kind.name(), r.name);
+    let made: BTreeMap<String, resource::Settings> = wanted.iter().map(|r| (key(r), r.settings())).collect();
+    let looked_at = wanted.into_iter().map(|resource| {
+        let observed = match noted.get(&key(&resource)) {
+            None => Observed::Absent,
+            Some(settings) => Observed::Present(Found {
+                owner: Some(owner.to_string()),
+                differences: plan::differences(&resource.settings(), settings),
+                ..Found::default()
+            }),
+        };
+        (resource, observed)
+    });
+    let context = plan::Context { owner: owner.to_string(), ..plan::Context::default() };
+    let rows = plan::plan(looked_at.collect(), &context);
     if options.talk {
-        changes.iter().for_each(|change| eprintln!("  {change}"));
+        rows.iter().flat_map(|row| &row.changes).filter(|c| c.made()).for_each(|change| eprintln!("  {change}"));
     }
-    let made: Vec<String> = wanted.iter().map(|r| format!("{} {}", r.kind, r.name)).collect();
-    let note = serde_json::to_vec(&made)?;
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    runtime.block_on(store.put_note("resources", note))?;
+    runtime.block_on(store.put_note("resources", serde_json::to_vec(&made)?))?;
     Ok(())
 }
 
@@ -224,8 +242,10 @@ async fn drive(world: &World, options: &Options, stop: &Arc<AtomicBool>) -> Resu
             thread.join().map_err(|_| anyhow::anyhow!("a feed stopped unexpectedly"))??;
         }
     }
-    if !done {
-        settle(world, &mut worker).await?;
+    if done {
+        worker.stop();
+    } else {
+        worker.leave(PATIENCE).await?;
     }
     outcome::report(world, done, before, started.elapsed().as_secs_f64()).await
 }
@@ -246,20 +266,6 @@ async fn sources(world: &World) -> Result<BTreeMap<Lineage, SourceRow>> {
 async fn keyed(world: &World) -> Result<Vec<KeyedRow>> {
     let rows = world.ports.rows.list(path::KEYED).await?;
     Ok(rows.into_iter().map(|(_, row)| task::decode(&row.body)).collect::<Result<_, _>>()?)
-}
-
-/// Waits a moment so that what was taken is cut: Ctrl-C loses no work.
-async fn settle(world: &World, worker: &mut Worker) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(5);
-    while Instant::now() < end {
-        worker.round().await?;
-        let running: u64 = worker.shared.sources().values().map(|p| p.taken).sum();
-        if taken(world).await? >= running {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    Ok(())
 }
 
 /// New input may come: windows are closed by time again.

@@ -4,6 +4,7 @@ pub mod dev;
 pub mod feed;
 pub mod generate;
 pub mod manifest;
+pub mod plan;
 pub mod report;
 pub mod sample;
 

@@ -9,7 +9,8 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use leat::dev::{self, Options};
 use leat::feed::Feed;
-use leat::manifest::{self, Located, Pipeline};
+use leat::manifest::{self, Document, Located, Pipeline};
+use leat_compile::References;
 
 /// Streaming pipelines on Kubernetes and AWS, and on your laptop.
 #[derive(Parser)]
@@ -23,6 +24,8 @@ struct Cli {
 enum Command {
     /// Check a manifest and say everything that is wrong with it.
     Validate(Files),
+    /// Say what the operator would change in the cluster and in AWS; changes nothing.
+    Plan(Plan),
     /// Run a pipeline here: no cloud, no cluster.
     Dev(Dev),
 }
@@ -32,6 +35,15 @@ struct Files {
     /// Manifest; may be given several times, and hold several documents.
     #[arg(short, long = "filename", value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
+}
+
+#[derive(Args)]
+struct Plan {
+    #[command(flatten)]
+    files: Files,
+    /// Id of the operator's installation, as its chart says.
+    #[arg(long, env = "LEAT_INSTALLATION", default_value = "leat")]
+    installation: String,
 }
 
 #[derive(Args)]
@@ -70,6 +82,7 @@ enum OutputFormat {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Validate(files) => validate(&files),
+        Command::Plan(plan) => run_plan(&plan),
         Command::Dev(dev) => run_dev(&dev),
     };
     match outcome {
@@ -82,9 +95,13 @@ fn main() -> ExitCode {
 }
 
 fn load(files: &Files) -> Result<Result<Pipeline, Vec<Located>>> {
+    Ok(read(&files.files)?.and_then(|documents| manifest::pipeline(&documents, References::default())))
+}
+
+fn read(files: &[PathBuf]) -> Result<Result<Vec<Document>, Vec<Located>>> {
     let mut documents = Vec::new();
     let mut problems = Vec::new();
-    for file in &files.files {
+    for file in files {
         let name = file.display().to_string();
         let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
         match manifest::documents(&name, &text) {
@@ -92,10 +109,7 @@ fn load(files: &Files) -> Result<Result<Pipeline, Vec<Located>>> {
             Err(found) => problems.extend(found),
         }
     }
-    if !problems.is_empty() {
-        return Ok(Err(problems));
-    }
-    Ok(manifest::pipeline(&documents))
+    Ok(if problems.is_empty() { Ok(documents) } else { Err(problems) })
 }
 
 fn complain(problems: &[Located]) -> ExitCode {
@@ -153,6 +167,28 @@ fn run_dev(dev: &Dev) -> Result<ExitCode> {
         OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&report)?),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the plan. Exit code 0: nothing is to be done; 2: there are changes; 1: it could not be made.
+fn run_plan(plan: &Plan) -> Result<ExitCode> {
+    let documents = match read(&plan.files.files)? {
+        Ok(documents) => documents,
+        Err(problems) => return Ok(complain(&problems)),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    match runtime.block_on(leat::plan::plan(&documents, &plan.installation))? {
+        Ok(planned) => {
+            print!("{}", planned.text());
+            Ok(if planned.unknown > 0 {
+                ExitCode::FAILURE
+            } else if planned.changes.is_empty() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::from(2)
+            })
+        }
+        Err(problems) => Ok(complain(&problems)),
+    }
 }
 
 fn pair(text: &str, shape: &str) -> Result<(String, String)> {

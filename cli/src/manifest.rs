@@ -221,9 +221,9 @@ pub struct Pipeline {
     pub program: Program,
 }
 
-/// The one pipeline that the documents describe, compiled; or everything that is wrong.
-pub fn pipeline(documents: &[Document]) -> Result<Pipeline, Vec<Located>> {
-    let mut references = References::default();
+/// The one pipeline that the documents describe, compiled; or everything that is wrong. What the documents refer to and
+/// do not contain is looked for in `references`.
+pub fn pipeline(documents: &[Document], mut references: References) -> Result<Pipeline, Vec<Located>> {
     let mut pipelines = Vec::new();
     let mut problems = Vec::new();
     for document in documents {

@@ -7,4 +7,4 @@ pub mod plan;
 pub mod program;
 pub mod sql;
 
-pub use plan::{References, compile, compile_document, job_hash};
+pub use plan::{References, compile, compile_document, digest, job_hash};

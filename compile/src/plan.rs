@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use leat_crds::job::{JOB_VERSION, JobDocument, KEY_GROUPS};
 use leat_crds::problem::{Problem, suggest};
-use leat_crds::spec::{Stream, StreamingPipelineSpec};
+use leat_crds::spec::{Kinesis, Stream, StreamingPipelineSpec};
 
 use crate::program::Program;
 
@@ -102,13 +102,35 @@ fn resolve(spec: &StreamingPipelineSpec, references: &References, problems: &mut
     definitions
 }
 
-/// Hash of a document: the identity of a job.
+/// Hash of a document: the identity of a job. What does not change what tasks compute makes no other job.
 pub fn job_hash(document: &JobDocument) -> String {
-    // What does not change what tasks compute makes no other job.
     let mut document = document.clone();
-    document.spec.workers = None;
-    document.spec.aws = None;
-    document.spec.deletion_policy = None;
+    let spec = &mut document.spec;
+    spec.workers = None;
+    spec.aws = None;
+    spec.deletion_policy = None;
+    spec.adoption_policy = None;
+    spec.management = None;
+    spec.drift_policy = None;
+    spec.suspend = None;
+    spec.paused = None;
+    for stream in &mut spec.streams {
+        (stream.deletion_policy, stream.adoption_policy, stream.management, stream.aws) = (None, None, None, None);
+        if let Some(kinesis) = &mut stream.kinesis {
+            *kinesis = Kinesis { stream_name: std::mem::take(&mut kinesis.stream_name), ..Kinesis::default() };
+        }
+    }
+    for table in &mut spec.tables {
+        (table.deletion_policy, table.adoption_policy, table.management, table.aws) = (None, None, None, None);
+    }
+    for schema in &mut spec.schemas {
+        (schema.deletion_policy, schema.adoption_policy, schema.management, schema.compatibility) = (None, None, None, None);
+    }
     let text = serde_json::to_vec(&document).unwrap_or_default();
     format!("{:032x}", xxhash_rust::xxh3::xxh3_128(&text))
+}
+
+/// A digest of bytes, the same for ever.
+pub fn digest(bytes: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(bytes)
 }

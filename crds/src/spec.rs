@@ -47,15 +47,15 @@ pub struct StreamingPipelineSpec {
     pub paused: Option<bool>,
     /// Streams that are provisioned or observed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub streams: Vec<Stream>,
     /// Schemas with their compatibility rule, registered before records with them are written.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub schemas: Vec<RegisteredSchema>,
     /// Tables that sinks write and lookups read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub tables: Vec<Table>,
     /// Buckets and their settings (not there yet).
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -67,15 +67,15 @@ pub struct StreamingPipelineSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grants: Planned,
     /// Where events come from.
-    #[schemars(length(min = 1, max = 32))]
+    #[schemars(length(min = 1, max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub sources: Vec<Source>,
     /// What happens to events, in any order; each names what it reads.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 128))]
+    #[schemars(length(max = 128), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub steps: Vec<Step>,
     /// Where results go.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub sinks: Vec<Sink>,
     /// Where records go that nothing else takes: undecodable, rejected, late.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -5,3 +5,5 @@ pub mod codecs;
 pub mod connectors;
 pub mod engine;
 pub mod operators;
+#[cfg(feature = "aws")]
+pub mod service;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use leat_crds::problem::Problem;
-use leat_crds::spec::{AdoptionPolicy, DeletionPolicy, Management, RecordFormat, Sink, Source, Step, StreamingPipelineSpec};
+use leat_crds::spec::{RecordFormat, Sink, Source, Step, StreamingPipelineSpec};
 
 /// Words that YAML 1.1 reads as something else.
 const YAML_WORDS: [&str; 9] = ["on", "off", "yes", "no", "y", "n", "null", "true", "false"];
@@ -31,13 +31,7 @@ pub fn check(spec: &StreamingPipelineSpec) -> Vec<Problem> {
         ("grants", spec.grants.is_some()),
         ("privacy", spec.privacy.is_some()),
         ("alerts", spec.alerts.is_some()),
-        ("suspend", spec.suspend == Some(true)),
-        ("paused", spec.paused == Some(true)),
         ("approvalPolicy", spec.approval_policy.is_some()),
-        ("driftPolicy", spec.drift_policy.is_some()),
-        ("deletionPolicy", spec.deletion_policy == Some(DeletionPolicy::Delete)),
-        ("adoptionPolicy", spec.adoption_policy == Some(AdoptionPolicy::Adopt)),
-        ("management", spec.management == Some(Management::ObserveOnly)),
     ] {
         planned(present, format!("spec.{member}"), member, &mut out);
     }

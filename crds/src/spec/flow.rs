@@ -11,6 +11,7 @@ use crate::values::{Duration, Size};
 /// Where events come from: `stream` or `files`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "[has(self.stream), has(self.files)].filter(x, x).size() == 1", "message": "exactly one of stream, files"}, {"rule": "has(self.schema) != has(self.columns)", "message": "exactly one of schema, columns"}, {"rule": "!has(self.columns) || self.columns.all(k, size(k) <= 255)", "message": "a key of columns has at most 255 characters"}]))]
 pub struct Source {
     /// Name inside this manifest.
     #[schemars(length(min = 1, max = 63))]
@@ -90,6 +91,7 @@ pub struct EventTime {
 /// A step: `name`, `from` and exactly one verb.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "[has(self.validate), has(self.deduplicate), has(self.filter), has(self.select), has(self.derive), has(self.aggregate)].filter(x, x).size() <= 1", "message": "exactly one verb"}, {"rule": "has(self.aggregate) || !(has(self.window) || has(self.emit) || has(self.groupBy))", "message": "window, emit and groupBy are parts of aggregate"}, {"rule": "!has(self.select) || self.select.all(k, size(k) <= 255)", "message": "a key of select has at most 255 characters"}, {"rule": "!has(self.derive) || self.derive.all(k, size(k) <= 255)", "message": "a key of derive has at most 255 characters"}, {"rule": "!has(self.aggregate) || self.aggregate.all(k, size(k) <= 255)", "message": "a key of aggregate has at most 255 characters"}]))]
 pub struct Step {
     /// Name inside this manifest; `NAME.rejected` and `NAME.late` are addressable too.
     #[schemars(length(min = 1, max = 63))]
@@ -164,6 +166,7 @@ pub struct Step {
 /// Rules that every row must pass.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "self.rules.all(k, size(k) <= 63)", "message": "the name of a rule has at most 63 characters"}]))]
 pub struct Validate {
     /// Name of the rule → SQL condition; only TRUE passes.
     #[schemars(extend("maxProperties" = 64))]
@@ -236,6 +239,7 @@ pub enum EmitMode {
 /// Where results go: `from` or `fromEach`, and exactly one kind.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "has(self.from) != has(self.fromEach)", "message": "exactly one of from, fromEach"}, {"rule": "[has(self.s3), has(self.dynamodb), has(self.stream)].filter(x, x).size() <= 1", "message": "exactly one kind of sink"}]))]
 pub struct Sink {
     /// Name inside this manifest.
     #[schemars(length(min = 1, max = 63))]
@@ -338,6 +342,7 @@ pub struct Roll {
 /// Items of a DynamoDB table.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "!has(self.columns) || self.columns.all(k, size(k) <= 255)", "message": "a key of columns has at most 255 characters"}]))]
 pub struct DynamoDbSink {
     /// A declared table.
     #[schemars(length(min = 1, max = 63))]

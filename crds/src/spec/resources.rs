@@ -11,6 +11,7 @@ use crate::values::Duration;
 /// Account, region and tags.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "!has(self.tags) || self.tags.all(k, size(k) <= 128 && !k.startsWith('aws:') && !k.startsWith('leat.dev/'))", "message": "a tag has at most 128 characters and does not begin with aws: or leat.dev/"}]))]
 pub struct Aws {
     /// Region, for example `us-east-1`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -134,6 +135,7 @@ pub struct Stream {
 /// A Kinesis data stream: `shards` or `onDemand`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "!(has(self.shards) && has(self.onDemand))", "message": "shards or onDemand, not both"}]))]
 pub struct Kinesis {
     /// Name in AWS. Immutable: another name is another stream.
     #[schemars(length(min = 1, max = 128), regex(pattern = r"^[a-zA-Z0-9_.-]+$"))]
@@ -164,6 +166,7 @@ pub struct OnDemand {}
 /// How many shards a stream has; after creation the number belongs to the autoscaler.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "(!has(self.min) || self.min <= self.initial) && (!has(self.max) || self.initial <= self.max)", "message": "min <= initial <= max"}]))]
 pub struct Shards {
     /// Shards at creation.
     #[schemars(range(min = 1, max = 10_000))]
@@ -184,6 +187,7 @@ pub struct Shards {
 /// A schema in a registry.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "has(self.definition) != has(self.definitionFrom)", "message": "exactly one of definition, definitionFrom"}]))]
 pub struct RegisteredSchema {
     /// Name inside this manifest and in the registry.
     #[schemars(length(min = 1, max = 63))]
@@ -262,6 +266,7 @@ pub struct KeyRef {
 /// A table: `dynamodb`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "!has(self.columns) || self.columns.all(k, size(k) <= 255)", "message": "a key of columns has at most 255 characters"}]))]
 pub struct Table {
     /// Name inside this manifest.
     #[schemars(length(min = 1, max = 63))]
@@ -290,6 +295,7 @@ pub struct Table {
 /// A DynamoDB table.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "self.tableName != oldSelf.tableName || self.partitionKey == oldSelf.partitionKey", "message": "the partition key of a table does not change: another key is another table"}, {"rule": "self.tableName != oldSelf.tableName || (has(self.sortKey) == has(oldSelf.sortKey) && (!has(self.sortKey) || self.sortKey == oldSelf.sortKey))", "message": "the sort key of a table does not change: another key is another table"}]))]
 pub struct DynamoDbTable {
     /// Name in AWS. Immutable: another name is another table.
     #[schemars(length(min = 3, max = 255), regex(pattern = r"^[a-zA-Z0-9_.-]+$"))]

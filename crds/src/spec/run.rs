@@ -27,6 +27,7 @@ pub struct Workers {
 /// CPU and memory of a worker, as Kubernetes writes them.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "!has(self.requests) || self.requests.all(k, size(k) <= 63)", "message": "a key of requests has at most 63 characters"}, {"rule": "!has(self.limits) || self.limits.all(k, size(k) <= 63)", "message": "a key of limits has at most 63 characters"}]))]
 pub struct Resources {
     /// What is reserved.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -41,6 +42,7 @@ pub struct Resources {
 /// Bounds of the number of workers. Until the scaling decision exists, `min` workers run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "self.min <= self.max", "message": "min <= max"}]))]
 pub struct Autoscaling {
     /// Fewest workers.
     #[schemars(range(min = 1, max = 10_000))]

@@ -1,78 +1,158 @@
-//! The resources that a pipeline needs.
+//! The resources that a pipeline needs, from its compiled program.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use leat_compile::program::Program;
+use leat_crds::names;
+use leat_crds::spec::{AdoptionPolicy, Aws, Compatibility, DeletionPolicy, Management};
 
-/// Kind of a resource.
-#[allow(missing_docs)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    KinesisStream,
-    SchemaVersion,
-    DynamoDbTable,
-    RepartitionStream,
-    LeaseTable,
-    Workers,
-}
+use crate::resource::{Kind, OWNER_TAG, Owner, Resource, Schema, Stream, Table, Wish};
 
-impl std::fmt::Display for Kind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Kind::KinesisStream => "stream",
-            Kind::SchemaVersion => "schema",
-            Kind::DynamoDbTable => "table",
-            Kind::RepartitionStream => "repartition stream",
-            Kind::LeaseTable => "lease table",
-            Kind::Workers => "workers",
-        })
-    }
-}
+/// Hours that records of the repartition stream are kept: as long as a keyed task may be behind.
+const REPARTITION_HOURS: i32 = 24;
 
-/// A resource as it should be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Resource {
-    /// What it is.
-    pub kind: Kind,
-    /// Its name in the world.
-    pub name: String,
-    /// Settings that the plan shows: field and value.
-    pub settings: Vec<(&'static str, String)>,
-}
-
-/// Everything that a pipeline needs, in the order in which it is made.
-pub fn desired(program: &Program) -> Vec<Resource> {
+/// Everything in AWS that a pipeline needs, in the order in which it is made.
+pub fn desired(program: &Program, owner: &Owner) -> Vec<Resource> {
     let document = &program.document;
     let spec = &document.spec;
+    let tags = |aws: Option<&Aws>| {
+        let mut tags: BTreeMap<String, String> = spec.aws.iter().chain(aws).flat_map(|a| a.tags.clone()).collect();
+        tags.insert(OWNER_TAG.to_owned(), owner.to_string());
+        tags
+    };
+    let deletion = |own: Option<DeletionPolicy>| own.or(spec.deletion_policy).unwrap_or(DeletionPolicy::Retain);
+    let adoption = |own: Option<AdoptionPolicy>| own.or(spec.adoption_policy).unwrap_or(AdoptionPolicy::Fail);
+    let management = |own: Option<Management>| own.or(spec.management).unwrap_or(Management::Full);
     let mut resources = Vec::new();
     for stream in &spec.streams {
         let Some(kinesis) = &stream.kinesis else { continue };
-        let mut settings = Vec::new();
-        match &kinesis.shards {
-            Some(shards) => settings.push(("shards", shards.initial.to_string())),
-            None => settings.push(("capacity", "on demand".to_owned())),
-        }
-        settings.push(("retention", kinesis.retention.map_or_else(|| "1d".to_owned(), |r| r.to_string())));
-        resources.push(Resource { kind: Kind::KinesisStream, name: kinesis.stream_name.clone(), settings });
+        let shards = if kinesis.on_demand.is_some() { None } else { kinesis.shards.as_ref().map(|s| s.initial) };
+        let retention = kinesis.retention.map_or(24, |r| r.millis() / 3_600_000);
+        let wish = Stream {
+            shards,
+            fixed: false,
+            retention_hours: i32::try_from(retention).unwrap_or(i32::MAX),
+            kms_key: kinesis.kms_key_id.clone(),
+        };
+        resources.push(Resource {
+            kind: Kind::KinesisStream,
+            name: kinesis.stream_name.clone(),
+            purpose: None,
+            wish: Wish::Stream(wish),
+            tags: tags(stream.aws.as_ref()),
+            deletion: deletion(stream.deletion_policy),
+            adoption: adoption(stream.adoption_policy),
+            management: management(stream.management),
+        });
+    }
+    let registries: BTreeSet<&String> = spec.schemas.iter().map(|s| &s.registry).collect();
+    for registry in registries {
+        // Other pipelines keep schemas in it too: it is shared, never changed and never deleted.
+        resources.push(Resource {
+            kind: Kind::GlueRegistry,
+            name: registry.clone(),
+            purpose: None,
+            wish: Wish::Registry,
+            tags: BTreeMap::new(),
+            deletion: DeletionPolicy::Retain,
+            adoption: AdoptionPolicy::Adopt,
+            management: management(None),
+        });
     }
     for schema in &spec.schemas {
-        let compatibility = schema.compatibility.map_or_else(|| "BACKWARD".to_owned(), |c| format!("{c:?}"));
-        let settings = vec![("format", format!("{:?}", schema.format)), ("compatibility", compatibility)];
-        resources.push(Resource { kind: Kind::SchemaVersion, name: format!("{}/{}", schema.registry, schema.name), settings });
+        let wish = Schema {
+            registry: schema.registry.clone(),
+            schema: schema.name.clone(),
+            format: schema.format,
+            compatibility: schema.compatibility.unwrap_or(Compatibility::BACKWARD),
+            definition: document.definitions.get(&schema.name).cloned().unwrap_or_default(),
+        };
+        resources.push(Resource {
+            kind: Kind::GlueSchema,
+            name: format!("{}/{}", schema.registry, schema.name),
+            purpose: None,
+            wish: Wish::Schema(wish),
+            tags: tags(None),
+            deletion: deletion(schema.deletion_policy),
+            adoption: adoption(schema.adoption_policy),
+            management: management(schema.management),
+        });
     }
     for table in &spec.tables {
         let Some(dynamodb) = &table.dynamodb else { continue };
-        let key =
-            std::iter::once(&dynamodb.partition_key).chain(&dynamodb.sort_key).map(|k| k.name.as_str()).collect::<Vec<_>>().join(", ");
-        resources.push(Resource { kind: Kind::DynamoDbTable, name: dynamodb.table_name.clone(), settings: vec![("key", key)] });
+        let wish = Table {
+            partition_key: (dynamodb.partition_key.name.clone(), dynamodb.partition_key.kind),
+            sort_key: dynamodb.sort_key.as_ref().map(|k| (k.name.clone(), k.kind)),
+            time_to_live: dynamodb.time_to_live.clone(),
+            point_in_time_recovery: dynamodb.point_in_time_recovery == Some(true),
+            deletion_protection: dynamodb.deletion_protection == Some(true),
+        };
+        resources.push(Resource {
+            kind: Kind::DynamoDbTable,
+            name: dynamodb.table_name.clone(),
+            purpose: None,
+            wish: Wish::Table(wish),
+            tags: tags(table.aws.as_ref()),
+            deletion: deletion(table.deletion_policy),
+            adoption: adoption(table.adoption_policy),
+            management: management(table.management),
+        });
     }
-    let pipeline = format!("{}-{}", document.namespace, document.name);
-    resources.push(Resource { kind: Kind::LeaseTable, name: format!("{pipeline}-leases"), settings: Vec::new() });
+    // What Leat keeps for itself: positions and state go with the data, so the pipeline's policy holds for them.
+    let internal = |kind, name, purpose, wish| Resource {
+        kind,
+        name,
+        purpose: Some(purpose),
+        wish,
+        tags: tags(None),
+        deletion: deletion(None),
+        adoption: AdoptionPolicy::Fail,
+        management: Management::Full,
+    };
+    let leases = leat_crds::names::lease_key();
+    let wish = Table {
+        partition_key: (leases.0.to_owned(), leat_crds::spec::KeyType::S),
+        sort_key: Some((leases.1.to_owned(), leat_crds::spec::KeyType::S)),
+        time_to_live: None,
+        point_in_time_recovery: false,
+        deletion_protection: false,
+    };
+    resources.push(internal(
+        Kind::DynamoDbTable,
+        names::lease_table(&document.namespace, &document.name),
+        "leases and positions",
+        Wish::Table(wish),
+    ));
     if !program.keyed.edges.is_empty() {
-        let steps = program.keyed.edges.iter().map(|e| e.name.as_str()).collect::<Vec<_>>().join(", ");
-        let settings = vec![("partitions", document.repartition_partitions.to_string()), ("for", steps)];
-        resources.push(Resource { kind: Kind::RepartitionStream, name: format!("{pipeline}-repartition"), settings });
+        let wish = Stream {
+            shards: Some(u32::from(document.repartition_partitions)),
+            fixed: true,
+            retention_hours: REPARTITION_HOURS,
+            // What travels there is as secret as what comes in.
+            kms_key: spec.storage.as_ref().and_then(|s| s.kms_key_id.clone()),
+        };
+        resources.push(internal(
+            Kind::KinesisStream,
+            names::repartition_stream(&document.namespace, &document.name),
+            "repartition stream",
+            Wish::Stream(wish),
+        ));
     }
-    let workers = spec.workers.clone().unwrap_or_default();
-    let replicas = workers.autoscaling.map_or(workers.replicas.unwrap_or(1), |a| a.min);
-    resources.push(Resource { kind: Kind::Workers, name: pipeline, settings: vec![("replicas", replicas.to_string())] });
     resources
+}
+
+/// How many workers there should be, and why.
+pub fn workers(program: &Program) -> (u32, String) {
+    let spec = &program.document.spec;
+    let workers = spec.workers.clone().unwrap_or_default();
+    if spec.suspend == Some(true) {
+        return (0, "suspended".to_owned());
+    }
+    match workers.autoscaling {
+        Some(bounds) => (bounds.min, format!("autoscaling does not decide yet: the minimum of {} runs", bounds.min)),
+        None => {
+            let replicas = workers.replicas.unwrap_or(1);
+            (replicas, format!("replicas is {replicas}"))
+        }
+    }
 }

@@ -1,3 +1,5 @@
 //! Sources, sinks and stores of the world outside.
 
+#[cfg(feature = "aws")]
+pub mod aws;
 pub mod local;

@@ -27,8 +27,12 @@ const FIRST_TAIL: u32 = 5_000;
 pub struct FileWriter {
     /// What the row says of it.
     pub file: OpenFile,
-    /// Bytes in its parts.
+    /// Bytes encoded so far.
     pub size: u64,
+    /// Smallest size of a part that is not the last.
+    least: usize,
+    /// Encoded bytes that are too few for a part.
+    held: Vec<u8>,
     encoder: Encoder,
 }
 
@@ -71,8 +75,8 @@ fn encode_error(error: impl std::fmt::Display) -> TaskError {
 }
 
 impl FileWriter {
-    /// A new file in `folder` of the sink.
-    pub fn new(spec: &FilesSpec, folder: &str, name: &str, now: i64) -> Result<Self, TaskError> {
+    /// A new file in `folder` of the sink, in parts of at least `least` bytes.
+    pub fn new(spec: &FilesSpec, folder: &str, name: &str, now: i64, least: usize) -> Result<Self, TaskError> {
         let destination = format!("{}/{folder}{name}", spec.location.trim_end_matches('/'));
         let encoder = match spec.format {
             FileFormat::JsonLines => Encoder::JsonLines,
@@ -90,17 +94,18 @@ impl FileWriter {
             opened: now,
             covers: Vec::new(),
         };
-        Ok(Self { file, size: 0, encoder })
+        Ok(Self { file, size: 0, least, held: Vec::new(), encoder })
     }
 
     /// Goes on with a file of another owner: only a wrong variant does, and only where no footer is needed.
     pub fn go_on(spec: &FilesSpec, file: OpenFile) -> Option<Self> {
         let size = file.parts.iter().map(|p| p.size).sum();
-        (spec.format == FileFormat::JsonLines).then_some(Self { file, size, encoder: Encoder::JsonLines })
+        let go_on = || Self { file, size, least: 0, held: Vec::new(), encoder: Encoder::JsonLines };
+        (spec.format == FileFormat::JsonLines).then(go_on)
     }
 
-    /// Rows as the bytes of the next part.
-    pub fn encode(&mut self, batches: &[RecordBatch]) -> Result<Vec<u8>, TaskError> {
+    /// Takes rows in, encoded.
+    pub fn encode(&mut self, batches: &[RecordBatch]) -> Result<(), TaskError> {
         self.file.rows += batches.iter().map(|b| b.num_rows() as u64).sum::<u64>();
         let bytes = match &mut self.encoder {
             Encoder::JsonLines => {
@@ -119,20 +124,30 @@ impl FileWriter {
             }
         };
         self.size += bytes.len() as u64;
-        Ok(bytes)
+        self.held.extend(bytes);
+        Ok(())
     }
 
-    /// The bytes that close the file after the parts so far; `None`: nothing is needed.
+    /// The bytes of the next part, when there are enough.
+    pub fn part(&mut self) -> Vec<u8> {
+        if self.held.len() >= self.least { std::mem::take(&mut self.held) } else { Vec::new() }
+    }
+
+    /// The bytes that close the file after the parts so far, those that are too few for a part among them; `None`:
+    /// nothing is needed.
     pub fn tail(&self) -> Result<Option<Vec<u8>>, TaskError> {
-        let Encoder::Parquet { writer, .. } = &self.encoder else { return Ok(None) };
-        let groups = writer.flushed_row_groups().to_vec();
-        let descriptor = groups.first().map(|g| g.schema_descr_ptr());
-        let Some(descriptor) = descriptor else { return Ok(None) };
-        let rows = groups.iter().map(|g| g.num_rows()).sum();
-        let meta = FileMetaData::new(2, rows, Some("leat".to_owned()), None, descriptor, None);
-        let mut out = Vec::new();
-        ParquetMetaDataWriter::new(&mut out, &ParquetMetaData::new(meta, groups)).finish().map_err(encode_error)?;
-        Ok(Some(out))
+        let mut out = self.held.clone();
+        if let Encoder::Parquet { writer, .. } = &self.encoder {
+            let groups = writer.flushed_row_groups().to_vec();
+            let descriptor = groups.first().map(|g| g.schema_descr_ptr());
+            let Some(descriptor) = descriptor else { return Ok(None) };
+            let rows = groups.iter().map(|g| g.num_rows()).sum();
+            let meta = FileMetaData::new(2, rows, Some("leat".to_owned()), None, descriptor, None);
+            let mut footer = Vec::new();
+            ParquetMetaDataWriter::new(&mut footer, &ParquetMetaData::new(meta, groups)).finish().map_err(encode_error)?;
+            out.extend(footer);
+        }
+        Ok((!out.is_empty()).then_some(out))
     }
 }
 
@@ -177,8 +192,13 @@ pub async fn upload(ports: &Ports, file: &mut OpenFile, bytes: Vec<u8>) -> Resul
     Ok(())
 }
 
-/// Completes a file that a cut names; its tail is written first, under a number that is this generation's own.
+/// Completes a file that a cut names. A small one is all tail and is put as it is; for others the tail is the last
+/// part, under a number that is this generation's own.
 pub async fn complete(ports: &Ports, file: &OpenFile, generation: u64) -> Result<(), TaskError> {
+    if let (true, Some(object)) = (file.parts.is_empty(), &file.tail) {
+        let bytes = ports.insist(|| ports.objects.get(object)).await?;
+        return Ok(ports.insist(|| ports.files.put(&file.destination, bytes.clone())).await?);
+    }
     let tail = match &file.tail {
         None => None,
         Some(object) => {

@@ -17,7 +17,7 @@ use leat_runtime_core::rules::{Rule, Rules};
 use leat_runtime_core::watermark::{self, Merge, Seen, Watermark};
 
 use super::file::{self, FileWriter};
-use super::ports::{PortError, Ports};
+use super::ports::{Guard, PortError, Ports};
 use super::task::{self, Control, Exit, Settings, TaskError};
 use crate::operators::files::{read_batches, write_batches};
 use crate::operators::keyed::{Item, KeyedChain, Output};
@@ -35,6 +35,8 @@ pub struct KeyedJob {
     pub partitions: u16,
     /// Makes the names of files the pipeline's own.
     pub unique: String,
+    /// When the pipeline came into being, ms.
+    pub born: i64,
 }
 
 /// What the rows of all lineages said at one look.
@@ -327,10 +329,10 @@ impl<C: Control> KeyedTask<C> {
             let Some(table) = table.filter(|_| !self.sent.contains(&staged.object) && self.busy_sends.insert(staged.object.clone())) else {
                 continue;
             };
-            let (ports, staged) = (self.ports.clone(), staged.clone());
+            let (ports, staged, born) = (self.ports.clone(), staged.clone(), self.job.born);
             busy.push(Box::pin(async move {
                 let object = staged.object.clone();
-                Event::Sent(object, send_items(&ports, &table, &staged).await)
+                Event::Sent(object, send_items(&ports, &table, &staged, born).await)
             }));
         }
         for file in &self.row.complete {
@@ -489,7 +491,7 @@ impl<C: Control> KeyedTask<C> {
             }
             self.since_roll.remove(&spec.name);
             let name = path::file(&self.job.unique, &self.key, number, self.fence.generation, nth, file::extension(spec.format));
-            let mut writer = FileWriter::new(spec, "", &name, now)?;
+            let mut writer = FileWriter::new(spec, "", &name, now, self.ports.files.smallest_part())?;
             writer.file.covers = waiting.iter().map(|s| s.object.clone()).collect();
             let covers = writer.file.covers.clone();
             rolls.push((writer, covers));
@@ -523,10 +525,11 @@ async fn look(ports: &Ports, rules: Rules) -> Result<Look, TaskError> {
     Ok((pipeline, view, retired))
 }
 
-async fn send_items(ports: &Ports, table: &str, staged: &Staged) -> Result<(), TaskError> {
+async fn send_items(ports: &Ports, table: &str, staged: &Staged, born: i64) -> Result<(), TaskError> {
     let bytes = ports.insist(|| ports.objects.get(&staged.object)).await?;
     let items: Vec<Item> = task::decode(&bytes)?;
-    ports.insist(|| ports.tables.put(table, &items, staged.cut)).await?;
+    let guard = Guard { born, cut: staged.cut };
+    ports.insist(|| ports.tables.put(table, &items, guard)).await?;
     Ok(())
 }
 
@@ -549,8 +552,9 @@ async fn write(
         for object in &covers {
             batches.extend(read_batches(&ports.insist(|| ports.objects.get(object)).await?)?);
         }
-        let bytes = writer.encode(&batches)?;
-        file::upload(ports, &mut writer.file, bytes).await?;
+        writer.encode(&batches)?;
+        let part = writer.part();
+        file::upload(ports, &mut writer.file, part).await?;
         if let Some(tail) = writer.tail()? {
             let object = format!("{}-{}", path::object(path::Kind::Tail, key, after.cut, Some(after.generation), 0), writer.file.sink);
             let tail = Bytes::from(tail);

@@ -80,6 +80,8 @@ pub trait Files: Send + Sync {
     fn create<'a>(&'a self, destination: &'a str) -> Call<'a, String>;
     /// Writes a part; writing it again replaces it.
     fn part<'a>(&'a self, destination: &'a str, upload: &'a str, number: u32, bytes: Bytes) -> Call<'a, String>;
+    /// Writes a small file at once, unless there is one.
+    fn put<'a>(&'a self, destination: &'a str, bytes: Bytes) -> Call<'a, ()>;
     /// Makes the file of exactly these parts; done again, it changes nothing.
     fn complete<'a>(&'a self, destination: &'a str, upload: &'a str, parts: &'a [Part]) -> Call<'a, Completed>;
 }
@@ -128,12 +130,21 @@ pub trait Source: Send + Sync {
     fn read<'a>(&'a self, lineage: &'a Lineage, after: Option<Offset>) -> Call<'a, Read>;
 }
 
+/// What orders writes of one item: with the item's version it is its guard, (born, version, cut).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Guard {
+    /// When the pipeline came into being, ms: one that starts over writes above all that was there before it.
+    pub born: i64,
+    /// Number of the cut that made the items.
+    pub cut: u64,
+}
+
 /// Tables of sinks.
 ///
-/// Guarantees: an item is written only when its guard, (version, cut), is above that of what is there.
+/// Guarantees: an item is written only when its guard is above that of what is there.
 pub trait Tables: Send + Sync {
-    /// Writes items; `cut` is the number of the cut that made them.
-    fn put<'a>(&'a self, table: &'a str, items: &'a [Item], cut: u64) -> Call<'a, ()>;
+    /// Writes items.
+    fn put<'a>(&'a self, table: &'a str, items: &'a [Item], guard: Guard) -> Call<'a, ()>;
 }
 
 /// Time.

@@ -12,6 +12,7 @@ use futures::future::LocalBoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use leat_compile::program::Program;
 use leat_runtime_core::key::HashRange;
+use leat_runtime_core::ledger::Ledger;
 use leat_runtime_core::message::{self, Message};
 use leat_runtime_core::numbers::Numbers;
 use leat_runtime_core::path;
@@ -113,6 +114,8 @@ pub struct Progress {
     pub watermark: i64,
     /// Nothing newer was there at the last read.
     pub at_tip: bool,
+    /// Where records went, as of the last cut.
+    pub ledger: Ledger,
 }
 
 impl<C: Control> SourceTask<C> {

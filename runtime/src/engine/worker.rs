@@ -14,6 +14,7 @@ use leat_runtime_core::lease::{self, Lease};
 use leat_runtime_core::path;
 use leat_runtime_core::position::Lineage;
 use leat_runtime_core::row::{Expect, Fence, PipelineRow, SourceRow, Status};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
@@ -62,6 +63,14 @@ pub enum WorkerError {
     },
 }
 
+/// The heartbeat of a worker.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct SessionRow {
+    /// It has ended: its leases are free at once.
+    #[serde(default)]
+    left: bool,
+}
+
 /// What is known of the pipeline, shared by all threads.
 #[derive(Debug, Default)]
 pub struct Shared {
@@ -104,6 +113,7 @@ pub struct Worker {
     desired: Desired,
     programs: BTreeMap<String, Arc<Program>>,
     threads: Vec<mpsc::UnboundedSender<Start>>,
+    joins: Vec<std::thread::JoinHandle<()>>,
     load: Vec<BTreeSet<String>>,
     ended: (mpsc::UnboundedSender<Ended>, mpsc::UnboundedReceiver<Ended>),
     /// Heartbeats of other workers, and when they last changed.
@@ -115,7 +125,8 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A worker with `threads` threads for tasks, for the job of this revision.
+    /// A worker with `threads` threads for tasks, for the job of this revision. IO is done by the runtime that this is
+    /// called in, so a thread that computes holds up nobody's connection.
     pub fn new(
         ports: Ports,
         settings: Settings,
@@ -126,16 +137,16 @@ impl Worker {
     ) -> Result<Self, WorkerError> {
         let hash = leat_compile::job_hash(&program.document);
         let desired = coordinator::desired(&program, &hash, revision, ports.clock.now());
-        let mut senders = Vec::new();
+        let (mut senders, mut joins) = (Vec::new(), Vec::new());
         let ended: (mpsc::UnboundedSender<Ended>, mpsc::UnboundedReceiver<Ended>) = mpsc::unbounded_channel();
         for i in 0..threads.max(1) {
             let (sender, mut starts) = mpsc::unbounded_channel::<Start>();
             senders.push(sender);
             let ended = ended.0.clone();
-            std::thread::Builder::new().name(format!("tasks-{i}")).spawn(move || {
-                let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() else { return };
+            let runtime = tokio::runtime::Handle::current();
+            let thread = std::thread::Builder::new().name(format!("tasks-{i}")).spawn(move || {
                 let local = LocalSet::new();
-                local.block_on(&runtime, async move {
+                runtime.block_on(local.run_until(async move {
                     while let Some((task, start)) = starts.recv().await {
                         let (running, ended) = (tokio::task::spawn_local(start()), ended.clone());
                         tokio::task::spawn_local(async move {
@@ -144,8 +155,9 @@ impl Worker {
                             }
                         });
                     }
-                });
+                }));
             })?;
+            joins.push(thread);
         }
         Ok(Self {
             ports,
@@ -156,12 +168,45 @@ impl Worker {
             programs: BTreeMap::from([(hash, program)]),
             load: vec![BTreeSet::new(); senders.len()],
             threads: senders,
+            joins,
             ended,
             seen: BTreeMap::new(),
             beat: 0,
             last_beat: i64::MIN,
             shared: Arc::default(),
         })
+    }
+
+    /// Ends in order: waits until what its tasks have taken by now is behind a cut, for `patience` ms at most, and says
+    /// that the session is over, so that others need not wait for its heartbeat to age.
+    pub async fn leave(mut self, patience: i64) -> Result<(), WorkerError> {
+        let until = self.ports.clock.now().saturating_add(patience);
+        let taken: BTreeMap<String, u64> = self.shared.sources().into_iter().map(|(task, p)| (task, p.taken)).collect();
+        while self.ports.clock.now() < until {
+            self.reap()?;
+            let mut behind = false;
+            for (task, taken) in &taken {
+                let row = self.ports.insist(|| self.ports.rows.get(task)).await.map_err(TaskError::from)?;
+                let cut = row.map(|r| task::decode::<SourceRow>(&r.body)).transpose().map_err(TaskError::from)?;
+                behind |= cut.is_some_and(|r| r.taken < *taken) && self.load.iter().any(|l| l.contains(task));
+            }
+            if !behind {
+                break;
+            }
+            self.ports.clock.sleep(20).await;
+        }
+        self.beat_once(&SessionRow { left: true }).await?;
+        self.stop();
+        Ok(())
+    }
+
+    /// Drops all tasks and ends their threads; what was not cut is taken again by whoever goes on.
+    pub fn stop(mut self) {
+        self.threads.clear();
+        for thread in self.joins.drain(..) {
+            // A thread that panicked has nothing more to say.
+            drop(thread.join());
+        }
     }
 
     /// Writes the job's document, so that a later job can drain this one.
@@ -211,21 +256,14 @@ impl Worker {
     async fn heartbeat(&mut self) -> Result<Vec<String>, WorkerError> {
         let now = self.ports.clock.now();
         if now.saturating_sub(self.last_beat) >= SESSION_TIMEOUT / 5 {
-            let key = path::session_row(&self.session);
-            let before = (self.beat > 0).then(|| Fence { cut: self.beat, ..Fence::default() });
-            let row = StoredRow { fence: Fence { cut: self.beat + 1, ..Fence::default() }, body: Bytes::from_static(b"{}") };
-            let expect = before.map_or(Expect::Absent { job: 0 }, Expect::Fence);
-            // One without a clear answer is looked at before the next.
-            match self.ports.rows.put(&key, row, expect).await {
-                Ok(true) => self.beat += 1,
-                _ => self.beat = self.ports.insist(|| self.ports.rows.get(&key)).await.map_err(TaskError::from)?.map_or(0, |r| r.fence.cut),
-            }
+            self.beat_once(&SessionRow::default()).await?;
             self.last_beat = now;
         }
         let mut alive = vec![self.session.clone()];
         for (key, row) in self.ports.insist(|| self.ports.rows.list(path::SESSIONS)).await.map_err(TaskError::from)? {
             let session = key[path::SESSIONS.len()..].to_owned();
-            if session == self.session {
+            let left = task::decode::<SessionRow>(&row.body).is_ok_and(|s| s.left);
+            if session == self.session || left {
                 continue;
             }
             let seen = self.seen.entry(session.clone()).or_insert((row.fence.cut, now));
@@ -238,6 +276,19 @@ impl Worker {
         }
         alive.sort();
         Ok(alive)
+    }
+
+    async fn beat_once(&mut self, body: &SessionRow) -> Result<(), WorkerError> {
+        let key = path::session_row(&self.session);
+        let before = (self.beat > 0).then(|| Fence { cut: self.beat, ..Fence::default() });
+        let row = StoredRow { fence: Fence { cut: self.beat + 1, ..Fence::default() }, body: task::encode(body) };
+        let expect = before.map_or(Expect::Absent { job: 0 }, Expect::Fence);
+        // One without a clear answer is looked at before the next.
+        match self.ports.rows.put(&key, row, expect).await {
+            Ok(true) => self.beat += 1,
+            _ => self.beat = self.ports.insist(|| self.ports.rows.get(&key)).await.map_err(TaskError::from)?.map_or(0, |r| r.fence.cut),
+        }
+        Ok(())
     }
 
     async fn start_tasks(&mut self, pipeline: &PipelineRow, shards: &[Shard], alive: &[String]) -> Result<(), WorkerError> {
@@ -335,6 +386,7 @@ impl Worker {
                 partition,
                 partitions: pipeline.partitions,
                 unique: unique(program, pipeline),
+                born: pipeline.born,
             };
             let progress = Arc::default();
             shared.keyed.lock().unwrap_or_else(PoisonError::into_inner).insert(task.clone(), Arc::clone(&progress));

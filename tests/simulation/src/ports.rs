@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 use leat_runtime::batch::SourceBatch;
 use leat_runtime::engine::ports::{
-    Call, Clock, Completed, Files, Log, Objects, PortError, Ports, Read, Rows, Shard, Source, StoredRow, Tables,
+    Call, Clock, Completed, Files, Guard, Log, Objects, PortError, Ports, Read, Rows, Shard, Source, StoredRow, Tables,
 };
 use leat_runtime::engine::task::Control;
 use leat_runtime::operators::keyed::{Attribute, Item};
@@ -152,8 +152,9 @@ impl Objects for Sim {
 }
 
 impl Files for Sim {
+    /// Every other process holds small output back until there is enough for a part.
     fn smallest_part(&self) -> usize {
-        0
+        if self.process.is_multiple_of(2) { 0 } else { 300 }
     }
 
     fn create<'a>(&'a self, _destination: &'a str) -> Call<'a, String> {
@@ -175,6 +176,14 @@ impl Files for Sim {
                     Ok(tag)
                 }
             }
+        })
+    }
+
+    fn put<'a>(&'a self, destination: &'a str, bytes: Bytes) -> Call<'a, ()> {
+        let destination = destination.to_owned();
+        self.call(move |w| {
+            w.files.entry(destination.clone()).or_insert_with(|| vec![bytes.clone()]);
+            Ok(())
         })
     }
 
@@ -259,8 +268,8 @@ impl Source for Sim {
 }
 
 impl Tables for Sim {
-    fn put<'a>(&'a self, table: &'a str, items: &'a [Item], cut: u64) -> Call<'a, ()> {
-        let (table, items) = (table.to_owned(), items.to_vec());
+    fn put<'a>(&'a self, table: &'a str, items: &'a [Item], guard: Guard) -> Call<'a, ()> {
+        let (table, items, cut) = (table.to_owned(), items.to_vec(), guard.cut);
         self.call(move |w| {
             for item in &items {
                 let key: Vec<String> = item.key.iter().map(|(_, v)| text(v)).collect();

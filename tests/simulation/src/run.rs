@@ -328,7 +328,7 @@ impl Run {
         drop(leat_runtime::engine::task::Control::pipeline(control.as_ref()));
         let future: LocalBoxFuture<'static, Result<(), TaskError>> = match shard {
             Some((lineage, range)) => {
-                let job = SourceJob { program, job, partitions, source: 0, lineage, range, unique: "simulation".to_owned() };
+                let job = SourceJob { program, job, partitions, source: 0, lineage, range, unique: "simulation".to_owned(), born: 0 };
                 Box::pin(
                     async move { SourceTask::start(ports, control, settings, job, &name, Arc::default()).await?.run().await.map(drop) },
                 )
@@ -347,7 +347,7 @@ impl Run {
             }
             None => {
                 let partition = key[path::KEYED.len()..].parse().unwrap_or_default();
-                let job = KeyedJob { program, job, partition, partitions, unique: "simulation".to_owned() };
+                let job = KeyedJob { program, job, partition, partitions, unique: "simulation".to_owned(), born: 0 };
                 Box::pin(async move { KeyedTask::start(ports, control, settings, job, &name, Arc::default()).await?.run().await.map(drop) })
             }
         };

@@ -144,6 +144,17 @@ impl Files for LocalFiles {
         })
     }
 
+    fn put<'a>(&'a self, destination: &'a str, bytes: Bytes) -> Call<'a, ()> {
+        let target = self.path(destination);
+        let write = move || if target.exists() { Ok(()) } else { write_durably(&target, &bytes) };
+        Box::pin(async move {
+            tokio::task::spawn_blocking(write)
+                .await
+                .map_err(|e| fatal("writing was stopped", e))?
+                .map_err(|e| fatal(&format!("cannot write {destination}"), e))
+        })
+    }
+
     fn complete<'a>(&'a self, destination: &'a str, upload: &'a str, parts: &'a [Part]) -> Call<'a, Completed> {
         Box::pin(async move { self.finish(destination, upload, parts).map_err(|e| fatal(&format!("cannot complete {destination}"), e)) })
     }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::fatal;
-use crate::engine::ports::{Call, PortError, Rows, StoredRow, Tables};
+use crate::engine::ports::{Call, Guard, PortError, Rows, StoredRow, Tables};
 use crate::operators::keyed::{Attribute, Item};
 
 const ROWS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("rows");
@@ -31,13 +31,15 @@ struct RowOnDisk {
 pub struct StoredItem {
     /// The item.
     pub item: Item,
+    /// When the pipeline that wrote it came into being.
+    pub born: i64,
     /// Number of the cut that wrote it.
     pub cut: u64,
 }
 
 enum Write {
     Row(String, StoredRow, Expect, oneshot::Sender<Result<bool, PortError>>),
-    Items(String, Vec<Item>, u64, oneshot::Sender<Result<(), PortError>>),
+    Items(String, Vec<Item>, Guard, oneshot::Sender<Result<(), PortError>>),
     Note(String, Vec<u8>, oneshot::Sender<Result<(), PortError>>),
 }
 
@@ -180,16 +182,16 @@ fn commit(database: &Database, writes: &[Write]) -> Result<Vec<bool>, redb::Erro
                     }
                     allowed
                 }
-                Write::Items(table, new, cut, _) => {
+                Write::Items(table, new, guard, _) => {
                     for item in new {
                         let key = item_key(table, item);
                         let newer = match items.get(key.as_str())? {
                             Some(found) => serde_json::from_slice::<StoredItem>(found.value())
-                                .is_ok_and(|f| (f.item.version, f.cut) < (item.version, *cut)),
+                                .is_ok_and(|f| (f.born, f.item.version, f.cut) < (guard.born, item.version, guard.cut)),
                             None => true,
                         };
                         if newer {
-                            let stored = StoredItem { item: item.clone(), cut: *cut };
+                            let stored = StoredItem { item: item.clone(), born: guard.born, cut: guard.cut };
                             items.insert(key.as_str(), serde_json::to_vec(&stored).unwrap_or_default().as_slice())?;
                         }
                     }
@@ -235,8 +237,8 @@ impl Rows for Store {
 }
 
 impl Tables for Store {
-    fn put<'a>(&'a self, table: &'a str, items: &'a [Item], cut: u64) -> Call<'a, ()> {
-        Box::pin(self.send(move |reply| Write::Items(table.to_owned(), items.to_vec(), cut, reply)))
+    fn put<'a>(&'a self, table: &'a str, items: &'a [Item], guard: Guard) -> Call<'a, ()> {
+        Box::pin(self.send(move |reply| Write::Items(table.to_owned(), items.to_vec(), guard, reply)))
     }
 }
 

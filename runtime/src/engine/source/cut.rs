@@ -99,7 +99,7 @@ impl<C: Control> SourceTask<C> {
         row.complete.append(&mut std::mem::take(&mut self.inherited));
         let flushing: Vec<&String> = flushes.iter().map(|f| &f.writer.file.destination).collect();
         row.files =
-            self.writers.values().map(|w| w.file.clone()).filter(|f| !f.parts.is_empty() && !flushing.contains(&&f.destination)).collect();
+            self.writers.values().map(|w| w.file.clone()).filter(|f| has_content(f) && !flushing.contains(&&f.destination)).collect();
         let mut assigned = self.assigned.clone();
         let messages = self.partials(&mut assigned);
         self.assigned.clone_from(&assigned);
@@ -198,14 +198,15 @@ impl<C: Control> SourceTask<C> {
                 Some(writer) => writer,
                 None => {
                     let name = path::file(&self.job.unique, &self.key, cut, self.fence.generation, nth, file::extension(spec.format));
-                    FileWriter::new(spec, &folder, &name, now)?
+                    FileWriter::new(spec, &folder, &name, now, self.ports.files.smallest_part())?
                 }
             };
             let mut part = Vec::new();
             if close || waits.is_some_and(|bytes| bytes >= part_bytes) {
                 let buffer = self.chain.files().find(|(i, _)| *i == index).and_then(|(_, rows)| rows.flush(&folder));
                 if let Some(buffer) = buffer {
-                    part = writer.encode(&buffer.batches)?;
+                    writer.encode(&buffer.batches)?;
+                    part = writer.part();
                 }
             }
             let tail = writer.tail()?.map(|bytes| (self.object(path::Kind::Tail, cut, nth), bytes));
@@ -220,6 +221,7 @@ impl<C: Control> SourceTask<C> {
         self.last_cut = self.ports.clock.now();
         self.fence = done.fence;
         let before = std::mem::replace(&mut self.row, done.row);
+        self.progress.lock().unwrap_or_else(std::sync::PoisonError::into_inner).ledger.clone_from(&self.row.ledger);
         self.garbage.extend(task::unneeded(&before.objects(), &self.row.objects()));
         for destination in done.acknowledged {
             self.acknowledged.remove(&destination);
@@ -242,6 +244,11 @@ impl<C: Control> SourceTask<C> {
     }
 }
 
+/// Whether a file has anything that a row has to name.
+fn has_content(file: &OpenFile) -> bool {
+    !file.parts.is_empty() || file.tail.is_some()
+}
+
 impl Draft {
     async fn write(mut self, ports: &Ports, rules: leat_runtime_core::rules::Rules) -> Result<Done, TaskError> {
         let mut open = Vec::new();
@@ -252,7 +259,7 @@ impl Draft {
                 ports.insist(|| ports.objects.put(&object, bytes.clone())).await?;
                 flush.writer.file.tail = Some(object);
             }
-            if !flush.writer.file.parts.is_empty() {
+            if has_content(&flush.writer.file) {
                 let list: &mut Vec<OpenFile> = if flush.close { &mut self.row.complete } else { &mut self.row.files };
                 list.push(flush.writer.file.clone());
             }

@@ -1,0 +1,30 @@
+//! Names of what a pipeline needs besides what it declares. They are functions of namespace and name, so that a pipeline
+//! finds its own again, also from another cluster. A namespace has no dot, so no two pipelines share a name.
+
+/// Longest name of a pipeline, in characters: names made of it fit into labels and into Kinesis' 128.
+pub const LONGEST: usize = 48;
+
+/// Lease table (DynamoDB).
+pub fn lease_table(namespace: &str, name: &str) -> String {
+    format!("leat.{namespace}.{name}.leases")
+}
+
+/// Repartition stream (Kinesis).
+pub fn repartition_stream(namespace: &str, name: &str) -> String {
+    format!("leat.{namespace}.{name}.repartition")
+}
+
+/// Deployment and ServiceAccount of the workers.
+pub fn workers(name: &str) -> String {
+    format!("{name}-workers")
+}
+
+/// ConfigMap with the job document.
+pub fn job(name: &str) -> String {
+    format!("{name}-job")
+}
+
+/// Partition and sort key of the lease table: the kind of a row, and its name as Kinesis' client library calls it.
+pub const fn lease_key() -> (&'static str, &'static str) {
+    ("leaseKind", "leaseKey")
+}

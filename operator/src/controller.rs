@@ -1,0 +1,347 @@
+//! The reconcile loop: for each pipeline, one pass after another, until nothing is to be done; then again when something
+//! changes, and now and then to find drift.
+//!
+//! Guarantees: a pass may end anywhere; the next one finds what it left. No pass sleeps: what takes long is looked at
+//! again later. A pipeline that cannot be read is reported and does not hold up the others.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
+use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
+use kube::runtime::controller::{Action, Controller};
+use kube::runtime::finalizer::{self, finalizer};
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::watcher;
+use kube::{Api, Resource as _, ResourceExt as _};
+use leat_compile::program::Program;
+use leat_crds::problem::Problem;
+use leat_crds::spec::{DeletionPolicy, StreamingPipelineSpec};
+use leat_crds::status::{StreamingPipelineStatus, WorkersStatus};
+use leat_crds::{GROUP, VERSION, names};
+use leat_operator_core::children::selector;
+use leat_operator_core::desired;
+use leat_operator_core::plan::{self, Row};
+use leat_operator_core::report::{Facts, Outcome, invalid, status};
+use leat_operator_core::resource::Kind;
+use thiserror::Error;
+
+use crate::events::Events;
+use crate::pass::{Installation, Subject, references};
+
+/// Holds a deleted pipeline until its deletion policy is carried out.
+pub const FINALIZER: &str = "leat.dev/resources";
+/// When something is on its way, it is looked at again after so long.
+const PENDING: Duration = Duration::from_secs(1);
+/// After a failed call.
+const RETRY: Duration = Duration::from_secs(5);
+/// Most problems of a manifest that status lists.
+const PROBLEMS: usize = 20;
+
+/// Why a pass could not be finished.
+#[derive(Debug, Error)]
+pub enum PassError {
+    /// The API server.
+    #[error("Kubernetes: {0}")]
+    Kubernetes(#[from] kube::Error),
+    /// What a deletion waits for.
+    #[error("{0}")]
+    Deletion(String),
+    /// Adding or removing the finalizer.
+    #[error("finalizer: {0}")]
+    Finalizer(String),
+}
+
+/// What the loop runs with.
+pub struct Loop {
+    /// The installation.
+    pub installation: Installation,
+    /// How often drift is looked for.
+    pub drift_interval: Duration,
+}
+
+/// The resource of pipelines.
+pub fn api_resource() -> ApiResource {
+    ApiResource {
+        group: GROUP.to_owned(),
+        version: VERSION.to_owned(),
+        api_version: format!("{GROUP}/{VERSION}"),
+        kind: "StreamingPipeline".to_owned(),
+        plural: "streamingpipelines".to_owned(),
+    }
+}
+
+struct Context {
+    run: Loop,
+    events: Events,
+}
+
+/// Runs until the process is told to stop.
+pub async fn run(run: Loop) {
+    let kube = run.installation.kube.clone();
+    let api: Api<DynamicObject> = Api::all_with(kube.clone(), &api_resource());
+    let controller = Controller::new_with(api, watcher::Config::default(), api_resource());
+    let store = controller.store();
+    let context = Arc::new(Context { run, events: Events::new(kube.clone()) });
+    let ours = watcher::Config::default().labels("app.kubernetes.io/managed-by=leat");
+    controller
+        .owns(Api::<Deployment>::all(kube.clone()), ours.clone())
+        .owns(Api::<ConfigMap>::all(kube.clone()), ours.clone())
+        .owns(Api::<ServiceAccount>::all(kube.clone()), ours)
+        // A schema's definition may stand in a ConfigMap of the user's.
+        .watches(Api::<ConfigMap>::all(kube), watcher::Config::default(), move |map| {
+            let (name, namespace) = (map.name_any(), map.namespace());
+            let readers = store.state().into_iter().filter(move |pipeline| {
+                pipeline.namespace() == namespace && spec_of(pipeline).is_ok_and(|spec| references(&spec).contains(&name))
+            });
+            readers.map(|p| ObjectRef::from_obj_with(p.as_ref(), api_resource())).collect::<Vec<_>>()
+        })
+        .shutdown_on_signal()
+        .run(reconcile, again, context)
+        .for_each(|done| async move {
+            if let Err(error) = done {
+                eprintln!("{error}");
+            }
+        })
+        .await;
+}
+
+fn again(pipeline: Arc<DynamicObject>, error: &PassError, _: Arc<Context>) -> Action {
+    eprintln!("{}/{}: {error}", pipeline.namespace().unwrap_or_default(), pipeline.name_any());
+    Action::requeue(RETRY)
+}
+
+async fn reconcile(pipeline: Arc<DynamicObject>, context: Arc<Context>) -> Result<Action, PassError> {
+    let namespace = pipeline.namespace().unwrap_or_default();
+    let api: Api<DynamicObject> = Api::namespaced_with(context.run.installation.kube.clone(), &namespace, &api_resource());
+    let finished = finalizer(&api, FINALIZER, pipeline, |event| async {
+        match event {
+            finalizer::Event::Apply(pipeline) => apply(&pipeline, &context).await,
+            finalizer::Event::Cleanup(pipeline) => clean_up(&pipeline, &context).await,
+        }
+    });
+    finished.await.map_err(|error| match error {
+        finalizer::Error::ApplyFailed(error) | finalizer::Error::CleanupFailed(error) => error,
+        other => PassError::Finalizer(other.to_string()),
+    })
+}
+
+/// The spec of an object, or everything that is wrong with its shape.
+fn spec_of(pipeline: &DynamicObject) -> Result<StreamingPipelineSpec, Vec<Problem>> {
+    let spec = pipeline.data.get("spec").cloned().unwrap_or_default();
+    let problems = leat_crds::schema::check_shape(&spec);
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    serde_json::from_value(spec).map_err(|e| vec![Problem::new("spec", e.to_string(), "")])
+}
+
+fn status_of(pipeline: &DynamicObject) -> StreamingPipelineStatus {
+    pipeline.data.get("status").cloned().and_then(|s| serde_json::from_value(s).ok()).unwrap_or_default()
+}
+
+fn now() -> String {
+    k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+async fn apply(pipeline: &DynamicObject, context: &Context) -> Result<Action, PassError> {
+    let installation = &context.run.installation;
+    let namespace = pipeline.namespace().unwrap_or_default();
+    let generation = pipeline.metadata.generation.unwrap_or_default();
+    let before = status_of(pipeline);
+    let compiled = match spec_of(pipeline) {
+        Ok(spec) if spec.paused == Some(true) => {
+            let next = invalid(&before, generation, &now(), "Paused", "spec.paused is true: nothing is looked at and nothing is changed");
+            write_status(context, pipeline, &before, &next).await?;
+            return Ok(Action::await_change());
+        }
+        Ok(spec) => {
+            let references = installation.references(&namespace, &spec).await?;
+            leat_compile::compile(&namespace, &pipeline.name_any(), spec, &references)
+        }
+        Err(problems) => Err(problems),
+    };
+    let program = match compiled {
+        Ok(program) => program,
+        Err(problems) => {
+            let message = listed(&problems);
+            let next = invalid(&before, generation, &now(), "InvalidManifest", &message);
+            if write_status(context, pipeline, &before, &next).await? {
+                context.events.warning(&pipeline.object_ref(&api_resource()), "InvalidManifest", &message).await;
+            }
+            return Ok(Action::await_change());
+        }
+    };
+    let subject = Subject { program, uid: pipeline.uid(), generation, status: before.clone() };
+    let rows = installation.plan(&subject).await;
+    let outcomes = carry_out(context, pipeline, &subject, &rows).await;
+    let next = status(&Facts {
+        rows: &rows,
+        outcomes: &outcomes,
+        generation,
+        streams: subject.program.document.spec.streams.len().try_into().unwrap_or(u32::MAX),
+        workers: workers(context, &subject.program).await?,
+        before: &before,
+        now: &now(),
+    });
+    let changed = write_status(context, pipeline, &before, &next).await?;
+    let is = |kind: &str| next.conditions.iter().find(|c| c.kind == kind && c.status == leat_crds::status::ConditionStatus::True);
+    if let Some(stalled) = is("Stalled").filter(|_| changed) {
+        context.events.warning(&pipeline.object_ref(&api_resource()), &stalled.reason, &stalled.message).await;
+    }
+    let failed = outcomes.values().any(|o| o.failed.is_some());
+    let open = outcomes.values().any(|o| !o.made.is_empty())
+        || rows.iter().any(|r| r.changes.iter().any(|c| matches!(c.action, plan::Action::Wait(_))));
+    Ok(Action::requeue(match () {
+        () if failed => RETRY,
+        () if open => PENDING,
+        () => context.run.drift_interval,
+    }))
+}
+
+/// Makes the changes of a plan that need nobody's decision, in order.
+async fn carry_out(context: &Context, pipeline: &DynamicObject, subject: &Subject, rows: &[Row]) -> BTreeMap<(Kind, String), Outcome> {
+    let about = pipeline.object_ref(&api_resource());
+    let mut outcomes: BTreeMap<(Kind, String), Outcome> = BTreeMap::new();
+    for row in rows {
+        for change in row.changes.iter().filter(|c| c.made()) {
+            let outcome = outcomes.entry((row.resource.kind, row.resource.name.clone())).or_default();
+            match context.run.installation.apply(subject, row, &change.action).await {
+                Ok(()) => {
+                    context.events.normal(&about, "Changed", &change.to_string()).await;
+                    outcome.made.push(change.to_string());
+                }
+                Err(error) => {
+                    context.events.warning(&about, "CallFailed", &error.to_string()).await;
+                    outcome.failed = Some((error.to_string(), error.passes()));
+                    break;
+                }
+            }
+        }
+    }
+    outcomes
+}
+
+fn listed(problems: &[Problem]) -> String {
+    let mut lines: Vec<String> = problems.iter().take(PROBLEMS).map(ToString::to_string).collect();
+    if problems.len() > PROBLEMS {
+        lines.push(format!("and {} more; `leat validate` lists all", problems.len() - PROBLEMS));
+    }
+    lines.join("\n")
+}
+
+async fn workers(context: &Context, program: &Program) -> Result<WorkersStatus, PassError> {
+    let document = &program.document;
+    let api: Api<Deployment> = Api::namespaced(context.run.installation.kube.clone(), &document.namespace);
+    let found = api.get_opt(&names::workers(&document.name)).await?;
+    let ready = found.and_then(|d| d.status).and_then(|s| s.ready_replicas).unwrap_or_default();
+    let (desired, reason) = desired::workers(program);
+    Ok(WorkersStatus { desired, ready: ready.try_into().unwrap_or_default(), selector: selector(&document.name), reason })
+}
+
+/// Writes status if it changed; answers whether it did.
+async fn write_status(
+    context: &Context,
+    pipeline: &DynamicObject,
+    before: &StreamingPipelineStatus,
+    next: &StreamingPipelineStatus,
+) -> Result<bool, PassError> {
+    if before == next {
+        return Ok(false);
+    }
+    let namespace = pipeline.namespace().unwrap_or_default();
+    let api: Api<DynamicObject> = Api::namespaced_with(context.run.installation.kube.clone(), &namespace, &api_resource());
+    let patch = serde_json::json!({"status": next});
+    match api.patch_status(&pipeline.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await {
+        Ok(_) => Ok(true),
+        // It went away meanwhile.
+        Err(kube::Error::Api(error)) if error.code == 404 => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Carries out the deletion policy. An error keeps the finalizer, and status says on what it waits.
+async fn clean_up(pipeline: &DynamicObject, context: &Context) -> Result<Action, PassError> {
+    let before = status_of(pipeline);
+    let spec = spec_of(pipeline);
+    // Retain everywhere, and nothing to stop: it can go whatever its manifest is.
+    let deletes = |s: &StreamingPipelineSpec| {
+        let own = s
+            .streams
+            .iter()
+            .map(|x| x.deletion_policy)
+            .chain(s.tables.iter().map(|x| x.deletion_policy))
+            .chain(s.schemas.iter().map(|x| x.deletion_policy));
+        own.chain([s.deletion_policy]).any(|p| p == Some(DeletionPolicy::Delete))
+    };
+    if before.resources.is_empty() || spec.as_ref().is_ok_and(|s| !deletes(s)) {
+        return Ok(Action::await_change());
+    }
+    match end(pipeline, context, spec, &before).await {
+        Ok(()) => Ok(Action::await_change()),
+        Err(error) => {
+            let message = format!("{error}; to let the pipeline go without deleting more, remove the finalizer {FINALIZER}");
+            let next = invalid(&before, pipeline.metadata.generation.unwrap_or_default(), &now(), "DeletionWaits", &message);
+            if write_status(context, pipeline, &before, &next).await? {
+                context.events.warning(&pipeline.object_ref(&api_resource()), "DeletionWaits", &message).await;
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn end(
+    pipeline: &DynamicObject,
+    context: &Context,
+    spec: Result<StreamingPipelineSpec, Vec<Problem>>,
+    before: &StreamingPipelineStatus,
+) -> Result<(), PassError> {
+    let installation = &context.run.installation;
+    let (namespace, name) = (pipeline.namespace().unwrap_or_default(), pipeline.name_any());
+    let program = match spec {
+        Ok(spec) => {
+            let references = installation.references(&namespace, &spec).await?;
+            leat_compile::compile(&namespace, &name, spec, &references)
+        }
+        Err(problems) => Err(problems),
+    };
+    let program = match program {
+        Ok(program) => program,
+        // What it refers to may have been deleted with it: the workers' document has it all.
+        Err(problems) => job_program(context, &namespace, &name).await?.ok_or_else(|| PassError::Deletion(listed(&problems)))?,
+    };
+    let subject =
+        Subject { program, uid: pipeline.uid(), generation: pipeline.metadata.generation.unwrap_or_default(), status: before.clone() };
+    // Nothing reads or writes any more before what it reads and writes goes.
+    let deployments: Api<Deployment> = Api::namespaced(installation.kube.clone(), &namespace);
+    let workers = names::workers(&name);
+    if let Some(found) = deployments.get_opt(&workers).await? {
+        if found.metadata.deletion_timestamp.is_none() {
+            deployments.delete(&workers, &kube::api::DeleteParams::foreground()).await?;
+        }
+        if found.status.and_then(|s| s.replicas).unwrap_or_default() > 0 {
+            return Err(PassError::Deletion("the workers are being stopped".to_owned()));
+        }
+    }
+    let rows = installation.plan_deletion(&subject).await;
+    let outcomes = carry_out(context, pipeline, &subject, &rows).await;
+    for row in &rows {
+        if let plan::Observed::Unknown(why) = &row.observed {
+            return Err(PassError::Deletion(why.clone()));
+        }
+    }
+    match outcomes.into_values().find_map(|o| o.failed) {
+        Some((why, _)) => Err(PassError::Deletion(why)),
+        None => Ok(()),
+    }
+}
+
+async fn job_program(context: &Context, namespace: &str, name: &str) -> Result<Option<Program>, PassError> {
+    let maps: Api<ConfigMap> = Api::namespaced(context.run.installation.kube.clone(), namespace);
+    let Some(map) = maps.get_opt(&names::job(name)).await? else { return Ok(None) };
+    let job = map.data.unwrap_or_default().remove("job.json").unwrap_or_default();
+    Ok(serde_json::from_str(&job).ok().and_then(|document| leat_compile::compile_document(document).ok()))
+}

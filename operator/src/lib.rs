@@ -1,0 +1,8 @@
+//! The operator: what a pipeline needs is made real and kept true. Decisions are made in `leat-operator-core`; here are
+//! the calls to AWS and to Kubernetes, and the loop that makes them.
+
+pub mod clouds;
+pub mod controller;
+pub mod events;
+pub mod pass;
+pub mod providers;

@@ -1,0 +1,146 @@
+//! One pass over a pipeline: resolve → validate → desired → observe → plan. `leat plan` prints what the operator then
+//! applies.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{Api, Client};
+use leat_aws::Target;
+use leat_compile::References;
+use leat_compile::program::Program;
+use leat_crds::spec::{DriftPolicy, StreamingPipelineSpec};
+use leat_crds::status::StreamingPipelineStatus;
+use leat_operator_core::children::{Parent, WorkerImage, children};
+use leat_operator_core::desired::desired;
+use leat_operator_core::plan::{Action, Context, Observed, Row, deletion, plan};
+use leat_operator_core::resource::{Kind, Owner, Resource, Wish};
+
+use crate::clouds::Clouds;
+use crate::providers::{self, ProviderError, kubernetes};
+
+/// Calls under way at once for one pipeline.
+const AT_ONCE: usize = 8;
+
+/// An installation of the operator: what is the same for all pipelines.
+pub struct Installation {
+    /// Its id: half of the marker on everything that it owns.
+    pub id: String,
+    /// What workers run.
+    pub workers: WorkerImage,
+    /// The cluster.
+    pub kube: Client,
+    /// AWS.
+    pub clouds: Clouds,
+}
+
+/// A pipeline in the cluster, or one that is only planned.
+pub struct Subject {
+    /// Its compiled program.
+    pub program: Program,
+    /// Its uid; `None`: it is not in the cluster.
+    pub uid: Option<String>,
+    /// Its generation.
+    pub generation: i64,
+    /// Its status.
+    pub status: StreamingPipelineStatus,
+}
+
+impl Installation {
+    /// The marker of a pipeline.
+    pub fn owner(&self, program: &Program) -> Owner {
+        Owner { installation: self.id.clone(), namespace: program.document.namespace.clone(), name: program.document.name.clone() }
+    }
+
+    /// The ConfigMaps that a spec refers to and that exist.
+    pub async fn references(&self, namespace: &str, spec: &StreamingPipelineSpec) -> Result<References, kube::Error> {
+        let names = references(spec);
+        let api: Api<ConfigMap> = Api::namespaced(self.kube.clone(), namespace);
+        let mut config_maps = BTreeMap::new();
+        for name in names {
+            if let Some(found) = api.get_opt(&name).await? {
+                config_maps.insert(name, found.data.unwrap_or_default());
+            }
+        }
+        Ok(References { config_maps })
+    }
+
+    /// Where calls for a resource go.
+    fn target(program: &Program, resource: &Resource) -> Target {
+        let spec = &program.document.spec;
+        let stream = spec.streams.iter().find(|s| s.kinesis.as_ref().is_some_and(|k| k.stream_name == resource.name));
+        let table = spec.tables.iter().find(|t| t.dynamodb.as_ref().is_some_and(|d| d.table_name == resource.name));
+        let own = match resource.kind {
+            Kind::KinesisStream => stream.and_then(|s| s.aws.as_ref()),
+            Kind::DynamoDbTable => table.and_then(|t| t.aws.as_ref()),
+            _ => None,
+        };
+        Target::of(spec.aws.as_ref(), own)
+    }
+
+    async fn observe(&self, subject: &Subject, resource: &Resource) -> Observed {
+        let owner = self.owner(&subject.program).to_string();
+        let observed = match &resource.wish {
+            Wish::Object(_) => kubernetes::observe(&self.kube, resource, &owner, subject.uid.as_deref()).await,
+            _ => {
+                let services = self.clouds.of(&Self::target(&subject.program, resource)).await;
+                providers::observe(&services, resource).await
+            }
+        };
+        observed.unwrap_or_else(|error| Observed::Unknown(error.to_string()))
+    }
+
+    /// Makes one change.
+    pub async fn apply(&self, subject: &Subject, row: &Row, action: &Action) -> Result<(), ProviderError> {
+        let resource = &row.resource;
+        let arn = match &row.observed {
+            Observed::Present(found) => found.arn.as_deref(),
+            _ => None,
+        };
+        match &resource.wish {
+            Wish::Object(_) => kubernetes::apply(&self.kube, resource, action).await,
+            _ => {
+                let services = self.clouds.of(&Self::target(&subject.program, resource)).await;
+                providers::apply(&services, resource, arn, action).await
+            }
+        }
+    }
+
+    async fn look(&self, subject: &Subject, resources: Vec<Resource>) -> Vec<(Resource, Observed)> {
+        let looks = resources.into_iter().map(|resource| async move {
+            let observed = self.observe(subject, &resource).await;
+            (resource, observed)
+        });
+        futures::stream::iter(looks).buffered(AT_ONCE).collect().await
+    }
+
+    fn context(&self, subject: &Subject) -> Context {
+        Context {
+            owner: self.owner(&subject.program).to_string(),
+            recorded: subject.status.resources.clone(),
+            settled: subject.status.observed_generation == Some(subject.generation)
+                && subject.status.conditions.iter().any(|c| c.kind == "Ready" && c.reason == "AsDeclared"),
+            drift: subject.program.document.spec.drift_policy.filter(|d| *d == DriftPolicy::Report),
+        }
+    }
+
+    /// Looks at everything that a pipeline needs, and plans.
+    pub async fn plan(&self, subject: &Subject) -> Vec<Row> {
+        let mut resources = desired(&subject.program, &self.owner(&subject.program));
+        let parent = Parent { uid: subject.uid.clone(), generation: subject.generation };
+        resources.extend(children(&subject.program, &parent, &self.workers));
+        let looked_at = self.look(subject, resources).await;
+        plan(looked_at, &self.context(subject))
+    }
+
+    /// Looks at everything in AWS that a pipeline has, and plans its end. Children go with their owner.
+    pub async fn plan_deletion(&self, subject: &Subject) -> Vec<Row> {
+        let resources = desired(&subject.program, &self.owner(&subject.program));
+        deletion(self.look(subject, resources).await, &self.context(subject))
+    }
+}
+
+/// Names of the ConfigMaps that a spec refers to.
+pub fn references(spec: &StreamingPipelineSpec) -> BTreeSet<String> {
+    spec.schemas.iter().filter_map(|s| Some(s.definition_from.as_ref()?.config_map_key_ref.name.clone())).collect()
+}

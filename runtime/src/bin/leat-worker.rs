@@ -1,0 +1,55 @@
+//! `leat-worker`: runs a pipeline's job in the cluster.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use leat_runtime::engine::task::Settings;
+use leat_runtime::service::{self, Options, log};
+
+/// Runs the job that the operator wrote. Credentials, region and endpoints of AWS come from the environment, as for every
+/// program of AWS's SDKs.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Folder with job.json and revision: the pipeline's ConfigMap.
+    #[arg(long, env = "LEAT_JOB", default_value = "/etc/leat")]
+    job: PathBuf,
+    /// Address of /healthz, /readyz and /metrics.
+    #[arg(long, env = "LEAT_LISTEN", default_value = "0.0.0.0:8080")]
+    listen: String,
+    /// Name of this worker in the lease table: the pod's.
+    #[arg(long, env = "LEAT_SESSION", default_value = "worker")]
+    session: String,
+    /// Threads of tasks; default: the machine's cores.
+    #[arg(long, env = "LEAT_THREADS")]
+    threads: Option<usize>,
+    /// Least time between two cuts of a task, milliseconds.
+    #[arg(long, env = "LEAT_CUT_INTERVAL", default_value_t = 500)]
+    cut_interval: i64,
+    /// Least time between two snapshots of a task, milliseconds.
+    #[arg(long, env = "LEAT_SNAPSHOT_INTERVAL", default_value_t = 10_000)]
+    snapshot_interval: i64,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let threads = arguments.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let (cut_interval, snapshot_interval) = (arguments.cut_interval, arguments.snapshot_interval);
+    let options = Options {
+        job: arguments.job,
+        listen: arguments.listen,
+        // A container that is started again in its pod is another session.
+        session: format!("{}-{}", arguments.session, leat_runtime::engine::ports::Clock::now(&service::SystemClock)),
+        threads,
+        settings: Settings { cut_interval, snapshot_interval, poll_interval: 500, ..Settings::default() },
+    };
+    match service::run(options).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log::error("worker stops", &[("error", &error.to_string())]);
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! Kinesis: the streams that a pipeline reads, and its repartition stream.
+//!
+//! Limits kept (Kinesis Data Streams quotas): five reads a second per shard, 10,000 records a read; 500 records and 5 MiB
+//! a write, 1 MiB a record.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use aws_sdk_kinesis::Client;
+use aws_sdk_kinesis::operation::get_records::GetRecordsOutput;
+use aws_sdk_kinesis::primitives::Blob;
+use aws_sdk_kinesis::types::{PutRecordsRequestEntry, ShardIteratorType};
+use bytes::Bytes;
+use leat_aws::{Call as Tried, Failure};
+use leat_runtime_core::key::HashRange;
+use leat_runtime_core::position::{Lineage, Offset};
+
+use crate::batch::SourceBatch;
+use crate::engine::ports::{Call, Log, PortError, Read, Shard, Source};
+
+/// Least time between two reads of a shard.
+const READ_INTERVAL: Duration = Duration::from_millis(200);
+/// Records a read.
+const READ_RECORDS: i32 = 10_000;
+/// Records a write.
+const WRITE_RECORDS: usize = 500;
+/// Bytes a write, keys included: below the limit of 5 MiB.
+const WRITE_BYTES: usize = 4 << 20;
+/// Bytes a record, key included.
+const RECORD_BYTES: usize = (1 << 20) - 256;
+/// How long the incarnation of a stream is believed without looking; before an iterator is made it is always looked at.
+const BELIEVED: Duration = Duration::from_secs(10);
+
+/// Where a shard is read.
+struct Held {
+    after: Option<Offset>,
+    iterator: Option<String>,
+    not_before: Instant,
+}
+
+/// A shard as Kinesis lists it.
+struct Listed {
+    id: String,
+    parents: Vec<String>,
+    range: HashRange,
+    closed: bool,
+}
+
+/// A stream.
+pub struct Stream {
+    client: Client,
+    name: String,
+    incarnation: Mutex<Option<(String, Instant)>>,
+    held: Mutex<HashMap<String, Held>>,
+    /// Shards of a stream whose shards do not change.
+    fixed: Mutex<Option<Vec<(HashRange, String)>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Stream {
+    /// The stream of this name.
+    pub fn new(client: Client, name: &str) -> Self {
+        Self { client, name: name.to_owned(), incarnation: Mutex::default(), held: Mutex::default(), fixed: Mutex::default() }
+    }
+
+    fn tried(&self, operation: &'static str) -> Tried {
+        Tried::new(operation, &self.name)
+    }
+
+    /// The stream's creation time, ms.
+    async fn incarnation(&self, believed: Duration) -> Result<String, PortError> {
+        if let Some((incarnation, at)) = &*lock(&self.incarnation)
+            && at.elapsed() < believed
+        {
+            return Ok(incarnation.clone());
+        }
+        let answer = self.client.describe_stream_summary().stream_name(&self.name).send().await;
+        let answer = answer.map_err(|e| Failure::of(self.tried("Kinesis DescribeStreamSummary"), &e))?;
+        let created = answer.stream_description_summary().and_then(|s| s.stream_creation_timestamp().to_millis().ok());
+        let incarnation = created.unwrap_or_default().to_string();
+        *lock(&self.incarnation) = Some((incarnation.clone(), Instant::now()));
+        Ok(incarnation)
+    }
+
+    async fn list(&self) -> Result<Vec<Listed>, PortError> {
+        let mut shards = Vec::new();
+        let mut next: Option<String> = None;
+        loop {
+            // A token stands for the stream too.
+            let request = self.client.list_shards();
+            let request = match next {
+                Some(token) => request.next_token(token),
+                None => request.stream_name(&self.name),
+            };
+            let answer = request.send().await.map_err(|e| Failure::of(self.tried("Kinesis ListShards"), &e))?;
+            for shard in answer.shards() {
+                let hash = |text: Option<&str>| text.and_then(|t| t.parse::<u128>().ok());
+                let range = shard.hash_key_range();
+                let (Some(first), Some(last)) = (hash(range.map(|r| r.starting_hash_key())), hash(range.map(|r| r.ending_hash_key())))
+                else {
+                    return Err(PortError::Fatal(format!("{}: the shard {} has no hash key range", self.name, shard.shard_id())));
+                };
+                shards.push(Listed {
+                    id: shard.shard_id().to_owned(),
+                    parents: [shard.parent_shard_id(), shard.adjacent_parent_shard_id()].into_iter().flatten().map(str::to_owned).collect(),
+                    range: HashRange { first, last },
+                    closed: shard.sequence_number_range().is_some_and(|s| s.ending_sequence_number().is_some()),
+                });
+            }
+            next = answer.next_token().map(str::to_owned);
+            if next.is_none() {
+                return Ok(shards);
+            }
+        }
+    }
+
+    /// Records of a shard after an offset; waits so that the shard's limit is kept, and reads on until there are records
+    /// or none are left. `incarnation`: what the offset belongs to.
+    async fn read(&self, shard: &str, after: Option<Offset>, incarnation: Option<&str>) -> Result<GetRecordsOutput, PortError> {
+        loop {
+            let held = lock(&self.held).remove(shard).filter(|h| h.after == after);
+            let (iterator, not_before) = match held {
+                Some(held) => (held.iterator, held.not_before),
+                None => (None, Instant::now()),
+            };
+            tokio::time::sleep_until(not_before.into()).await;
+            let iterator = match iterator {
+                Some(iterator) => iterator,
+                None => self.iterator(shard, after, incarnation).await?,
+            };
+            let not_before = Instant::now() + READ_INTERVAL;
+            match self.client.get_records().shard_iterator(&iterator).limit(READ_RECORDS).send().await {
+                Ok(answer) => {
+                    let last = answer.records().last().map(|r| offset(r.sequence_number())).transpose()?;
+                    let next = answer.next_shard_iterator().map(str::to_owned);
+                    let more = next.is_some() && answer.records().is_empty() && answer.millis_behind_latest().unwrap_or_default() > 0;
+                    if next.is_some() {
+                        lock(&self.held).insert(shard.to_owned(), Held { after: last.or(after), iterator: next, not_before });
+                    }
+                    if !more {
+                        return Ok(answer);
+                    }
+                }
+                Err(error) => {
+                    let failure = Failure::of(self.tried("Kinesis GetRecords"), &error);
+                    let expired = failure.code() == Some("ExpiredIteratorException");
+                    let iterator = (!expired).then_some(iterator);
+                    lock(&self.held).insert(shard.to_owned(), Held { after, iterator, not_before });
+                    if !expired {
+                        return Err(failure.into());
+                    }
+                }
+            }
+        }
+    }
+
+    async fn iterator(&self, shard: &str, after: Option<Offset>, incarnation: Option<&str>) -> Result<String, PortError> {
+        if let Some(incarnation) = incarnation
+            && self.incarnation(Duration::ZERO).await? != incarnation
+        {
+            let why = "it was deleted and made again; its records are not those that were read before";
+            return Err(PortError::Fatal(format!("the stream {}: {why}", self.name)));
+        }
+        let request = self.client.get_shard_iterator().stream_name(&self.name).shard_id(shard);
+        let request = match after {
+            None => request.shard_iterator_type(ShardIteratorType::TrimHorizon),
+            Some(after) => {
+                let mut number = after;
+                number.sub = 0;
+                request.shard_iterator_type(ShardIteratorType::AfterSequenceNumber).starting_sequence_number(number.to_string())
+            }
+        };
+        let answer = request.send().await.map_err(|e| Failure::of(self.tried("Kinesis GetShardIterator"), &e))?;
+        answer.shard_iterator.ok_or_else(|| PortError::Unclear(format!("{}: no iterator for {shard}", self.name)))
+    }
+
+    /// The shard that takes a hash, in a stream that is never resharded.
+    async fn fixed_shard(&self, hash: u128) -> Result<String, PortError> {
+        let find = |shards: &[(HashRange, String)]| {
+            shards.iter().find(|(range, _)| (range.first..=range.last).contains(&hash)).map(|(_, id)| id.clone())
+        };
+        if let Some(found) = lock(&self.fixed).as_deref().and_then(find) {
+            return Ok(found);
+        }
+        let listed = self.list().await?;
+        if let Some(resharded) = listed.iter().find(|s| s.closed || !s.parents.is_empty()) {
+            let why = format!("its shards were changed ({}); Leat alone decides how many it has", resharded.id);
+            return Err(PortError::Fatal(format!("the repartition stream {}: {why}", self.name)));
+        }
+        let shards: Vec<(HashRange, String)> = listed.into_iter().map(|s| (s.range, s.id)).collect();
+        let found = find(&shards).ok_or_else(|| PortError::Unclear(format!("{} lists no shard for {hash}", self.name)));
+        *lock(&self.fixed) = Some(shards);
+        found
+    }
+}
+
+fn offset(sequence_number: &str) -> Result<Offset, PortError> {
+    sequence_number.parse().map_err(|e| PortError::Fatal(format!("a sequence number of Kinesis: {e}")))
+}
+
+/// The sources of a pipeline that are Kinesis streams.
+pub struct KinesisSource {
+    streams: BTreeMap<String, Stream>,
+}
+
+impl KinesisSource {
+    /// The stream of each source.
+    pub fn new(streams: BTreeMap<String, Stream>) -> Self {
+        Self { streams }
+    }
+
+    fn stream(&self, source: &str) -> Result<&Stream, PortError> {
+        self.streams.get(source).ok_or_else(|| PortError::Fatal(format!("there is no stream for the source `{source}`")))
+    }
+}
+
+impl Source for KinesisSource {
+    fn shards<'a>(&'a self, source: &'a str) -> Call<'a, Vec<Shard>> {
+        Box::pin(async move {
+            let stream = self.stream(source)?;
+            let incarnation = stream.incarnation(BELIEVED).await?;
+            let lineage = |id: &String| Lineage::new(source, &incarnation, id);
+            let listed = stream.list().await?;
+            Ok(listed
+                .iter()
+                .map(|s| Shard { lineage: lineage(&s.id), parents: s.parents.iter().map(lineage).collect(), range: s.range })
+                .collect())
+        })
+    }
+
+    fn read<'a>(&'a self, lineage: &'a Lineage, after: Option<Offset>) -> Call<'a, Read> {
+        Box::pin(async move {
+            let stream = self.stream(lineage.source())?;
+            let answer = stream.read(lineage.partition(), after, Some(lineage.incarnation())).await?;
+            let mut batch = SourceBatch::default();
+            let (mut data, mut keys) = (Vec::new(), Vec::new());
+            for record in answer.records() {
+                data.extend_from_slice(record.data().as_ref());
+                keys.extend_from_slice(record.partition_key().unwrap_or_default().as_bytes());
+                batch.ends.push(data.len());
+                batch.key_ends.push(keys.len());
+                batch.positions.push(offset(record.sequence_number())?);
+                batch.arrivals.push(record.approximate_arrival_timestamp().and_then(|t| t.to_millis().ok()).unwrap_or_default());
+            }
+            (batch.data, batch.keys) = (data.into(), keys.into());
+            let end = answer.next_shard_iterator().is_none();
+            let mut children: Vec<Lineage> = answer.child_shards().iter().map(|c| lineage.sibling(c.shard_id())).collect();
+            if end && children.is_empty() {
+                let listed = stream.list().await?;
+                let of_it = listed.iter().filter(|s| s.parents.iter().any(|p| p == lineage.partition()));
+                children = of_it.map(|s| lineage.sibling(&s.id)).collect();
+            }
+            Ok(Read { batch, end, children })
+        })
+    }
+}
+
+/// The repartition stream: partition `n` is the shard with the `n`th part of the hash key space.
+pub struct KinesisLog {
+    stream: Stream,
+    middles: Vec<u128>,
+}
+
+impl KinesisLog {
+    /// The repartition stream of `partitions` partitions.
+    pub fn new(stream: Stream, partitions: u16) -> Self {
+        let ranges = HashRange::split_evenly(u32::from(partitions));
+        Self { stream, middles: ranges.iter().map(|r| r.first + (r.last - r.first) / 2).collect() }
+    }
+
+    fn hash(&self, partition: u16) -> Result<u128, PortError> {
+        let missing = || PortError::Fatal(format!("the repartition stream has no partition {partition}"));
+        self.middles.get(usize::from(partition)).copied().ok_or_else(missing)
+    }
+}
+
+impl Log for KinesisLog {
+    fn append<'a>(&'a self, partition: u16, records: Vec<Bytes>) -> Call<'a, Vec<usize>> {
+        Box::pin(async move {
+            let hash = self.hash(partition)?.to_string();
+            let mut failed = Vec::new();
+            let mut start = 0;
+            while start < records.len() {
+                let mut end = start;
+                let mut bytes = 0;
+                while end < records.len() && end - start < WRITE_RECORDS && (end == start || bytes + records[end].len() <= WRITE_BYTES) {
+                    bytes += records[end].len();
+                    end += 1;
+                }
+                if let Some(large) = records[start..end].iter().find(|r| r.len() > RECORD_BYTES) {
+                    return Err(PortError::Fatal(format!(
+                        "a partial result has {} bytes; a record of Kinesis has at most {RECORD_BYTES}",
+                        large.len()
+                    )));
+                }
+                let entries = records[start..end].iter().map(|r| {
+                    let entry = PutRecordsRequestEntry::builder().data(Blob::new(r.to_vec())).partition_key(partition.to_string());
+                    entry.explicit_hash_key(&hash).build().map_err(|e| PortError::Fatal(e.to_string()))
+                });
+                let request =
+                    self.stream.client.put_records().stream_name(&self.stream.name).set_records(Some(entries.collect::<Result<_, _>>()?));
+                let answer = request.send().await.map_err(|e| Failure::of(self.stream.tried("Kinesis PutRecords"), &e))?;
+                failed.extend(answer.records().iter().enumerate().filter(|(_, r)| r.error_code().is_some()).map(|(i, _)| start + i));
+                start = end;
+            }
+            Ok(failed)
+        })
+    }
+
+    fn read<'a>(&'a self, partition: u16, after: Option<Offset>) -> Call<'a, Vec<(Offset, Bytes)>> {
+        Box::pin(async move {
+            let shard = self.stream.fixed_shard(self.hash(partition)?).await?;
+            let answer = self.stream.read(&shard, after, None).await?;
+            if answer.next_shard_iterator().is_none() {
+                let why = "a shard of it was closed; Leat alone decides how many it has";
+                return Err(PortError::Fatal(format!("the repartition stream {}: {why}", self.stream.name)));
+            }
+            answer.records.into_iter().map(|r| Ok((offset(&r.sequence_number)?, Bytes::from(r.data.into_inner())))).collect()
+        })
+    }
+}

@@ -1,0 +1,19 @@
+//! The ports of the engine over AWS: Kinesis streams, the lease table and sink tables in DynamoDB, files and objects in
+//! S3. Calls are tried once each: the engine repeats those that may be repeated.
+
+pub mod dynamodb;
+pub mod kinesis;
+pub mod s3;
+
+use leat_aws::Failure;
+
+use crate::engine::ports::PortError;
+
+impl From<Failure> for PortError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Unclear { .. } | Failure::Throttled { .. } => PortError::Unclear(failure.to_string()),
+            Failure::Refused { .. } => PortError::Fatal(failure.to_string()),
+        }
+    }
+}

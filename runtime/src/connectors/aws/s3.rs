@@ -1,0 +1,178 @@
+//! S3: objects that are written once, and files of sinks. Every put is conditional (`If-None-Match: *`), so nothing is ever
+//! replaced; large files are multipart uploads that are completed after their cut.
+
+use aws_sdk_s3::Client;
+use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart, ServerSideEncryption};
+use bytes::Bytes;
+use leat_aws::{Call as Tried, Failure};
+use leat_runtime_core::row::Part;
+
+use crate::engine::ports::{Call, Completed, Files, Objects, PortError};
+
+/// Smallest part of a multipart upload that is not the last (Amazon S3 multipart upload limits).
+const SMALLEST_PART: usize = 5 << 20;
+
+/// S3, with the key that new objects are encrypted with.
+#[derive(Clone)]
+pub struct Store {
+    client: Client,
+    kms_key: Option<String>,
+}
+
+/// Bucket and key of `s3://bucket/key`.
+pub fn locate(url: &str) -> Result<(&str, &str), PortError> {
+    let rest = url.strip_prefix("s3://").and_then(|r| r.split_once('/')).filter(|(bucket, _)| !bucket.is_empty());
+    rest.ok_or_else(|| PortError::Fatal(format!("`{url}` is not s3://bucket/key")))
+}
+
+impl Store {
+    /// S3 through this client.
+    pub fn new(client: Client, kms_key: Option<String>) -> Self {
+        Self { client, kms_key }
+    }
+
+    /// Writes an object unless there is one; what is there is what an earlier try wrote, since names are unique.
+    async fn put_once(&self, url: &str, bytes: Bytes) -> Result<(), PortError> {
+        let (bucket, key) = locate(url)?;
+        let request = self.client.put_object().bucket(bucket).key(key).if_none_match("*").body(ByteStream::from(bytes));
+        let request = request
+            .set_server_side_encryption(self.kms_key.as_ref().map(|_| ServerSideEncryption::AwsKms))
+            .set_ssekms_key_id(self.kms_key.clone());
+        match request.send().await {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let failure = Failure::of(Tried::new("S3 PutObject", url), &error);
+                match failure.code() {
+                    Some("PreconditionFailed") => Ok(()),
+                    // Another put of the name is under way; which of them wins is seen by the next try.
+                    Some("ConditionalRequestConflict") => Err(PortError::Unclear(failure.to_string())),
+                    _ => Err(failure.into()),
+                }
+            }
+        }
+    }
+
+    async fn read(&self, url: &str) -> Result<Bytes, PortError> {
+        let (bucket, key) = locate(url)?;
+        let answer = self.client.get_object().bucket(bucket).key(key).send().await;
+        let answer = answer.map_err(|e| Failure::of(Tried::new("S3 GetObject", url), &e))?;
+        let body = answer.body.collect().await.map_err(|e| PortError::Unclear(format!("S3 GetObject {url}: {e}")))?;
+        Ok(body.into_bytes())
+    }
+
+    async fn exists(&self, url: &str) -> Result<bool, PortError> {
+        let (bucket, key) = locate(url)?;
+        match self.client.head_object().bucket(bucket).key(key).send().await {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_response().is_some_and(|r| r.status().as_u16() == 404) => Ok(false),
+            Err(error) => Err(Failure::of(Tried::new("S3 HeadObject", url), &error).into()),
+        }
+    }
+}
+
+/// Objects below a prefix.
+pub struct S3Objects {
+    store: Store,
+    prefix: String,
+}
+
+impl S3Objects {
+    /// Objects below `prefix`, which is `s3://bucket/…/`.
+    pub fn new(store: Store, prefix: &str) -> Self {
+        Self { store, prefix: format!("{}/", prefix.trim_end_matches('/')) }
+    }
+}
+
+impl Objects for S3Objects {
+    fn put<'a>(&'a self, name: &'a str, bytes: Bytes) -> Call<'a, ()> {
+        Box::pin(async move { self.store.put_once(&format!("{}{name}", self.prefix), bytes).await })
+    }
+
+    fn get<'a>(&'a self, name: &'a str) -> Call<'a, Bytes> {
+        Box::pin(async move { self.store.read(&format!("{}{name}", self.prefix)).await })
+    }
+
+    fn delete<'a>(&'a self, name: &'a str) -> Call<'a, ()> {
+        Box::pin(async move {
+            let url = format!("{}{name}", self.prefix);
+            let (bucket, key) = locate(&url)?;
+            let answer = self.store.client.delete_object().bucket(bucket).key(key).send().await;
+            answer.map_err(|e| Failure::of(Tried::new("S3 DeleteObject", &url), &e))?;
+            Ok(())
+        })
+    }
+}
+
+/// Files of sinks: a destination is `s3://bucket/key`.
+pub struct S3Files {
+    store: Store,
+}
+
+impl S3Files {
+    /// Files through this store.
+    pub fn new(store: Store) -> Self {
+        Self { store }
+    }
+}
+
+impl Files for S3Files {
+    fn smallest_part(&self) -> usize {
+        SMALLEST_PART
+    }
+
+    fn create<'a>(&'a self, destination: &'a str) -> Call<'a, String> {
+        Box::pin(async move {
+            let (bucket, key) = locate(destination)?;
+            let request = self
+                .store
+                .client
+                .create_multipart_upload()
+                .bucket(bucket)
+                .key(key)
+                .set_server_side_encryption(self.store.kms_key.as_ref().map(|_| ServerSideEncryption::AwsKms))
+                .set_ssekms_key_id(self.store.kms_key.clone());
+            let answer = request.send().await.map_err(|e| Failure::of(Tried::new("S3 CreateMultipartUpload", destination), &e))?;
+            answer.upload_id.ok_or_else(|| PortError::Unclear(format!("S3 CreateMultipartUpload {destination}: no id")))
+        })
+    }
+
+    fn part<'a>(&'a self, destination: &'a str, upload: &'a str, number: u32, bytes: Bytes) -> Call<'a, String> {
+        Box::pin(async move {
+            let (bucket, key) = locate(destination)?;
+            let number = i32::try_from(number).unwrap_or(i32::MAX);
+            let request =
+                self.store.client.upload_part().bucket(bucket).key(key).upload_id(upload).part_number(number).body(ByteStream::from(bytes));
+            let answer = request.send().await.map_err(|e| Failure::of(Tried::new("S3 UploadPart", destination), &e))?;
+            answer.e_tag.ok_or_else(|| PortError::Unclear(format!("S3 UploadPart {destination}: no ETag")))
+        })
+    }
+
+    fn put<'a>(&'a self, destination: &'a str, bytes: Bytes) -> Call<'a, ()> {
+        Box::pin(self.store.put_once(destination, bytes))
+    }
+
+    fn complete<'a>(&'a self, destination: &'a str, upload: &'a str, parts: &'a [Part]) -> Call<'a, Completed> {
+        Box::pin(async move {
+            let (bucket, key) = locate(destination)?;
+            let parts = parts.iter().map(|p| {
+                let number = i32::try_from(p.number).unwrap_or(i32::MAX);
+                CompletedPart::builder().part_number(number).e_tag(&p.tag).build()
+            });
+            let list = CompletedMultipartUpload::builder().set_parts(Some(parts.collect())).build();
+            let request = self.store.client.complete_multipart_upload().bucket(bucket).key(key).upload_id(upload).multipart_upload(list);
+            match request.send().await {
+                Ok(_) => Ok(Completed::Done),
+                Err(error) => {
+                    let failure = Failure::of(Tried::new("S3 CompleteMultipartUpload", destination), &error);
+                    match failure.code() {
+                        // It was completed before, by this owner or another; the names of files are unique.
+                        Some("NoSuchUpload") if self.store.exists(destination).await? => Ok(Completed::Done),
+                        Some("InvalidPart" | "InvalidPartOrder" | "EntityTooSmall") => Ok(Completed::WrongPart),
+                        _ => Err(failure.into()),
+                    }
+                }
+            }
+        })
+    }
+}

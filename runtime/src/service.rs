@@ -1,0 +1,212 @@
+//! A worker as a process: the job from its folder, ports over AWS, health and metrics by HTTP, logs as JSON, and an
+//! orderly end on SIGTERM.
+
+pub mod log;
+pub mod metrics;
+mod web;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use leat_aws::{Retries, SdkConfig, Target};
+use leat_compile::program::{Input, Program};
+use leat_crds::job::JobDocument;
+use leat_crds::names;
+use thiserror::Error;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::connectors::aws::dynamodb::{LeaseTable, SinkTables};
+use crate::connectors::aws::kinesis::{KinesisLog, KinesisSource, Stream};
+use crate::connectors::aws::s3::{S3Files, S3Objects, Store};
+use crate::engine::ports::{Clock, Ports};
+use crate::engine::task::Settings;
+use crate::engine::worker::{Worker, WorkerError};
+
+/// Time between two rounds of a worker.
+const ROUND: Duration = Duration::from_millis(500);
+/// How long SIGTERM waits until what was taken is behind a cut, ms; Kubernetes kills after 60 s.
+const PATIENCE: i64 = 20_000;
+
+/// Why a worker cannot run.
+#[derive(Debug, Error)]
+pub enum ServiceError {
+    /// A file of the job's folder.
+    #[error("cannot read {}: {source}; the operator writes it into the pipeline's ConfigMap", path.display())]
+    Job {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The job's document.
+    #[error("the job document cannot be run: {0}")]
+    Document(String),
+    /// The engine.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    /// Listening, signals, threads.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// How a worker runs.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Folder with `job.json` and `revision`.
+    pub job: PathBuf,
+    /// Address of health and metrics.
+    pub listen: String,
+    /// Its name in the lease table; never used twice.
+    pub session: String,
+    /// Threads of tasks.
+    pub threads: usize,
+    /// Settings of tasks.
+    pub settings: Settings,
+}
+
+/// The clock of the machine.
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> i64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
+    }
+
+    fn sleep(&self, millis: u64) -> futures::future::LocalBoxFuture<'_, ()> {
+        Box::pin(tokio::time::sleep(Duration::from_millis(millis)))
+    }
+}
+
+fn read(folder: &Path, name: &str) -> Result<String, ServiceError> {
+    let path = folder.join(name);
+    std::fs::read_to_string(&path).map_err(|source| ServiceError::Job { path, source })
+}
+
+/// The program and its revision, as the operator wrote them.
+pub fn load(folder: &Path) -> Result<(Program, u64), ServiceError> {
+    let document: JobDocument = serde_json::from_str(&read(folder, "job.json")?).map_err(|e| ServiceError::Document(e.to_string()))?;
+    let revision = read(folder, "revision")?;
+    let revision = revision.trim().parse().map_err(|_| ServiceError::Document(format!("`{revision}` is not a revision")))?;
+    let program = leat_compile::compile_document(document)
+        .map_err(|problems| ServiceError::Document(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))?;
+    Ok((program, revision))
+}
+
+/// Configurations, one for each account and region.
+#[derive(Default)]
+struct Clouds(HashMap<Target, SdkConfig>);
+
+impl Clouds {
+    async fn of(&mut self, target: Target) -> SdkConfig {
+        if let Some(found) = self.0.get(&target) {
+            return found.clone();
+        }
+        let config = leat_aws::connect(&target, Retries::Caller).await;
+        self.0.insert(target, config.clone());
+        config
+    }
+}
+
+/// The ports of a pipeline over AWS.
+pub async fn ports(program: &Program) -> Result<Ports, ServiceError> {
+    let document = &program.document;
+    let spec = &document.spec;
+    let mut clouds = Clouds::default();
+    let home = clouds.of(Target::of(spec.aws.as_ref(), None)).await;
+    let storage = spec.storage.as_ref().ok_or_else(|| ServiceError::Document("spec.storage is missing: name a prefix in S3".to_owned()))?;
+    let mut streams = BTreeMap::new();
+    for source in &program.sources {
+        let Input::Stream(name) = &source.input else {
+            return Err(ServiceError::Document(format!("the source `{}` reads files, which only `leat dev` does", source.name)));
+        };
+        let declared = spec.streams.iter().find(|s| s.name == *name);
+        let Some((stream, kinesis)) = declared.and_then(|s| Some((s, s.kinesis.as_ref()?))) else { continue };
+        let config = clouds.of(Target::of(spec.aws.as_ref(), stream.aws.as_ref())).await;
+        streams.insert(source.name.clone(), Stream::new(aws_sdk_kinesis::Client::new(&config), &kinesis.stream_name));
+    }
+    let mut tables = HashMap::new();
+    for table in &spec.tables {
+        let Some(dynamodb) = &table.dynamodb else { continue };
+        let config = clouds.of(Target::of(spec.aws.as_ref(), table.aws.as_ref())).await;
+        tables.insert(table.name.clone(), (aws_sdk_dynamodb::Client::new(&config), dynamodb.table_name.clone()));
+    }
+    let leases = names::lease_table(&document.namespace, &document.name);
+    let repartition = names::repartition_stream(&document.namespace, &document.name);
+    let s3 = aws_sdk_s3::Client::from_conf(aws_sdk_s3::config::Builder::from(&home).force_path_style(path_style()).build());
+    let prefix = format!("{}/{}/{}", storage.location.trim_end_matches('/'), document.namespace, document.name);
+    Ok(Ports {
+        rows: Arc::new(LeaseTable::new(aws_sdk_dynamodb::Client::new(&home), &leases)),
+        objects: Arc::new(S3Objects::new(Store::new(s3.clone(), storage.kms_key_id.clone()), &prefix)),
+        files: Arc::new(S3Files::new(Store::new(s3, None))),
+        log: Arc::new(KinesisLog::new(Stream::new(aws_sdk_kinesis::Client::new(&home), &repartition), document.repartition_partitions)),
+        source: Arc::new(KinesisSource::new(streams)),
+        tables: Arc::new(SinkTables::new(tables)),
+        clock: Arc::new(SystemClock),
+    })
+}
+
+/// Buckets of an endpoint that is not AWS's are part of the path: its host name has no names below it.
+fn path_style() -> bool {
+    ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].iter().any(|name| std::env::var_os(name).is_some())
+}
+
+/// Runs until SIGTERM or Ctrl-C.
+pub async fn run(options: Options) -> Result<(), ServiceError> {
+    let (program, revision) = load(&options.job)?;
+    let program = Arc::new(program);
+    let io = |what: &str| {
+        let what = what.to_owned();
+        move |source| ServiceError::Io { what, source }
+    };
+    let mut terminate = signal(SignalKind::terminate()).map_err(io("cannot wait for signals"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(io("cannot wait for signals"))?;
+    let ports = ports(&program).await?;
+    let mut worker = Worker::new(ports, options.settings, options.session.clone(), Arc::clone(&program), revision, options.threads)?;
+    let health = Arc::new(web::Health::new(Arc::clone(&worker.shared)));
+    let at = web::serve(&options.listen, Arc::clone(&health)).await.map_err(io(&format!("cannot listen on {}", options.listen)))?;
+    let document = &program.document;
+    log::info(
+        "worker starts",
+        &[
+            ("pipeline", &format!("{}/{}", document.namespace, document.name)),
+            ("session", &options.session),
+            ("revision", &revision.to_string()),
+            ("job", &leat_compile::job_hash(document)),
+            ("listen", &at.to_string()),
+        ],
+    );
+    let why = loop {
+        let round = async {
+            if !health.registered() {
+                worker.register().await?;
+                health.set_registered();
+            }
+            worker.round().await
+        };
+        tokio::select! {
+            done = round => done?,
+            _ = terminate.recv() => break "SIGTERM",
+            _ = interrupt.recv() => break "SIGINT",
+        }
+        health.went_round();
+        tokio::select! {
+            () = tokio::time::sleep(ROUND) => {}
+            _ = terminate.recv() => break "SIGTERM",
+            _ = interrupt.recv() => break "SIGINT",
+        }
+    };
+    log::info("worker drains", &[("why", why)]);
+    health.leave();
+    worker.leave(PATIENCE).await?;
+    log::info("worker ends", &[]);
+    Ok(())
+}

@@ -1,0 +1,139 @@
+//! Every metric of a worker, with its unit and labels, and its text form (Prometheus text format 0.0.4).
+
+use std::collections::BTreeMap;
+
+use crate::engine::coordinator::lineage_of;
+use crate::engine::worker::Shared;
+use leat_runtime_core::ledger::Counts;
+
+/// A metric.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    /// Its name; the unit is its last word.
+    pub name: &'static str,
+    /// `counter` or `gauge`.
+    pub kind: &'static str,
+    /// What it says.
+    pub help: &'static str,
+    /// Names of its labels.
+    pub labels: &'static [&'static str],
+}
+
+/// Records read, those behind no cut yet among them.
+pub const TAKEN: Metric = Metric {
+    name: "leat_source_records_total",
+    kind: "counter",
+    help: "Records taken from a shard over its life, by the worker that holds it now.",
+    labels: &["source", "partition"],
+};
+/// Watermark of a shard.
+pub const WATERMARK: Metric = Metric {
+    name: "leat_source_watermark_seconds",
+    kind: "gauge",
+    help: "Watermark of a shard: event time, seconds since the epoch.",
+    labels: &["source", "partition"],
+};
+/// Whether a shard is read to its end.
+pub const AT_TIP: Metric = Metric {
+    name: "leat_source_at_tip_ratio",
+    kind: "gauge",
+    help: "1 when the last read of a shard found nothing newer, else 0.",
+    labels: &["source", "partition"],
+};
+/// What steps did with rows.
+pub const ROWS: Metric = Metric {
+    name: "leat_step_rows_total",
+    kind: "counter",
+    help: "Rows by what a step or sink did with them, as of the last cuts; in equals the sum of the others but emitted.",
+    labels: &["step", "outcome"],
+};
+/// Open windows.
+pub const WINDOWS: Metric = Metric {
+    name: "leat_windows_open",
+    kind: "gauge",
+    help: "Windows that take rows, by partition of the repartition stream.",
+    labels: &["partition"],
+};
+/// Watermark of a keyed task.
+pub const KEYED_WATERMARK: Metric = Metric {
+    name: "leat_keyed_watermark_seconds",
+    kind: "gauge",
+    help: "Watermark that a keyed task has applied: event time, seconds since the epoch.",
+    labels: &["partition"],
+};
+/// Tasks of this worker.
+pub const TASKS: Metric = Metric { name: "leat_tasks", kind: "gauge", help: "Tasks that this worker runs.", labels: &["kind"] };
+
+/// All of them.
+pub const ALL: [Metric; 7] = [TAKEN, WATERMARK, AT_TIP, ROWS, WINDOWS, KEYED_WATERMARK, TASKS];
+
+fn head(out: &mut String, metric: Metric) {
+    out.push_str(&format!("# HELP {} {}\n# TYPE {} {}\n", metric.name, metric.help, metric.name, metric.kind));
+}
+
+fn sample(out: &mut String, metric: Metric, labels: &[&str], value: f64) {
+    let labels: Vec<String> = metric
+        .labels
+        .iter()
+        .zip(labels)
+        .map(|(name, value)| format!("{name}=\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\"")))
+        .collect();
+    out.push_str(&format!("{}{{{}}} {value}\n", metric.name, labels.join(",")));
+}
+
+/// What a worker knows, as text.
+pub fn text(shared: &Shared) -> String {
+    let mut out = String::new();
+    let (sources, keyed) = (shared.sources(), shared.keyed());
+    let lineages: Vec<_> = sources.iter().map(|(task, progress)| (lineage_of(task), progress)).collect();
+    let per_lineage: [(Metric, fn(&crate::engine::source::Progress) -> Option<f64>); 3] = [
+        (TAKEN, |p| Some(p.taken as f64)),
+        (WATERMARK, |p| (p.watermark > i64::MIN && p.watermark < i64::MAX).then(|| p.watermark as f64 / 1_000.0)),
+        (AT_TIP, |p| Some(f64::from(u8::from(p.at_tip)))),
+    ];
+    for (metric, value) in per_lineage {
+        head(&mut out, metric);
+        for (lineage, progress) in &lineages {
+            if let Some(value) = value(progress) {
+                sample(&mut out, metric, &[lineage.source(), lineage.partition()], value);
+            }
+        }
+    }
+    let mut steps: BTreeMap<String, Counts> = BTreeMap::new();
+    for (_, progress) in &lineages {
+        for (step, counts) in &progress.ledger.0 {
+            steps.entry(step.clone()).or_default().add(counts);
+        }
+    }
+    head(&mut out, ROWS);
+    for (step, counts) in &steps {
+        let outcomes = [
+            ("in", counts.taken),
+            ("passed", counts.passed),
+            ("filtered", counts.filtered),
+            ("rejected", counts.rejects()),
+            ("deduplicated", counts.deduplicated),
+            ("late", counts.late),
+            ("absorbed", counts.absorbed),
+            ("emitted", counts.emitted),
+        ];
+        for (outcome, n) in outcomes {
+            sample(&mut out, ROWS, &[step, outcome], n as f64);
+        }
+    }
+    head(&mut out, WINDOWS);
+    let partition = |task: &str| task.rsplit('/').next().unwrap_or_default().to_owned();
+    for (task, progress) in &keyed {
+        sample(&mut out, WINDOWS, &[&partition(task)], progress.open as f64);
+    }
+    head(&mut out, KEYED_WATERMARK);
+    for (task, progress) in &keyed {
+        if progress.watermark > i64::MIN && progress.watermark < i64::MAX {
+            sample(&mut out, KEYED_WATERMARK, &[&partition(task)], progress.watermark as f64 / 1_000.0);
+        }
+    }
+    head(&mut out, TASKS);
+    sample(&mut out, TASKS, &["source"], sources.len() as f64);
+    sample(&mut out, TASKS, &["keyed"], keyed.len() as f64);
+    out
+}
