@@ -154,9 +154,14 @@ pub fn event(seed: u64, number: u64) -> Event {
 
 /// Writes event `number` as it goes into the stream.
 pub fn write(seed: u64, number: u64, out: &mut Vec<u8>) {
+    write_at(seed, number, START, out);
+}
+
+/// Writes event `number` of a run whose first event is at `first`, ms.
+pub fn write_at(seed: u64, number: u64, first: i64, out: &mut Vec<u8>) {
     let event = event(seed, number);
     let start = out.len();
-    let text = body(seed, &event);
+    let text = body(seed, &event, first - START);
     out.extend_from_slice(text.as_bytes());
     if event.fate == Fate::Malformed {
         // Cut off, or with a byte that is not UTF-8.
@@ -164,14 +169,14 @@ pub fn write(seed: u64, number: u64, out: &mut Vec<u8>) {
     }
 }
 
-fn body(seed: u64, event: &Event) -> String {
+fn body(seed: u64, event: &Event, later: i64) -> String {
     let mut r = random(seed ^ 0x5EED, event.number);
     let mut out = String::with_capacity(2_600);
     let word = |r: &mut Random| WORDS[r.below(WORDS.len() as u64) as usize];
     let page = PAGES[r.below(PAGES.len() as u64) as usize];
     let time = match (event.fate, event.number % 2) {
         (Fate::Schema, 0) => "10000-01-01T00:00:00.000Z".to_owned(),
-        _ => format_millis(event.time),
+        _ => format_millis(event.time + later),
     };
     let cookie = if (event.fate, event.number % 2) == (Fate::Schema, 1) {
         "7".to_owned()

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use leat_compile::References;
+pub use leat_compile::References;
 use leat_compile::program::Program;
 use leat_crds::problem::Problem;
 use leat_crds::schema::check_shape;

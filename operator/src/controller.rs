@@ -102,8 +102,11 @@ pub async fn run(run: Loop) {
         .shutdown_on_signal()
         .run(reconcile, again, context)
         .for_each(|done| async move {
-            if let Err(error) = done {
-                eprintln!("{error}");
+            // What a pass met was said where it was met.
+            if let Err(error) = done
+                && !matches!(error, kube::runtime::controller::Error::ReconcilerFailed(..) | kube::runtime::controller::Error::ObjectNotFound(..))
+            {
+                eprintln!("watching: {error}");
             }
         })
         .await;
@@ -123,10 +126,17 @@ async fn reconcile(pipeline: Arc<DynamicObject>, context: Arc<Context>) -> Resul
             finalizer::Event::Cleanup(pipeline) => clean_up(&pipeline, &context).await,
         }
     });
-    finished.await.map_err(|error| match error {
-        finalizer::Error::ApplyFailed(error) | finalizer::Error::CleanupFailed(error) => error,
-        other => PassError::Finalizer(other.to_string()),
-    })
+    match finished.await {
+        Ok(action) => Ok(action),
+        Err(finalizer::Error::ApplyFailed(error) | finalizer::Error::CleanupFailed(error)) => Err(error),
+        // The object is newer than the one that was looked at.
+        Err(finalizer::Error::AddFinalizer(kube::Error::Api(status)) | finalizer::Error::RemoveFinalizer(kube::Error::Api(status)))
+            if matches!(status.code, 404 | 409 | 422) =>
+        {
+            Ok(Action::requeue(PENDING))
+        }
+        Err(other) => Err(PassError::Finalizer(other.to_string())),
+    }
 }
 
 /// The spec of an object, or everything that is wrong with its shape.

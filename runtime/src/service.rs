@@ -206,7 +206,11 @@ pub async fn run(options: Options) -> Result<(), ServiceError> {
     };
     log::info("worker drains", &[("why", why)]);
     health.leave();
-    worker.leave(PATIENCE).await?;
+    // What it cannot say any more, others find out by its silence.
+    match tokio::time::timeout(Duration::from_millis(PATIENCE as u64 + 5_000), worker.leave(PATIENCE)).await {
+        Ok(left) => left?,
+        Err(_) => log::error("the lease table does not answer; the worker ends all the same", &[]),
+    }
     log::info("worker ends", &[]);
     Ok(())
 }

@@ -1,6 +1,10 @@
 //! What tests of the whole product share: the binary that users run, scratch folders, and DuckDB for answers that are
 //! not our own.
 
+pub mod clouds;
+pub mod cluster;
+pub mod process;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -11,8 +15,13 @@ pub fn repository() -> PathBuf {
 
 /// The `leat` binary of this build.
 pub fn leat() -> Command {
+    program("leat")
+}
+
+/// A binary of this build, started in the repository.
+pub fn program(name: &str) -> Command {
     let target = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.parent()?.to_owned())).unwrap_or_default();
-    let mut command = Command::new(target.join("leat"));
+    let mut command = Command::new(target.join(name));
     command.current_dir(repository());
     command
 }

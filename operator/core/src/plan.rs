@@ -275,8 +275,12 @@ fn judge(resource: &Resource, difference: &Difference) -> Judgement {
 
 /// Workers wait until everything that they read and write is there.
 fn order(mut rows: Vec<Row>) -> Vec<Row> {
-    let open =
-        |row: &&Row| row.resource.kind != Kind::Deployment && (!row.changes.is_empty() || matches!(row.observed, Observed::Unknown(_)));
+    // Other children are applied just before it.
+    let open = |row: &&Row| match row.resource.kind {
+        Kind::Deployment => false,
+        Kind::ServiceAccount | Kind::ConfigMap => matches!(row.observed, Observed::Unknown(_)) || row.changes.iter().any(|c| !c.made()),
+        _ => matches!(row.observed, Observed::Unknown(_)) || !row.changes.is_empty(),
+    };
     let waits_for: Vec<String> = rows.iter().filter(open).map(|r| format!("{} {}", r.resource.kind.name(), r.resource.name)).collect();
     if let Some(first) = waits_for.first() {
         let others = if waits_for.len() > 1 { format!(" and {} more", waits_for.len() - 1) } else { String::new() };

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use bytes::Bytes;
@@ -77,6 +78,7 @@ pub struct Shared {
     pipeline: RwLock<PipelineRow>,
     sources: Mutex<BTreeMap<String, Arc<Mutex<super::source::Progress>>>>,
     keyed: Mutex<BTreeMap<String, Arc<Mutex<super::keyed::Progress>>>>,
+    fenced: AtomicU64,
 }
 
 impl Shared {
@@ -84,6 +86,11 @@ impl Shared {
     pub fn sources(&self) -> BTreeMap<String, super::source::Progress> {
         let tasks = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
         tasks.iter().map(|(k, p)| (k.clone(), p.lock().unwrap_or_else(PoisonError::into_inner).clone())).collect()
+    }
+
+    /// Tasks that found their row taken by another worker, most often when a cut of theirs was refused.
+    pub fn fenced(&self) -> u64 {
+        self.fenced.load(Ordering::Relaxed)
     }
 
     /// The progress of each running keyed task.
@@ -245,7 +252,8 @@ impl Worker {
             self.shared.sources.lock().unwrap_or_else(PoisonError::into_inner).remove(&task);
             self.shared.keyed.lock().unwrap_or_else(PoisonError::into_inner).remove(&task);
             match outcome {
-                Ok(_) => {}
+                Ok(Exit::Fenced) => drop(self.shared.fenced.fetch_add(1, Ordering::Relaxed)),
+                Ok(Exit::Retired | Exit::Drained) => {}
                 Err(source) => return Err(WorkerError::Task { task, source }),
             }
         }

@@ -64,8 +64,16 @@ pub const KEYED_WATERMARK: Metric = Metric {
 /// Tasks of this worker.
 pub const TASKS: Metric = Metric { name: "leat_tasks", kind: "gauge", help: "Tasks that this worker runs.", labels: &["kind"] };
 
+/// Tasks that lost their row.
+pub const FENCED: Metric = Metric {
+    name: "leat_tasks_fenced_total",
+    kind: "counter",
+    help: "Tasks that found their row taken by another worker: their next cut was refused, and nothing of theirs counts.",
+    labels: &[],
+};
+
 /// All of them.
-pub const ALL: [Metric; 7] = [TAKEN, WATERMARK, AT_TIP, ROWS, WINDOWS, KEYED_WATERMARK, TASKS];
+pub const ALL: [Metric; 8] = [TAKEN, WATERMARK, AT_TIP, ROWS, WINDOWS, KEYED_WATERMARK, TASKS, FENCED];
 
 fn head(out: &mut String, metric: Metric) {
     out.push_str(&format!("# HELP {} {}\n# TYPE {} {}\n", metric.name, metric.help, metric.name, metric.kind));
@@ -135,5 +143,7 @@ pub fn text(shared: &Shared) -> String {
     head(&mut out, TASKS);
     sample(&mut out, TASKS, &["source"], sources.len() as f64);
     sample(&mut out, TASKS, &["keyed"], keyed.len() as f64);
+    head(&mut out, FENCED);
+    sample(&mut out, FENCED, &[], shared.fenced() as f64);
     out
 }

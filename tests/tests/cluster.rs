@@ -1,0 +1,550 @@
+//! End to end: the clickstream manifest, a real API server, the operator as a process, worker processes, and AWS
+//! emulators. 100,000 events with a split, a zombie and a kill between a cut and its sends; the output is compared with
+//! what DuckDB makes of the same events.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use aws_sdk_kinesis::primitives::Blob;
+use aws_sdk_kinesis::types::{PutRecordsRequestEntry, StreamStatus};
+use base64::Engine;
+use leat::generate::{self, Fate};
+use leat::sample::Keys;
+use leat_runtime::connectors::aws::dynamodb::LeaseTable;
+use leat_runtime::engine::ports::Rows;
+use leat_runtime::engine::task::decode;
+use leat_runtime_core::key::partition_hash;
+use leat_runtime_core::path;
+use leat_runtime_core::row::{KeyedRow, PipelineRow, SourceRow};
+use leat_tests::clouds::{Clouds, Kinesis};
+use leat_tests::cluster::Cluster;
+use leat_tests::process::{Program, free_port, until};
+use leat_tests::{duckdb, leat, program, repository};
+use serde_json::{Value, json};
+
+const SEED: u64 = 11;
+const EVENTS: u64 = 100_000;
+const WRONG_KEYS: usize = 100;
+const STREAM: &str = "clickstream-events";
+const TABLE: &str = "clickstream-counters";
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A record as it is sent.
+struct Sent {
+    data: Vec<u8>,
+    key: String,
+    wrong: bool,
+}
+
+/// Everything that the test runs.
+struct World {
+    folder: PathBuf,
+    cluster: Cluster,
+    clouds: Clouds,
+    operator: Program,
+}
+
+impl World {
+    async fn start(folder: &Path) -> Self {
+        let (cluster, clouds) = tokio::join!(Cluster::start(folder), Clouds::start(folder, Kinesis::Ferrokinesis));
+        cluster.apply(&repository().join("manifests/crds/streamingpipelines.yaml")).expect("the definition is applied");
+        cluster.kubectl(&["wait", "--for=condition=Established", "crd/streamingpipelines.leat.dev"]).expect("the definition is there");
+        cluster.kubectl(&["create", "namespace", "analytics"]).expect("a namespace");
+        let mut command = program("leat-operator");
+        command.args(["--drift-interval", "2"]).env("KUBECONFIG", cluster.kubeconfig());
+        let operator = Program::start("operator", folder, clouds.environment(&mut command));
+        Self { folder: folder.to_owned(), cluster, clouds, operator }
+    }
+
+    /// The job as the operator wrote it, in a folder as a pod sees it.
+    fn job(&self, revision: &str) -> Result<PathBuf, String> {
+        let map = self.cluster.get("analytics", "configmap", "clickstream-job")?;
+        if map["data"]["revision"] != revision {
+            return Err(format!("the ConfigMap has revision {}", map["data"]["revision"]));
+        }
+        let folder = self.folder.join(format!("job-{revision}"));
+        std::fs::create_dir_all(&folder).map_err(|e| e.to_string())?;
+        for (key, value) in map["data"].as_object().into_iter().flatten() {
+            std::fs::write(folder.join(key), value.as_str().unwrap_or_default()).map_err(|e| e.to_string())?;
+        }
+        Ok(folder)
+    }
+
+    fn worker(&self, name: &str, job: &Path) -> Worker {
+        let port = free_port();
+        let mut command = program("leat-worker");
+        command.arg("--job").arg(job).args(["--listen", &format!("127.0.0.1:{port}"), "--session", name, "--threads", "1"]);
+        let program = Program::start(name, &self.folder, self.clouds.environment(&mut command));
+        Worker { name: name.to_owned(), port, program }
+    }
+
+    async fn leases(&self) -> LeaseTable {
+        LeaseTable::new(self.clouds.dynamodb().await, "leat.analytics.clickstream.leases")
+    }
+
+    fn leat(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        let mut command = leat();
+        command.args(arguments).env("KUBECONFIG", self.cluster.kubeconfig());
+        let output = self.clouds.environment(&mut command).output().expect("leat starts");
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        (output.status.code(), text)
+    }
+}
+
+struct Worker {
+    name: String,
+    port: u16,
+    program: Program,
+}
+
+impl Worker {
+    /// A metric without labels.
+    fn metric(&self, name: &str) -> Result<f64, String> {
+        let output = Command::new("curl").args(["-s", "--max-time", "5", &format!("http://127.0.0.1:{}/metrics", self.port)]).output();
+        let text = String::from_utf8_lossy(&output.map_err(|e| e.to_string())?.stdout).into_owned();
+        let line = text.lines().find_map(|l| l.strip_prefix(&format!("{name}{{}} "))).ok_or_else(|| format!("no {name} in:\n{text}"))?;
+        line.parse().map_err(|e| format!("{line}: {e}"))
+    }
+}
+
+/// Owner of each task's row.
+async fn owners(leases: &LeaseTable) -> BTreeMap<String, String> {
+    let mut owners = BTreeMap::new();
+    for prefix in [path::SOURCES, path::KEYED] {
+        for (key, row) in leases.list(prefix).await.expect("rows") {
+            owners.insert(key, row.fence.owner);
+        }
+    }
+    owners
+}
+
+async fn source_rows(leases: &LeaseTable) -> Vec<SourceRow> {
+    leases.list(path::SOURCES).await.expect("rows").iter().map(|(_, r)| decode(&r.body).expect("a row")).collect()
+}
+
+async fn keyed_rows(leases: &LeaseTable) -> Vec<(String, String, KeyedRow)> {
+    let rows = leases.list(path::KEYED).await.expect("rows");
+    rows.into_iter().map(|(key, r)| (key, r.fence.owner, decode(&r.body).expect("a row"))).collect()
+}
+
+/// Sends records in their order.
+async fn send(kinesis: &aws_sdk_kinesis::Client, records: &[Sent]) {
+    for batch in records.chunks(400) {
+        let entries = batch.iter().map(|r| {
+            PutRecordsRequestEntry::builder().data(Blob::new(r.data.clone())).partition_key(&r.key).build().expect("an entry")
+        });
+        let answer = kinesis.put_records().stream_name(STREAM).set_records(Some(entries.collect())).send().await.expect("PutRecords");
+        assert_eq!(answer.failed_record_count().unwrap_or_default(), 0);
+    }
+}
+
+/// Open shards: id, first and last hash.
+async fn open_shards(kinesis: &aws_sdk_kinesis::Client) -> Vec<(String, u128, u128)> {
+    let listed = kinesis.list_shards().stream_name(STREAM).send().await.expect("ListShards");
+    let open = listed.shards().iter().filter(|s| s.sequence_number_range().is_some_and(|r| r.ending_sequence_number().is_none()));
+    open.map(|s| {
+        let range = s.hash_key_range().expect("a range");
+        let hash = |t: &str| t.parse::<u128>().expect("a hash");
+        (s.shard_id().to_owned(), hash(range.starting_hash_key()), hash(range.ending_hash_key()))
+    })
+    .collect()
+}
+
+/// The generated events with their partition keys; some keys are wrong.
+fn events(first: i64) -> Vec<Sent> {
+    let text = std::fs::read_to_string(repository().join("manifests/pipelines/clickstream.yaml")).expect("the manifest");
+    let documents = leat::manifest::documents("clickstream.yaml", &text).expect("YAML");
+    let pipeline = leat::manifest::pipeline(&documents, leat::manifest::References::default()).expect("a pipeline");
+    let mut keys = Keys::new(&pipeline.program, "events");
+    let mut wrong = 0;
+    (0..EVENTS)
+        .map(|number| {
+            let mut data = Vec::new();
+            generate::write_at(SEED, number, first, &mut data);
+            let key = keys.of(&data.clone().into(), &[data.len()]).remove(0);
+            let mut sent = Sent { data, key: String::from_utf8(key).expect("text"), wrong: false };
+            let due = number as usize > wrong * (EVENTS as usize / WRONG_KEYS) + 300;
+            if due && wrong < WRONG_KEYS && generate::event(SEED, number).fate == Fate::Good {
+                (sent.key, sent.wrong) = (format!("wrong-{number}"), true);
+                wrong += 1;
+            }
+            sent
+        })
+        .collect()
+}
+
+/// One event for each open shard, beyond the end of every window, its lateness and the out-of-orderness.
+fn closing(shards: &[(String, u128, u128)], time: i64) -> Vec<Sent> {
+    let event = |(n, (_, first, last)): (usize, &(String, u128, u128))| {
+        let cookie = (0..).map(|k| format!("close-{k}")).find(|c| (*first..=*last).contains(&partition_hash(c.as_bytes()))).expect("a cookie");
+        let ts = leat::format_millis(time);
+        let data = json!({"event_id": format!("closing-{n}"), "cookie_id": cookie, "ts": ts, "type": "view", "campaign_id": null, "spend": 0});
+        Sent { data: data.to_string().into_bytes(), key: cookie, wrong: false }
+    };
+    shards.iter().enumerate().map(event).collect()
+}
+
+/// What DuckDB makes of the records that were sent, and of the files that were written.
+const QUERY: &str = r#"
+import duckdb, json, sys
+sent, lake = sys.argv[1], sys.argv[2] + "/clickstream"
+db = duckdb.connect()
+db.execute("SET TimeZone='UTC'; SET enable_progress_bar=false")
+one = lambda q: db.execute(q).fetchone()
+db.execute(f"CREATE TABLE sent AS SELECT n, key, wrong, from_base64(data) AS data FROM read_json('{sent}', format='newline_delimited', columns={{n:'BIGINT',key:'VARCHAR',wrong:'BOOLEAN',data:'VARCHAR'}})")
+raw = f"read_parquet('{lake}/raw/**/*.parquet', hive_partitioning=false)"
+curated = f"read_parquet('{lake}/curated/**/*.parquet', hive_partitioning=false)"
+dead = f"read_json('{lake}/dead-letters/**/*.jsonl', format='newline_delimited', hive_partitioning=false)"
+db.execute("""CREATE TABLE events AS SELECT * FROM (
+  SELECT n, json_extract_string(j, '$.event_id') AS event_id, json_extract_string(j, '$.campaign_id') AS campaign, json_extract_string(j, '$.type') AS type,
+         json_extract_string(j, '$.spend')::DECIMAL(18,4) AS spend, json_extract_string(j, '$.ts')::TIMESTAMP AS ts, json_type(j, '$.cookie_id') AS cookie_type
+  FROM (SELECT n, decode(data) AS j FROM sent WHERE NOT wrong AND try(json_valid(decode(data))))
+) WHERE cookie_type = 'VARCHAR' AND year(ts) < 10000""")
+db.execute("""CREATE TABLE firsts AS SELECT * FROM (SELECT *, row_number() OVER (PARTITION BY event_id ORDER BY n) AS nth FROM events
+  WHERE spend >= 0 AND type IN ('view','click','purchase')) WHERE nth = 1""")
+facts = lambda t: one(f"SELECT count(*), count(DISTINCT event_id), sum(hash(event_id))::VARCHAR, sum(spend)::VARCHAR, min(ts)::VARCHAR, max(ts)::VARCHAR FROM {t}")
+bytes_of = lambda t, k: one(f"SELECT count(*), sum(hash(data))::VARCHAR, sum(hash({k}, data))::VARCHAR FROM {t}")
+print(json.dumps({
+  "sent": bytes_of("sent", "key"), "raw": bytes_of(raw, "partition_key"), "positions": one(f"SELECT count(DISTINCT (lineage, position)) FROM {raw}")[0],
+  "curated": facts(curated), "firsts": facts("firsts"),
+  "dead": dict(db.execute(f"SELECT step || ': ' || reason, count(*) FROM {dead} GROUP BY 1").fetchall()),
+  "counters": db.execute("""SELECT campaign, strftime(date_trunc('minute', ts), '%Y-%m-%dT%H:%M'), count(*) FILTER (WHERE type = 'click'), sum(spend)::VARCHAR
+     FROM firsts WHERE campaign IS NOT NULL GROUP BY 1, 2 ORDER BY 1, 2""").fetchall(),
+}))
+"#;
+
+/// A decimal in units of 0.0001.
+fn units(text: &str) -> i64 {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    format!("{whole}{fraction:0<4}").parse().unwrap_or_else(|e| panic!("{text}: {e}"))
+}
+
+type Counter = (String, String, i64, i64);
+
+async fn counters(clouds: &Clouds) -> Vec<Counter> {
+    let mut found = Vec::new();
+    let mut pages = clouds.dynamodb().await.scan().table_name(TABLE).consistent_read(true).into_paginator().items().send();
+    while let Some(item) = pages.next().await {
+        let item = item.expect("an item");
+        let s = |name: &str| item[name].as_s().expect(name).clone();
+        let n = |name: &str| item[name].as_n().expect(name).clone();
+        assert!(n("expires_at").parse::<i64>().is_ok());
+        found.push((s("campaign_id"), s("minute"), n("clicks").parse().expect("a count"), units(&n("spend"))));
+    }
+    found.sort();
+    found
+}
+
+/// Copies a bucket into a folder.
+async fn download(clouds: &Clouds, bucket: &str, to: &Path) {
+    let s3 = clouds.s3().await;
+    let mut pages = s3.list_objects_v2().bucket(bucket).into_paginator().send();
+    while let Some(page) = pages.next().await {
+        for object in page.expect("a page").contents() {
+            let key = object.key().expect("a key");
+            let body = s3.get_object().bucket(bucket).key(key).send().await.expect("an object").body.collect().await.expect("bytes");
+            let file = to.join(key);
+            std::fs::create_dir_all(file.parent().expect("a folder")).expect("a folder");
+            std::fs::write(file, body.into_bytes()).expect("a file");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_manifest_becomes_resources_and_workers_that_lose_and_repeat_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut world = World::start(folder.path()).await;
+    let s3 = world.clouds.s3().await;
+    for bucket in ["example-lake", "example-leat"] {
+        s3.create_bucket().bucket(bucket).send().await.expect("a bucket");
+    }
+    let manifest = repository().join("manifests/pipelines/clickstream.yaml");
+    let file = manifest.display().to_string();
+
+    // Before: the plan says what will come. After: everything is there, and the plan is empty.
+    let (code, plan) = world.leat(&["plan", "-f", &file]);
+    assert_eq!(code, Some(2), "{plan}");
+    assert!(plan.contains("create KinesisStream clickstream-events (capacity provisioned, kmsKeyId alias/clickstream, retention 168h, shards 4)"), "{plan}");
+    world.cluster.apply(&manifest).expect("the manifest is applied");
+    world.cluster.wait("analytics", "clickstream", "Ready", "True").await;
+    provisioned(&world).await;
+    let (code, plan) = world.leat(&["plan", "-f", &file]);
+    assert_eq!(code, Some(0), "{plan}");
+
+    data(&world).await;
+    healed(&world).await;
+    assert!(world.operator.runs(), "{}", world.operator.output());
+    ended(&world).await;
+    assert!(world.operator.runs(), "{}", world.operator.output());
+}
+
+/// What AWS and the API server have is what the manifest says.
+async fn provisioned(world: &World) {
+    let kinesis = world.clouds.kinesis().await;
+    let summary = kinesis.describe_stream_summary().stream_name(STREAM).send().await.expect("the stream");
+    let summary = summary.stream_description_summary().expect("a summary");
+    assert_eq!((summary.open_shard_count(), summary.retention_period_hours()), (4, 168));
+    assert_eq!(summary.key_id(), Some("alias/clickstream"));
+    let tags = kinesis.list_tags_for_stream().stream_name(STREAM).send().await.expect("tags");
+    let tags: BTreeMap<&str, &str> = tags.tags().iter().map(|t| (t.key(), t.value().unwrap_or_default())).collect();
+    assert_eq!(tags, BTreeMap::from([("leat.dev/owner", "leat/analytics/clickstream"), ("team", "growth")]));
+    let dynamodb = world.clouds.dynamodb().await;
+    let table = dynamodb.describe_table().table_name(TABLE).send().await.expect("the table");
+    let key: Vec<String> = table.table().expect("a table").key_schema().iter().map(|k| k.attribute_name().to_owned()).collect();
+    assert_eq!(key, ["campaign_id", "minute"]);
+    let expiry = dynamodb.describe_time_to_live().table_name(TABLE).send().await.expect("the expiry");
+    assert_eq!(expiry.time_to_live_description().and_then(|t| t.attribute_name()), Some("expires_at"));
+    let id = aws_sdk_glue::types::SchemaId::builder().registry_name("analytics").schema_name("click-event").build();
+    let newest = aws_sdk_glue::types::SchemaVersionNumber::builder().latest_version(true).build();
+    let version = world.clouds.glue().await.get_schema_version().schema_id(id).schema_version_number(newest).send().await.expect("a version");
+    assert!(version.schema_definition().is_some_and(|d| d.contains("x-leat-type")));
+    let deployment = world.cluster.get("analytics", "deployment", "clickstream-workers").expect("the workers");
+    assert_eq!(deployment["spec"]["replicas"], 2);
+    assert_eq!(deployment["metadata"]["ownerReferences"][0]["name"], "clickstream");
+    let object = world.cluster.get("analytics", "streamingpipeline", "clickstream").expect("the pipeline");
+    let rows = object["status"]["resources"].as_array().expect("rows");
+    assert_eq!(rows.len(), 9, "{rows:?}");
+    assert!(rows.iter().all(|r| r["state"] == "Ready"), "{rows:?}");
+    let events = world.cluster.kubectl(&["-n", "analytics", "get", "events", "-o", "json"]).expect("events");
+    assert!(events.contains("create KinesisStream clickstream-events"), "{events}");
+}
+
+/// Events through worker processes, with faults; the output is compared.
+async fn data(world: &World) {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a time").as_millis() as i64;
+    let first = (now - 20 * 60_000).div_euclid(60_000) * 60_000;
+    let mut records = events(first);
+    assert_eq!(records.iter().filter(|r| r.wrong).count(), WRONG_KEYS);
+    let kinesis = world.clouds.kinesis().await;
+    let leases = world.leases().await;
+    let job = world.job("1").expect("the job");
+    let mut a = world.worker("a", &job);
+    let b = world.worker("b", &job);
+    until("both workers to hold leases", PATIENCE, async || {
+        let owners = owners(&leases).await;
+        let held = |worker: &str| owners.values().any(|o| o.starts_with(&format!("{worker}-")));
+        if owners.len() == 6 && held("a") && held("b") { Ok(()) } else { Err(format!("{owners:?}")) }
+    })
+    .await;
+
+    // A worker is stopped beyond its lease while records come, and woken as a zombie.
+    send(&kinesis, &records[..20_000]).await;
+    b.program.signal("STOP");
+    send(&kinesis, &records[20_000..40_000]).await;
+    until("the other worker to take all leases", PATIENCE, async || {
+        let owners = owners(&leases).await;
+        if owners.values().all(|o| o.starts_with("a-")) { Ok(()) } else { Err(format!("{owners:?}")) }
+    })
+    .await;
+    b.program.signal("CONT");
+    send(&kinesis, &records[40_000..60_000]).await;
+    let fenced = until("a cut of the zombie to be refused", PATIENCE, async || match b.metric("leat_tasks_fenced_total")? {
+        0.0 => Err("none was".to_owned()),
+        n => Ok(n),
+    })
+    .await;
+    assert!(fenced >= 1.0);
+
+    // A shard is split; retries of what came before lie beyond it.
+    let before = open_shards(&kinesis).await;
+    let (split, low, high) = before[1].clone();
+    let middle = low + (high - low) / 2;
+    kinesis.split_shard().stream_name(STREAM).shard_to_split(&split).new_starting_hash_key(middle.to_string()).send().await.expect("SplitShard");
+    until("the split", PATIENCE, async || {
+        let summary = kinesis.describe_stream_summary().stream_name(STREAM).send().await.map_err(|e| format!("{e:?}"))?;
+        let status = summary.stream_description_summary().map(|s| s.stream_status().clone());
+        if status == Some(StreamStatus::Active) { Ok(()) } else { Err(format!("{status:?}")) }
+    })
+    .await;
+    let within = |r: &Sent| (low..=high).contains(&partition_hash(r.key.as_bytes()));
+    let ids: BTreeSet<u64> = (0..60_000).map(|n| generate::event(SEED, n).number).collect();
+    let straddling = (60_000..EVENTS).filter(|n| {
+        let event = generate::event(SEED, *n);
+        event.fate == Fate::Retry && ids.contains(&event.number) && within(&records[*n as usize])
+    });
+    assert!(straddling.count() > 20, "retries lie beyond the split");
+
+    // Sends to the table are held back; the worker that has cut and not sent is killed.
+    world.clouds.proxy.hold(Some(TABLE));
+    send(&kinesis, &records[60_000..]).await;
+    let last = first + EVENTS as i64 * 4;
+    let closing = closing(&open_shards(&kinesis).await, last + 7 * 60_000 + 20_000);
+    send(&kinesis, &closing).await;
+    records.extend(closing);
+    let unsent = async || {
+        let rows = keyed_rows(&leases).await;
+        rows.into_iter().find(|(_, _, r)| !r.unsent.is_empty()).ok_or_else(|| "every staged cut is sent".to_owned())
+    };
+    let (task, owner, _) = until("a staged cut that is not sent", PATIENCE, unsent).await;
+    let (mut killed, mut other) = if owner.starts_with("a-") { (a, b) } else { (b, a) };
+    killed.program.kill();
+    let row = keyed_rows(&leases).await.into_iter().find(|(key, ..)| *key == task).expect("the row");
+    assert!(row.1 == owner && !row.2.unsent.is_empty(), "the killed worker left a staged cut unsent");
+    world.clouds.proxy.hold(None);
+    a = world.worker("c", &job);
+
+    // Everything is taken, every window is closed, nothing is left to send.
+    let total = records.len() as u64;
+    until("everything to be delivered", PATIENCE, async || {
+        let sources = source_rows(&leases).await;
+        let taken: u64 = sources.iter().map(|r| r.taken).sum();
+        let keyed = keyed_rows(&leases).await;
+        let waiting: usize = keyed.iter().map(|(_, _, r)| r.unsent.len()).sum::<usize>() + sources.iter().map(|r| r.unsent.len()).sum::<usize>();
+        let open: u64 = keyed.iter().map(|(_, _, r)| r.open).sum();
+        if taken == total && waiting == 0 && open == 0 { Ok(()) } else { Err(format!("{taken} of {total} taken, {waiting} sends wait, {open} windows open")) }
+    })
+    .await;
+
+    changed(world, &leases, [&mut a, &mut other]).await;
+    compare(world, &records).await;
+}
+
+/// Another job: workers end in order, new ones drain the job before, which closes its files.
+async fn changed(world: &World, leases: &LeaseTable, workers: [&mut Worker; 2]) {
+    let text = std::fs::read_to_string(repository().join("manifests/pipelines/clickstream.yaml")).expect("the manifest");
+    let text = text.replace("known_type:", "has_cookie: \"cookie_id IS NOT NULL\", known_type:");
+    let file = world.folder.join("changed.yaml");
+    std::fs::write(&file, text).expect("a file");
+    let (code, plan) = world.leat(&["plan", "-f", &file.display().to_string()]);
+    assert!(code == Some(2) && plan.contains("change ConfigMap clickstream-job") && plan.contains("change Deployment clickstream-workers"), "{plan}");
+    world.cluster.apply(&file).expect("the manifest is applied");
+    let job = until("the new job", PATIENCE, async || world.job("2")).await;
+    for worker in workers {
+        worker.program.signal("TERM");
+        assert!(worker.program.ended(PATIENCE).await, "{} did not end in order:\n{}", worker.name, worker.program.output());
+    }
+    let mut next = [world.worker("d", &job), world.worker("e", &job)];
+    until("the change of jobs", PATIENCE, async || {
+        let row = leases.get(path::PIPELINE).await.map_err(|e| e.to_string())?.ok_or("no row")?;
+        let pipeline: PipelineRow = decode(&row.body).map_err(|e| e.to_string())?;
+        let files: usize = source_rows(leases).await.iter().map(|r| r.files.len() + r.complete.len()).sum();
+        if pipeline.revision == 2 && pipeline.draining_for.is_none() && files == 0 { Ok(()) } else { Err(format!("{files} files are open; {pipeline:?}")) }
+    })
+    .await;
+    for worker in &mut next {
+        worker.program.signal("TERM");
+        assert!(worker.program.ended(PATIENCE).await, "{} did not end in order:\n{}", worker.name, worker.program.output());
+    }
+}
+
+async fn compare(world: &World, records: &[Sent]) {
+    let mut lines = String::new();
+    for (n, r) in records.iter().enumerate() {
+        let data = base64::engine::general_purpose::STANDARD.encode(&r.data);
+        lines.push_str(&json!({"n": n, "key": r.key, "wrong": r.wrong, "data": data}).to_string());
+        lines.push('\n');
+    }
+    let sent = world.folder.join("sent.jsonl");
+    std::fs::write(&sent, lines).expect("a file");
+    let lake = world.folder.join("lake");
+    download(&world.clouds, "example-lake", &lake).await;
+    let found = duckdb(QUERY, &[&sent.display().to_string(), &lake.display().to_string()]).expect("DuckDB answers");
+    assert_eq!(found["raw"], found["sent"], "every record is in the archive once, with its partition key");
+    assert_eq!(found["positions"], found["sent"][0]);
+    assert_eq!(found["curated"], found["firsts"], "each valid event is in the curated files once");
+    assert_eq!(found["curated"][0], found["curated"][1]);
+    assert_eq!(found["dead"]["clicks: wrong-shard"], WRONG_KEYS, "{}", found["dead"]);
+    let fates = |fate: Fate| (0..EVENTS).filter(|n| generate::event(SEED, *n).fate == fate).count();
+    assert_eq!(found["dead"]["clicks: malformed"], fates(Fate::Malformed));
+    assert_eq!(found["dead"]["clicks: schema"], fates(Fate::Schema));
+    assert_eq!(found["dead"]["valid: rule:known_type"], fates(Fate::UnknownType));
+    assert_eq!(found["dead"]["valid: rule:spend_not_negative"], fates(Fate::NegativeSpend));
+    assert_eq!(found["dead"].as_object().map(|d| d.len()), Some(5), "{}", found["dead"]);
+    let expected: Vec<Counter> = found["counters"]
+        .as_array()
+        .expect("rows")
+        .iter()
+        .map(|r| {
+            let text = |i: usize| r[i].as_str().expect("text").to_owned();
+            (text(0), text(1), r[2].as_i64().expect("a count"), units(&text(3)))
+        })
+        .collect();
+    let got = counters(&world.clouds).await;
+    assert!(expected.len() > 1_000, "{}", expected.len());
+    assert!(got == expected, "{} of {}: {:?}", got.len(), expected.len(), got.iter().zip(&expected).find(|(a, b)| a != b));
+}
+
+/// What is deleted behind the operator's back comes back, or is reported.
+async fn healed(world: &World) {
+    for (kind, name) in [("deployment", "clickstream-workers"), ("configmap", "clickstream-job"), ("serviceaccount", "clickstream-workers")] {
+        let uid = |object: &Value| object["metadata"]["uid"].as_str().map(str::to_owned);
+        let before = uid(&world.cluster.get("analytics", kind, name).expect("a child"));
+        world.cluster.kubectl(&["-n", "analytics", "delete", kind, name, "--wait=false"]).expect("a deletion");
+        until(&format!("{kind} {name} to come back"), PATIENCE, async || {
+            let after = uid(&world.cluster.get("analytics", kind, name)?);
+            if after != before { Ok(()) } else { Err("it is still the old one".to_owned()) }
+        })
+        .await;
+    }
+    world.cluster.wait("analytics", "clickstream", "Ready", "True").await;
+
+    // Somebody else's change of a setting is set back.
+    let dynamodb = world.clouds.dynamodb().await;
+    let tag = aws_sdk_dynamodb::types::Tag::builder().key("team").value("another").build().expect("a tag");
+    let table = dynamodb.describe_table().table_name(TABLE).send().await.expect("the table");
+    let arn = table.table().and_then(|t| t.table_arn()).expect("an ARN").to_owned();
+    dynamodb.tag_resource().resource_arn(&arn).tags(tag).send().await.expect("TagResource");
+    until("the tag to be set back", PATIENCE, async || {
+        let tags = dynamodb.list_tags_of_resource().resource_arn(&arn).send().await.map_err(|e| format!("{e:?}"))?;
+        if tags.tags().iter().any(|t| t.key() == "team" && t.value() == "growth") { Ok(()) } else { Err(format!("{tags:?}")) }
+    })
+    .await;
+
+    // AWS says no: status says what was tried, what AWS said, and goes on when AWS does.
+    world.clouds.proxy.refuse(Some(("DescribeTable", "AccessDeniedException")));
+    let (reason, message) = world.cluster.wait("analytics", "clickstream", "Ready", "False").await;
+    assert_eq!(reason, "CallFailed");
+    for part in ["DynamoDB DescribeTable clickstream-counters", "AccessDeniedException", "answered by the test", "policy of the role"] {
+        assert!(message.contains(part), "{message}");
+    }
+    world.clouds.proxy.refuse(None);
+    world.cluster.wait("analytics", "clickstream", "Ready", "True").await;
+
+    // A stream with data that vanished is reported, not silently made again.
+    let kinesis = world.clouds.kinesis().await;
+    kinesis.delete_stream().stream_name(STREAM).send().await.expect("DeleteStream");
+    let (reason, message) = world.cluster.wait("analytics", "clickstream", "Stalled", "True").await;
+    assert!(reason == "ResourceVanished" && message.contains("KinesisStream clickstream-events"), "{reason}: {message}");
+    let gone = kinesis.describe_stream_summary().stream_name(STREAM).send().await;
+    assert!(gone.is_err(), "the stream was made again");
+}
+
+/// The deletion policy holds; what is not ours is not touched.
+async fn ended(world: &World) {
+    world.cluster.kubectl(&["-n", "analytics", "delete", "streamingpipeline", "clickstream", "--timeout=60s"]).expect("the deletion ends");
+    let dynamodb = world.clouds.dynamodb().await;
+    for table in [TABLE, "leat.analytics.clickstream.leases"] {
+        dynamodb.describe_table().table_name(table).send().await.expect("Retain is the default");
+    }
+
+    // A stream that exists and is not ours is in the way, and stays as it is.
+    let kinesis = world.clouds.kinesis().await;
+    kinesis.create_stream().stream_name("somebody-elses").shard_count(1).send().await.expect("CreateStream");
+    let manifest = |stream: &str| {
+        format!(
+            "apiVersion: leat.dev/v1alpha1\nkind: StreamingPipeline\nmetadata: {{name: small, namespace: analytics}}\nspec:\n  deletionPolicy: Delete\n  \
+             storage: {{location: \"s3://example-leat/small/\"}}\n  streams:\n    - {{name: events, kinesis: {{streamName: {stream}, shards: {{initial: 1}}}}}}\n  \
+             sources:\n    - {{name: events, stream: events, format: Json, columns: {{id: VARCHAR}}}}\n  sinks:\n    - {{name: out, from: [events], s3: {{location: \"s3://example-lake/small/\", format: Parquet}}}}\n  \
+             deadLetter: {{s3: {{location: \"s3://example-lake/small-dead/\"}}}}\n"
+        )
+    };
+    let file = world.folder.join("small.yaml");
+    std::fs::write(&file, manifest("somebody-elses")).expect("a file");
+    world.cluster.apply(&file).expect("the manifest is applied");
+    let (reason, message) = world.cluster.wait("analytics", "small", "Stalled", "True").await;
+    assert!(reason == "ChangeBlocked" && message.contains("Leat did not create it"), "{reason}: {message}");
+    assert!(world.cluster.get("analytics", "deployment", "small-workers").is_err(), "workers of a blocked pipeline were started");
+    std::fs::write(&file, manifest("small-events")).expect("a file");
+    world.cluster.apply(&file).expect("the manifest is applied");
+    world.cluster.wait("analytics", "small", "Ready", "True").await;
+    world.cluster.kubectl(&["-n", "analytics", "delete", "streamingpipeline", "small", "--timeout=60s"]).expect("the deletion ends");
+    until("what was ours to be deleted", PATIENCE, async || {
+        let stream = kinesis.describe_stream_summary().stream_name("small-events").send().await;
+        let table = dynamodb.describe_table().table_name("leat.analytics.small.leases").send().await;
+        if stream.is_err() && table.is_err() { Ok(()) } else { Err(format!("{stream:?} {table:?}")) }
+    })
+    .await;
+    kinesis.describe_stream_summary().stream_name("somebody-elses").send().await.expect("what is not ours stays");
+}
