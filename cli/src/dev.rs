@@ -162,7 +162,8 @@ fn provision(program: &Program, store: &Arc<Store>, options: &Options) -> Result
     let document = &program.document;
     let owner = Owner { installation: "dev".to_owned(), namespace: document.namespace.clone(), name: document.name.clone() };
     let wanted = desired::desired(program, &owner);
-    let noted: BTreeMap<String, resource::Settings> = store.note("resources")?.and_then(|n| serde_json::from_slice(&n).ok()).unwrap_or_default();
+    let noted: BTreeMap<String, resource::Settings> =
+        store.note("resources")?.and_then(|n| serde_json::from_slice(&n).ok()).unwrap_or_default();
     let key = |r: &Resource| format!("{} {}", r.kind.name(), r.name);
     let made: BTreeMap<String, resource::Settings> = wanted.iter().map(|r| (key(r), r.settings())).collect();
     let looked_at = wanted.into_iter().map(|resource| {

@@ -104,7 +104,10 @@ pub async fn run(run: Loop) {
         .for_each(|done| async move {
             // What a pass met was said where it was met.
             if let Err(error) = done
-                && !matches!(error, kube::runtime::controller::Error::ReconcilerFailed(..) | kube::runtime::controller::Error::ObjectNotFound(..))
+                && !matches!(
+                    error,
+                    kube::runtime::controller::Error::ReconcilerFailed(..) | kube::runtime::controller::Error::ObjectNotFound(..)
+                )
             {
                 eprintln!("watching: {error}");
             }

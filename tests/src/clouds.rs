@@ -246,7 +246,8 @@ async fn forward(front: &Front, headers: &HeaderMap, body: Bytes) -> Response<Bo
             let (parts, body) = answer.into_parts();
             let bytes = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
             let mut out = Response::builder().status(parts.status);
-            for (name, value) in parts.headers.iter().filter(|(name, _)| !["content-length", "transfer-encoding"].contains(&name.as_str())) {
+            for (name, value) in parts.headers.iter().filter(|(name, _)| !["content-length", "transfer-encoding"].contains(&name.as_str()))
+            {
                 out = out.header(name, value);
             }
             out.body(Body::from(bytes)).expect("an answer")

@@ -67,6 +67,38 @@ impl Cluster {
         command.args(arguments).stdin(Stdio::null()).output().expect("kubectl starts")
     }
 
+    /// Installs the chart, and answers a kubeconfig of the operator's ServiceAccount: it may do what the chart allows.
+    pub fn install(&self) -> PathBuf {
+        self.kubectl(&["create", "namespace", "leat-system"]).expect("a namespace");
+        let helm = |arguments: &[&str]| {
+            let output =
+                Command::new(tool("LEAT_TEST_HELM")).args(arguments).current_dir(crate::repository()).output().expect("helm starts");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        helm(&["lint", "--strict", "charts/leat"]);
+        let rendered = helm(&[
+            "template",
+            "leat",
+            "charts/leat",
+            "--namespace",
+            "leat-system",
+            "--include-crds",
+            "--set",
+            "operator.env.AWS_REGION=us-east-1",
+        ]);
+        let file = self.folder.join("chart.yaml");
+        std::fs::write(&file, rendered).expect("a file");
+        self.apply(&file).expect("the chart is applied");
+        let definition = "crd/streamingpipelines.leat.dev";
+        self.kubectl(&["wait", "--for=condition=Established", definition]).expect("the definition is there");
+        let token = self.kubectl(&["-n", "leat-system", "create", "token", "leat-operator", "--duration=1h"]).expect("a token");
+        let config = std::fs::read_to_string(self.kubeconfig()).expect("a kubeconfig").replace(TOKEN, token.trim());
+        let file = self.folder.join("operator.kubeconfig");
+        std::fs::write(&file, config).expect("a kubeconfig");
+        file
+    }
+
     /// Runs `kubectl`; answers its output, or its complaint.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String, String> {
         let output = self.run(arguments);

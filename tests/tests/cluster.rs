@@ -49,11 +49,10 @@ struct World {
 impl World {
     async fn start(folder: &Path) -> Self {
         let (cluster, clouds) = tokio::join!(Cluster::start(folder), Clouds::start(folder, Kinesis::Ferrokinesis));
-        cluster.apply(&repository().join("manifests/crds/streamingpipelines.yaml")).expect("the definition is applied");
-        cluster.kubectl(&["wait", "--for=condition=Established", "crd/streamingpipelines.leat.dev"]).expect("the definition is there");
+        let kubeconfig = cluster.install();
         cluster.kubectl(&["create", "namespace", "analytics"]).expect("a namespace");
         let mut command = program("leat-operator");
-        command.args(["--drift-interval", "2"]).env("KUBECONFIG", cluster.kubeconfig());
+        command.args(["--drift-interval", "2"]).env("KUBECONFIG", kubeconfig);
         let operator = Program::start("operator", folder, clouds.environment(&mut command));
         Self { folder: folder.to_owned(), cluster, clouds, operator }
     }
@@ -132,9 +131,9 @@ async fn keyed_rows(leases: &LeaseTable) -> Vec<(String, String, KeyedRow)> {
 /// Sends records in their order.
 async fn send(kinesis: &aws_sdk_kinesis::Client, records: &[Sent]) {
     for batch in records.chunks(400) {
-        let entries = batch.iter().map(|r| {
-            PutRecordsRequestEntry::builder().data(Blob::new(r.data.clone())).partition_key(&r.key).build().expect("an entry")
-        });
+        let entries = batch
+            .iter()
+            .map(|r| PutRecordsRequestEntry::builder().data(Blob::new(r.data.clone())).partition_key(&r.key).build().expect("an entry"));
         let answer = kinesis.put_records().stream_name(STREAM).set_records(Some(entries.collect())).send().await.expect("PutRecords");
         assert_eq!(answer.failed_record_count().unwrap_or_default(), 0);
     }
@@ -178,9 +177,11 @@ fn events(first: i64) -> Vec<Sent> {
 /// One event for each open shard, beyond the end of every window, its lateness and the out-of-orderness.
 fn closing(shards: &[(String, u128, u128)], time: i64) -> Vec<Sent> {
     let event = |(n, (_, first, last)): (usize, &(String, u128, u128))| {
-        let cookie = (0..).map(|k| format!("close-{k}")).find(|c| (*first..=*last).contains(&partition_hash(c.as_bytes()))).expect("a cookie");
+        let cookie =
+            (0..).map(|k| format!("close-{k}")).find(|c| (*first..=*last).contains(&partition_hash(c.as_bytes()))).expect("a cookie");
         let ts = leat::format_millis(time);
-        let data = json!({"event_id": format!("closing-{n}"), "cookie_id": cookie, "ts": ts, "type": "view", "campaign_id": null, "spend": 0});
+        let data =
+            json!({"event_id": format!("closing-{n}"), "cookie_id": cookie, "ts": ts, "type": "view", "campaign_id": null, "spend": 0});
         Sent { data: data.to_string().into_bytes(), key: cookie, wrong: false }
     };
     shards.iter().enumerate().map(event).collect()
@@ -266,7 +267,12 @@ async fn one_manifest_becomes_resources_and_workers_that_lose_and_repeat_nothing
     // Before: the plan says what will come. After: everything is there, and the plan is empty.
     let (code, plan) = world.leat(&["plan", "-f", &file]);
     assert_eq!(code, Some(2), "{plan}");
-    assert!(plan.contains("create KinesisStream clickstream-events (capacity provisioned, kmsKeyId alias/clickstream, retention 168h, shards 4)"), "{plan}");
+    assert!(
+        plan.contains(
+            "create KinesisStream clickstream-events (capacity provisioned, kmsKeyId alias/clickstream, retention 168h, shards 4)"
+        ),
+        "{plan}"
+    );
     world.cluster.apply(&manifest).expect("the manifest is applied");
     world.cluster.wait("analytics", "clickstream", "Ready", "True").await;
     provisioned(&world).await;
@@ -298,7 +304,8 @@ async fn provisioned(world: &World) {
     assert_eq!(expiry.time_to_live_description().and_then(|t| t.attribute_name()), Some("expires_at"));
     let id = aws_sdk_glue::types::SchemaId::builder().registry_name("analytics").schema_name("click-event").build();
     let newest = aws_sdk_glue::types::SchemaVersionNumber::builder().latest_version(true).build();
-    let version = world.clouds.glue().await.get_schema_version().schema_id(id).schema_version_number(newest).send().await.expect("a version");
+    let version =
+        world.clouds.glue().await.get_schema_version().schema_id(id).schema_version_number(newest).send().await.expect("a version");
     assert!(version.schema_definition().is_some_and(|d| d.contains("x-leat-type")));
     let deployment = world.cluster.get("analytics", "deployment", "clickstream-workers").expect("the workers");
     assert_eq!(deployment["spec"]["replicas"], 2);
@@ -351,7 +358,14 @@ async fn data(world: &World) {
     let before = open_shards(&kinesis).await;
     let (split, low, high) = before[1].clone();
     let middle = low + (high - low) / 2;
-    kinesis.split_shard().stream_name(STREAM).shard_to_split(&split).new_starting_hash_key(middle.to_string()).send().await.expect("SplitShard");
+    kinesis
+        .split_shard()
+        .stream_name(STREAM)
+        .shard_to_split(&split)
+        .new_starting_hash_key(middle.to_string())
+        .send()
+        .await
+        .expect("SplitShard");
     until("the split", PATIENCE, async || {
         let summary = kinesis.describe_stream_summary().stream_name(STREAM).send().await.map_err(|e| format!("{e:?}"))?;
         let status = summary.stream_description_summary().map(|s| s.stream_status().clone());
@@ -391,9 +405,14 @@ async fn data(world: &World) {
         let sources = source_rows(&leases).await;
         let taken: u64 = sources.iter().map(|r| r.taken).sum();
         let keyed = keyed_rows(&leases).await;
-        let waiting: usize = keyed.iter().map(|(_, _, r)| r.unsent.len()).sum::<usize>() + sources.iter().map(|r| r.unsent.len()).sum::<usize>();
+        let waiting: usize =
+            keyed.iter().map(|(_, _, r)| r.unsent.len()).sum::<usize>() + sources.iter().map(|r| r.unsent.len()).sum::<usize>();
         let open: u64 = keyed.iter().map(|(_, _, r)| r.open).sum();
-        if taken == total && waiting == 0 && open == 0 { Ok(()) } else { Err(format!("{taken} of {total} taken, {waiting} sends wait, {open} windows open")) }
+        if taken == total && waiting == 0 && open == 0 {
+            Ok(())
+        } else {
+            Err(format!("{taken} of {total} taken, {waiting} sends wait, {open} windows open"))
+        }
     })
     .await;
 
@@ -408,7 +427,10 @@ async fn changed(world: &World, leases: &LeaseTable, workers: [&mut Worker; 2]) 
     let file = world.folder.join("changed.yaml");
     std::fs::write(&file, text).expect("a file");
     let (code, plan) = world.leat(&["plan", "-f", &file.display().to_string()]);
-    assert!(code == Some(2) && plan.contains("change ConfigMap clickstream-job") && plan.contains("change Deployment clickstream-workers"), "{plan}");
+    assert!(
+        code == Some(2) && plan.contains("change ConfigMap clickstream-job") && plan.contains("change Deployment clickstream-workers"),
+        "{plan}"
+    );
     world.cluster.apply(&file).expect("the manifest is applied");
     let job = until("the new job", PATIENCE, async || world.job("2")).await;
     for worker in workers {
@@ -420,7 +442,11 @@ async fn changed(world: &World, leases: &LeaseTable, workers: [&mut Worker; 2]) 
         let row = leases.get(path::PIPELINE).await.map_err(|e| e.to_string())?.ok_or("no row")?;
         let pipeline: PipelineRow = decode(&row.body).map_err(|e| e.to_string())?;
         let files: usize = source_rows(leases).await.iter().map(|r| r.files.len() + r.complete.len()).sum();
-        if pipeline.revision == 2 && pipeline.draining_for.is_none() && files == 0 { Ok(()) } else { Err(format!("{files} files are open; {pipeline:?}")) }
+        if pipeline.revision == 2 && pipeline.draining_for.is_none() && files == 0 {
+            Ok(())
+        } else {
+            Err(format!("{files} files are open; {pipeline:?}"))
+        }
     })
     .await;
     for worker in &mut next {
@@ -468,7 +494,8 @@ async fn compare(world: &World, records: &[Sent]) {
 
 /// What is deleted behind the operator's back comes back, or is reported.
 async fn healed(world: &World) {
-    for (kind, name) in [("deployment", "clickstream-workers"), ("configmap", "clickstream-job"), ("serviceaccount", "clickstream-workers")] {
+    for (kind, name) in [("deployment", "clickstream-workers"), ("configmap", "clickstream-job"), ("serviceaccount", "clickstream-workers")]
+    {
         let uid = |object: &Value| object["metadata"]["uid"].as_str().map(str::to_owned);
         let before = uid(&world.cluster.get("analytics", kind, name).expect("a child"));
         world.cluster.kubectl(&["-n", "analytics", "delete", kind, name, "--wait=false"]).expect("a deletion");

@@ -94,7 +94,8 @@ pub fn text(shared: &Shared) -> String {
     let mut out = String::new();
     let (sources, keyed) = (shared.sources(), shared.keyed());
     let lineages: Vec<_> = sources.iter().map(|(task, progress)| (lineage_of(task), progress)).collect();
-    let per_lineage: [(Metric, fn(&crate::engine::source::Progress) -> Option<f64>); 3] = [
+    type Value = fn(&crate::engine::source::Progress) -> Option<f64>;
+    let per_lineage: [(Metric, Value); 3] = [
         (TAKEN, |p| Some(p.taken as f64)),
         (WATERMARK, |p| (p.watermark > i64::MIN && p.watermark < i64::MAX).then(|| p.watermark as f64 / 1_000.0)),
         (AT_TIP, |p| Some(f64::from(u8::from(p.at_tip)))),

@@ -254,6 +254,8 @@ impl Draft {
         let mut open = Vec::new();
         for mut flush in self.flushes {
             file::upload(ports, &mut flush.writer.file, std::mem::take(&mut flush.part)).await?;
+            // The tail of an earlier cut holds bytes that may be in a part by now.
+            flush.writer.file.tail = None;
             if let Some((object, bytes)) = flush.tail.take() {
                 let bytes = Bytes::from(bytes);
                 ports.insist(|| ports.objects.put(&object, bytes.clone())).await?;

@@ -1,0 +1,427 @@
+//! One suite for each port of the engine, passed by the connectors of the laptop and by those of AWS.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_sdk_kinesis::primitives::Blob;
+use aws_sdk_kinesis::types::PutRecordsRequestEntry;
+use bytes::Bytes;
+use leat_crds::spec::KeyType;
+use leat_operator_core::plan::Action;
+use leat_operator_core::resource::{Kind, Resource, Stream as StreamWish, Table, Wish};
+use leat_runtime::connectors::aws::dynamodb::{LeaseTable, SinkTables};
+use leat_runtime::connectors::aws::kinesis::{KinesisLog, KinesisSource, Stream};
+use leat_runtime::connectors::aws::s3::{S3Files, S3Objects, Store as S3Store};
+use leat_runtime::connectors::local::folder::{LocalFiles, LocalObjects};
+use leat_runtime::connectors::local::shard::Record;
+use leat_runtime::connectors::local::store::Store;
+use leat_runtime::connectors::local::streams::{LocalLog, LocalSource, LocalStream};
+use leat_runtime::engine::ports::{Completed, Files, Guard, Log, Objects, PortError, Rows, Source, StoredRow, Tables};
+use leat_runtime::operators::keyed::{Attribute, Item};
+use leat_runtime_core::key::{HashRange, partition_hash};
+use leat_runtime_core::path;
+use leat_runtime_core::position::{Lineage, Offset};
+use leat_runtime_core::row::{Expect, Fence, Part};
+use leat_tests::clouds::{Clouds, Kinesis};
+use leat_tests::process::until;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn row(generation: u64, cut: u64, body: &str) -> StoredRow {
+    StoredRow { fence: Fence { generation, cut, job: 1, owner: "a".to_owned(), drained: false }, body: Bytes::from(body.to_owned()) }
+}
+
+async fn rows(rows: &dyn Rows) {
+    let task = "source/s/1/shard-0";
+    assert_eq!(rows.get(task).await, Ok(None));
+    // A task's row needs the pipeline's, with that job and not draining.
+    assert_eq!(rows.put(task, row(0, 0, "{}"), Expect::Absent { job: 1 }).await, Ok(false));
+    assert_eq!(rows.put(path::PIPELINE, row(0, 1, "{}"), Expect::Absent { job: 0 }).await, Ok(true));
+    assert_eq!(rows.put(path::PIPELINE, row(0, 1, "{}"), Expect::Absent { job: 0 }).await, Ok(false));
+    assert_eq!(rows.put(task, row(0, 0, "{}"), Expect::Absent { job: 2 }).await, Ok(false));
+    assert_eq!(rows.put(task, row(0, 0, "{}"), Expect::Absent { job: 1 }).await, Ok(true));
+    assert_eq!(rows.put(task, row(0, 0, "{}"), Expect::Absent { job: 1 }).await, Ok(false));
+    // Each part of the fence counts, the owner does not.
+    let found = rows.get(task).await.expect("an answer").expect("a row").fence;
+    for wrong in [
+        Fence { generation: 1, ..found.clone() },
+        Fence { cut: 1, ..found.clone() },
+        Fence { job: 2, ..found.clone() },
+        Fence { drained: true, ..found.clone() },
+    ] {
+        assert_eq!(rows.put(task, row(1, 0, "{}"), Expect::Fence(wrong)).await, Ok(false));
+    }
+    let other = Fence { owner: "b".to_owned(), ..found.clone() };
+    assert_eq!(rows.put(task, row(1, 0, "{\"n\":1}"), Expect::Fence(other)).await, Ok(true));
+    assert_eq!(rows.get(task).await, Ok(Some(row(1, 0, "{\"n\":1}"))));
+    // Of many that want to write the next cut, one does.
+    let before = row(1, 0, "").fence;
+    let tries = (0..20).map(|n| rows.put(task, row(1, 1, &format!("{{\"n\":{n}}}")), Expect::Fence(before.clone())));
+    let won = futures::future::join_all(tries).await.into_iter().filter(|w| *w == Ok(true)).count();
+    assert_eq!(won, 1);
+    // A long body, and lists by prefix in the order of keys.
+    let long = format!("{{\"n\":\"{}\"}}", "0123456789abcdef".repeat(12_000));
+    assert_eq!(rows.put("source/s/1/shard-2", row(0, 0, &long), Expect::Absent { job: 1 }).await, Ok(true));
+    assert_eq!(rows.put("source/s/1/shard-1", row(0, 0, "{}"), Expect::Absent { job: 1 }).await, Ok(true));
+    assert_eq!(rows.put("keyed/00000", row(0, 0, "{}"), Expect::Absent { job: 1 }).await, Ok(true));
+    let listed = rows.list(path::SOURCES).await.expect("a list");
+    assert_eq!(
+        listed.iter().map(|(k, _)| k.as_str()).collect::<Vec<_>>(),
+        ["source/s/1/shard-0", "source/s/1/shard-1", "source/s/1/shard-2"]
+    );
+    assert_eq!(listed[2].1.body, long);
+    // A draining pipeline takes no new rows.
+    let draining = StoredRow { fence: Fence { drained: true, ..row(0, 2, "{}").fence }, ..row(0, 2, "{}") };
+    assert_eq!(rows.put(path::PIPELINE, draining, Expect::Fence(row(0, 1, "").fence)).await, Ok(true));
+    assert_eq!(rows.put("keyed/00001", row(0, 0, "{}"), Expect::Absent { job: 1 }).await, Ok(false));
+}
+
+async fn objects(objects: &dyn Objects) {
+    let name = "staged/source/s/1/shard-0/000000000001-1-0";
+    assert!(matches!(objects.get(name).await, Err(PortError::Fatal(_))));
+    assert_eq!(objects.put(name, Bytes::from_static(b"one")).await, Ok(()));
+    assert_eq!(objects.put(name, Bytes::from_static(b"two")).await, Ok(()));
+    assert_eq!(objects.get(name).await, Ok(Bytes::from_static(b"one")), "written once");
+    assert_eq!(objects.delete(name).await, Ok(()));
+    assert_eq!(objects.delete(name).await, Ok(()));
+    assert!(matches!(objects.get(name).await, Err(PortError::Fatal(_))));
+}
+
+async fn files(files: &dyn Files, read: impl AsyncFn(&str) -> Option<Vec<u8>>) {
+    let small = "s3://lake/out/small.jsonl";
+    assert_eq!(files.put(small, Bytes::from_static(b"one\n")).await, Ok(()));
+    assert_eq!(files.put(small, Bytes::from_static(b"two\n")).await, Ok(()));
+    assert_eq!(read(small).await.as_deref(), Some(b"one\n".as_slice()), "written once");
+    let large = "s3://lake/out/large.jsonl";
+    let size = files.smallest_part().max(100);
+    let bytes = |fill: u8, size: usize| Bytes::from(vec![fill; size]);
+    let upload = files.create(large).await.expect("an upload");
+    let mut parts = Vec::new();
+    for (number, fill, size) in [(1, b'a', size), (2, b'b', size), (5_001, b'z', 10)] {
+        // Written twice: the second replaces the first.
+        files.part(large, &upload, number, bytes(b'?', size)).await.expect("a part");
+        let tag = files.part(large, &upload, number, bytes(fill, size)).await.expect("a part");
+        parts.push(Part { number, tag, size: size as u64 });
+    }
+    assert_eq!(read(large).await, None, "nothing shows before it is completed");
+    let mut wrong = parts.clone();
+    wrong[1].number = 3;
+    assert_eq!(files.complete(large, &upload, &wrong).await, Ok(Completed::WrongPart));
+    assert_eq!(read(large).await, None);
+    assert_eq!(files.complete(large, &upload, &parts).await, Ok(Completed::Done));
+    assert_eq!(files.complete(large, &upload, &parts).await, Ok(Completed::Done), "done again, it changes nothing");
+    let whole = read(large).await.expect("the file");
+    let expected: Vec<u8> = [bytes(b'a', size), bytes(b'b', size), bytes(b'z', 10)].concat();
+    assert!(whole == expected, "{} bytes", whole.len());
+}
+
+async fn log(log: &dyn Log) {
+    let records: Vec<Bytes> = (0..1_200).map(|n| Bytes::from(format!("record {n:05} {}", "x".repeat(600)))).collect();
+    assert_eq!(log.append(1, records.clone()).await, Ok(Vec::new()));
+    assert_eq!(log.append(0, vec![Bytes::from_static(b"another")]).await, Ok(Vec::new()));
+    let read_all = async |mut after: Option<Offset>, count: usize| {
+        let mut all = Vec::new();
+        while all.len() < count {
+            let read = log.read(1, after).await.expect("records");
+            after = read.last().map(|(o, _)| *o).or(after);
+            all.extend(read);
+        }
+        all
+    };
+    let all = read_all(None, records.len()).await;
+    assert!(all.iter().map(|(_, r)| r).eq(&records), "one partition is read in the order it was written");
+    assert!(all.windows(2).all(|w| w[0].0 < w[1].0));
+    let again = read_all(Some(all[700].0), records.len() - 701).await;
+    assert!(again[..] == all[701..], "reading after an offset gives the same records");
+    assert_eq!(log.read(1, Some(all[1_199].0)).await, Ok(Vec::new()));
+}
+
+async fn tables(tables: &dyn Tables, read: impl AsyncFn() -> BTreeMap<String, String>) {
+    let item = |key: &str, value: &str, version: i64| Item {
+        key: vec![("id".to_owned(), Attribute::S(key.to_owned()))],
+        attributes: BTreeMap::from([("value".to_owned(), Attribute::S(value.to_owned()))]),
+        version,
+    };
+    let put = async |key: &str, value: &str, version: i64, born: i64, cut: u64| {
+        tables.put("t", &[item(key, value, version)], Guard { born, cut }).await.expect("written");
+    };
+    put("a", "first", 10, 1, 5).await;
+    put("a", "repeated", 10, 1, 5).await;
+    put("a", "an older cut", 10, 1, 4).await;
+    put("a", "an older version", 9, 1, 9).await;
+    assert_eq!(read().await, BTreeMap::from([("a".to_owned(), "first".to_owned())]));
+    put("a", "a newer cut", 10, 1, 6).await;
+    put("b", "b", -5, 1, 1).await;
+    put("a", "a newer version", 11, 1, 2).await;
+    assert_eq!(read().await["a"], "a newer version");
+    put("a", "a pipeline that starts over", 3, 2, 1).await;
+    put("a", "the one before", 99, 1, 99).await;
+    let all = read().await;
+    assert_eq!((all["a"].as_str(), all["b"].as_str()), ("a pipeline that starts over", "b"));
+}
+
+/// What a source's suite needs besides the port.
+struct Feed<'a> {
+    send: &'a dyn Fn(Vec<(String, Vec<u8>)>) -> futures::future::LocalBoxFuture<'a, ()>,
+    split: &'a dyn Fn() -> futures::future::LocalBoxFuture<'a, ()>,
+}
+
+async fn read_shard(source: &dyn Source, lineage: &Lineage, mut after: Option<Offset>, count: usize) -> Vec<(Offset, Vec<u8>, Vec<u8>)> {
+    let mut all = Vec::new();
+    while all.len() < count {
+        let read = source.read(lineage, after).await.expect("records");
+        for i in 0..read.batch.len() {
+            all.push((read.batch.positions[i], read.batch.key(i).unwrap_or_default().to_vec(), read.batch.record(i).to_vec()));
+        }
+        assert!(read.batch.arrivals.iter().all(|a| *a > 1_700_000_000_000));
+        after = all.last().map(|(o, ..)| *o).or(after);
+    }
+    all
+}
+
+async fn source(source: &dyn Source, feed: Feed<'_>) {
+    let shards = source.shards("s").await.expect("shards");
+    assert_eq!(shards.len(), 2);
+    assert!(shards.iter().all(|s| s.parents.is_empty() && s.lineage.source() == "s" && !s.lineage.incarnation().is_empty()));
+    let mut ranges: Vec<HashRange> = shards.iter().map(|s| s.range).collect();
+    ranges.sort_by_key(|r| r.first);
+    assert!(ranges[0].first == 0 && ranges[0].last + 1 == ranges[1].first && ranges[1].last == u128::MAX);
+    // A record is where its key puts it, and stays there; with its bytes, whatever they are.
+    let records: Vec<(String, Vec<u8>)> = (0..400u32)
+        .map(|n| {
+            (
+                format!("key-{n}"),
+                match n % 3 {
+                    0 => vec![0xff, 0x00, n as u8],
+                    1 => Vec::from(format!("event {n}")),
+                    _ => vec![b'x'; 3_000],
+                },
+            )
+        })
+        .collect();
+    (feed.send)(records.clone()).await;
+    let mut seen = BTreeSet::new();
+    for shard in &shards {
+        let expected: Vec<&(String, Vec<u8>)> =
+            records.iter().filter(|(k, _)| (shard.range.first..=shard.range.last).contains(&partition_hash(k.as_bytes()))).collect();
+        let all = read_shard(source, &shard.lineage, None, expected.len()).await;
+        assert!(all.iter().map(|(_, k, d)| (k.as_slice(), d.as_slice())).eq(expected.iter().map(|(k, d)| (k.as_bytes(), d.as_slice()))));
+        assert!(all.windows(2).all(|w| w[0].0 < w[1].0));
+        let again = read_shard(source, &shard.lineage, Some(all[9].0), all.len() - 10).await;
+        assert!(again[..] == all[10..], "reading after an offset gives the same records");
+        seen.extend(all.into_iter().map(|(_, k, _)| k));
+    }
+    assert_eq!(seen.len(), records.len());
+    // A split: the parent ends after its last record and names its children, which share its range.
+    (feed.split)().await;
+    let after = until("the children", PATIENCE, async || {
+        let shards = source.shards("s").await.map_err(|e| e.to_string())?;
+        if shards.len() == 4 { Ok(shards) } else { Err(format!("{} shards", shards.len())) }
+    })
+    .await;
+    let children: Vec<_> = after.iter().filter(|s| !s.parents.is_empty()).collect();
+    assert_eq!(children.len(), 2);
+    let parent = after.iter().find(|s| s.lineage == children[0].parents[0]).expect("the parent");
+    assert!(children.iter().all(|c| c.parents == [parent.lineage.clone()]));
+    let mut halves: Vec<HashRange> = children.iter().map(|c| c.range).collect();
+    halves.sort_by_key(|r| r.first);
+    assert!(halves[0].first == parent.range.first && halves[0].last + 1 == halves[1].first && halves[1].last == parent.range.last);
+    let mut position = None;
+    let ended = until("the end of the parent", PATIENCE, async || {
+        let read = source.read(&parent.lineage, position).await.map_err(|e| e.to_string())?;
+        position = read.batch.positions.last().copied().or(position);
+        if read.end { Ok(read) } else { Err("it goes on".to_owned()) }
+    })
+    .await;
+    let named: BTreeSet<&Lineage> = ended.children.iter().collect();
+    assert_eq!(named, children.iter().map(|c| &c.lineage).collect());
+    // Another incarnation is another source.
+    let stranger = Lineage::new("s", "1", parent.lineage.partition());
+    assert!(matches!(source.read(&stranger, None).await, Err(PortError::Fatal(_))));
+}
+
+#[tokio::test]
+async fn the_laptop_conforms() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let store = Store::open(&at("store.redb")).expect("a store");
+    rows(&store).await;
+    objects(&LocalObjects::new(&at("objects"))).await;
+    let local = LocalFiles::new(&at("s3"), &at("uploads"), "test");
+    files(&local, async |url: &str| std::fs::read(local.path(url)).ok()).await;
+    log(&LocalLog::open(&at("log"), 2).expect("a log")).await;
+    tables(&store, async || {
+        let items = store.items("t").expect("items");
+        let text = |attribute: &Attribute| match attribute {
+            Attribute::S(text) => text.clone(),
+            other => panic!("{other:?}"),
+        };
+        items.iter().map(|i| (text(&i.item.key[0].1), text(&i.item.attributes["value"]))).collect()
+    })
+    .await;
+    let stream = Arc::new(LocalStream::open(&at("stream"), 2, 1_767_571_200_000).expect("a stream"));
+    let port = LocalSource { streams: BTreeMap::from([("s".to_owned(), Arc::clone(&stream))]), files: BTreeMap::new() };
+    let send = |records: Vec<(String, Vec<u8>)>| -> futures::future::LocalBoxFuture<'_, ()> {
+        let records = records.into_iter().map(|(k, data)| (0, Record { arrival: 1_767_571_200_000, key: k.into_bytes(), data })).collect();
+        stream.append(records, None).expect("appended");
+        Box::pin(async {})
+    };
+    let split = || -> futures::future::LocalBoxFuture<'_, ()> {
+        stream.split().expect("a split");
+        Box::pin(async {})
+    };
+    source(&port, Feed { send: &send, split: &split }).await;
+}
+
+/// Makes what a suite needs as the operator does.
+async fn make(clouds: &Clouds, kind: Kind, name: &str, wish: Wish) {
+    let resource = Resource {
+        kind,
+        name: name.to_owned(),
+        purpose: None,
+        wish,
+        tags: BTreeMap::from([("leat.dev/owner".to_owned(), "test".to_owned())]),
+        deletion: leat_crds::spec::DeletionPolicy::Delete,
+        adoption: leat_crds::spec::AdoptionPolicy::Fail,
+        management: leat_crds::spec::Management::Full,
+    };
+    let services =
+        leat_operator::clouds::Services { kinesis: clouds.kinesis().await, dynamodb: clouds.dynamodb().await, glue: clouds.glue().await };
+    leat_operator::providers::apply(&services, &resource, None, &Action::Create).await.expect("created");
+    until(name, PATIENCE, async || match leat_operator::providers::observe(&services, &resource).await.map_err(|e| e.to_string())? {
+        leat_operator_core::plan::Observed::Present(found) if found.busy.is_none() && found.differences.is_empty() => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+}
+
+async fn kinesis_conforms(clouds: &Clouds) {
+    for (name, shards) in [("s", 2), ("repartition", 2)] {
+        let wish = StreamWish { shards: Some(shards), fixed: false, retention_hours: 24, kms_key: None };
+        make(clouds, Kind::KinesisStream, name, Wish::Stream(wish)).await;
+    }
+    let client = clouds.kinesis().await;
+    log(&KinesisLog::new(Stream::new(client.clone(), "repartition"), 2)).await;
+    let port = KinesisSource::new(BTreeMap::from([("s".to_owned(), Stream::new(client.clone(), "s"))]));
+    let send = |records: Vec<(String, Vec<u8>)>| -> futures::future::LocalBoxFuture<'_, ()> {
+        let client = client.clone();
+        Box::pin(async move {
+            let entry = |(key, data): (String, Vec<u8>)| {
+                PutRecordsRequestEntry::builder().data(Blob::new(data)).partition_key(key).build().expect("an entry")
+            };
+            let entries: Vec<_> = records.into_iter().map(entry).collect();
+            let answer = client.put_records().stream_name("s").set_records(Some(entries)).send().await.expect("PutRecords");
+            assert_eq!(answer.failed_record_count().unwrap_or_default(), 0);
+        })
+    };
+    let split = || -> futures::future::LocalBoxFuture<'_, ()> {
+        let client = client.clone();
+        Box::pin(async move {
+            let listed = client.list_shards().stream_name("s").send().await.expect("ListShards");
+            let half = (u128::MAX / 4).to_string();
+            client
+                .split_shard()
+                .stream_name("s")
+                .shard_to_split(listed.shards()[0].shard_id())
+                .new_starting_hash_key(half)
+                .send()
+                .await
+                .expect("SplitShard");
+        })
+    };
+    source(&port, Feed { send: &send, split: &split }).await;
+}
+
+#[tokio::test]
+async fn aws_conforms() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let clouds = Clouds::start(folder.path(), Kinesis::Ferrokinesis).await;
+    kinesis_conforms(&clouds).await;
+    let key = |name: &str| (name.to_owned(), KeyType::S);
+    let table = |partition: &str, sort: Option<&str>| {
+        let sort_key = sort.map(key);
+        Wish::Table(Table {
+            partition_key: key(partition),
+            sort_key,
+            time_to_live: None,
+            point_in_time_recovery: false,
+            deletion_protection: false,
+        })
+    };
+    make(&clouds, Kind::DynamoDbTable, "leases", table("leaseKind", Some("leaseKey"))).await;
+    make(&clouds, Kind::DynamoDbTable, "sink", table("id", None)).await;
+    let dynamodb = clouds.dynamodb().await;
+    rows(&LeaseTable::new(dynamodb.clone(), "leases")).await;
+    let sink = SinkTables::new(HashMap::from([("t".to_owned(), (dynamodb.clone(), "sink".to_owned()))]));
+    tables(&sink, async || {
+        let found = dynamodb.scan().table_name("sink").consistent_read(true).send().await.expect("items");
+        found.items().iter().map(|i| (i["id"].as_s().expect("id").clone(), i["value"].as_s().expect("value").clone())).collect()
+    })
+    .await;
+    let s3 = clouds.s3().await;
+    for bucket in ["lake", "storage"] {
+        s3.create_bucket().bucket(bucket).send().await.expect("a bucket");
+    }
+    objects(&S3Objects::new(S3Store::new(s3.clone(), None), "s3://storage/here")).await;
+    files(&S3Files::new(S3Store::new(s3.clone(), None)), async |url: &str| {
+        let key = url.strip_prefix("s3://lake/").expect("a key");
+        let answer = s3.get_object().bucket("lake").key(key).send().await.ok()?;
+        Some(answer.body.collect().await.expect("bytes").to_vec())
+    })
+    .await;
+
+    // A table that refuses: the answer names what was tried and whether it can pass by itself.
+    clouds.proxy.refuse(Some(("PutItem", "ProvisionedThroughputExceededException")));
+    let leases = LeaseTable::new(dynamodb.clone(), "leases");
+    let throttled = leases.put("session/a", row(0, 1, "{}"), Expect::Absent { job: 0 }).await;
+    assert!(
+        matches!(&throttled, Err(PortError::Unclear(why)) if why.contains("DynamoDB PutItem") && why.contains("throttled")),
+        "{throttled:?}"
+    );
+    clouds.proxy.refuse(Some(("PutItem", "InternalServerError")));
+    assert!(matches!(leases.put("session/a", row(0, 1, "{}"), Expect::Absent { job: 0 }).await, Err(PortError::Unclear(_))));
+    clouds.proxy.refuse(Some(("PutItem", "AccessDeniedException")));
+    let denied = leases.put("session/a", row(0, 1, "{}"), Expect::Absent { job: 0 }).await;
+    assert!(matches!(&denied, Err(PortError::Fatal(why)) if why.contains("allow this action in the policy of the role")), "{denied:?}");
+}
+
+/// kinesis-local names child shards in its answers and knows capacity on demand.
+#[tokio::test]
+async fn another_kinesis_conforms() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let clouds = Clouds::start(folder.path(), Kinesis::KinesisLocal).await;
+    kinesis_conforms(&clouds).await;
+    let wish = StreamWish { shards: None, fixed: false, retention_hours: 48, kms_key: None };
+    let resource_kind = Kind::KinesisStream;
+    let services =
+        leat_operator::clouds::Services { kinesis: clouds.kinesis().await, dynamodb: clouds.dynamodb().await, glue: clouds.glue().await };
+    let resource = Resource {
+        kind: resource_kind,
+        name: "by-use".to_owned(),
+        purpose: None,
+        wish: Wish::Stream(wish),
+        tags: BTreeMap::from([("team".to_owned(), "growth".to_owned())]),
+        deletion: leat_crds::spec::DeletionPolicy::Delete,
+        adoption: leat_crds::spec::AdoptionPolicy::Fail,
+        management: leat_crds::spec::Management::Full,
+    };
+    // Creation, then one change after another, until nothing differs.
+    until("the stream as it should be", PATIENCE, async || {
+        use leat_operator_core::plan::Observed;
+        let observed = leat_operator::providers::observe(&services, &resource).await.map_err(|e| e.to_string())?;
+        let action = match &observed {
+            Observed::Absent => Action::Create,
+            Observed::Present(found) if found.busy.is_none() && found.differences.is_empty() => return Ok(()),
+            Observed::Present(found) if found.busy.is_none() => Action::Update(found.differences.clone()),
+            other => return Err(format!("{other:?}")),
+        };
+        leat_operator::providers::apply(&services, &resource, None, &action).await.map_err(|e| e.to_string())?;
+        Err(format!("{action:?}"))
+    })
+    .await;
+    let summary = clouds.kinesis().await.describe_stream_summary().stream_name("by-use").send().await.expect("the stream");
+    let summary = summary.stream_description_summary().expect("a summary");
+    assert_eq!(summary.retention_period_hours(), 48);
+    assert_eq!(summary.stream_mode_details().map(|m| m.stream_mode().as_str()), Some("ON_DEMAND"));
+}
