@@ -68,6 +68,10 @@ pub async fn plan(documents: &[Document], installation: &str) -> Result<Result<P
         Ok(pipeline) => pipeline,
         Err(problems) => return Ok(Err(problems)),
     };
+    let problems = leat_operator_core::validate::problems(&pipeline.program);
+    if !problems.is_empty() {
+        return Ok(Err(problems.into_iter().map(|p| pipeline.document.locate(p)).collect()));
+    }
     let document = &pipeline.program.document;
     let (namespace, name) = (document.namespace.clone(), document.name.clone());
     let api: Api<DynamicObject> = Api::namespaced_with(installation.kube.clone(), &namespace, &api_resource());

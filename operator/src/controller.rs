@@ -142,6 +142,12 @@ async fn reconcile(pipeline: Arc<DynamicObject>, context: Arc<Context>) -> Resul
     }
 }
 
+/// A program that a cluster can run.
+fn fits(program: Program) -> Result<Program, Vec<Problem>> {
+    let problems = leat_operator_core::validate::problems(&program);
+    if problems.is_empty() { Ok(program) } else { Err(problems) }
+}
+
 /// The spec of an object, or everything that is wrong with its shape.
 fn spec_of(pipeline: &DynamicObject) -> Result<StreamingPipelineSpec, Vec<Problem>> {
     let spec = pipeline.data.get("spec").cloned().unwrap_or_default();
@@ -173,7 +179,7 @@ async fn apply(pipeline: &DynamicObject, context: &Context) -> Result<Action, Pa
         }
         Ok(spec) => {
             let references = installation.references(&namespace, &spec).await?;
-            leat_compile::compile(&namespace, &pipeline.name_any(), spec, &references)
+            leat_compile::compile(&namespace, &pipeline.name_any(), spec, &references).and_then(fits)
         }
         Err(problems) => Err(problems),
     };

@@ -95,8 +95,12 @@ fn dependencies_keep_to_the_borders() {
     never("leat-crds", &["leat-compile", "leat-runtime", "leat-runtime-core", "leat-operator-core", "leat"]);
     never("leat-compile", &["leat-runtime", "leat-runtime-core", "leat-operator-core", "leat"]);
     never("leat-runtime-core", &["leat-crds", "leat-compile", "leat-runtime", "leat-operator-core", "leat", "arrow", "datafusion-"]);
-    never("leat-runtime", &["leat-operator-core", "leat"]);
-    never("leat-operator-core", &["leat-runtime", "leat-runtime-core", "leat"]);
+    never("leat-runtime", &["leat-operator-core", "leat-operator", "leat", "kube", "k8s-openapi", "aws-sdk-glue"]);
+    never("leat-operator-core", &["leat-runtime", "leat-runtime-core", "leat-operator", "leat-aws", "leat"]);
+    never("leat-operator", &["leat-runtime", "leat-runtime-core", "leat", "aws-sdk-s3"]);
+    never("leat-aws", &["leat-compile", "leat-operator-core", "leat-runtime-core", "kube", "aws-sdk-"]);
+    // The command line looks at clouds only through the operator.
+    never("leat", &["aws-"]);
 }
 
 #[test]

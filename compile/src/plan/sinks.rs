@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field as ArrowField, Schema, SchemaRef};
 use leat_crds::problem::suggest;
-use leat_crds::spec::{FileFormat, FilePartition, KeyType, S3Sink, Sink};
+use leat_crds::spec::{FileFormat, FilePartition, KeyType, S3Sink, Sink, StreamingPipelineSpec};
 use leat_crds::values::{Duration, Size};
 
 use super::lower::{Lowering, Place, TIMESTAMP};
@@ -95,7 +95,7 @@ fn files(l: &mut Lowering<'_>, path: &str, sink: &Sink, s3: &S3Sink) {
     let index = l.program.files.len();
     l.program.files.push(FilesSpec {
         name: label(&sink.name),
-        location: s3.location.clone(),
+        location: place(&l.document.spec, &s3.location),
         format: s3.format,
         partition: s3.partition_by.first().copied(),
         roll_size: roll.size.unwrap_or(Size::from_bytes(128 << 20)),
@@ -230,7 +230,8 @@ fn dead_letters(l: &mut Lowering<'_>) {
             ports
         })
         .collect();
-    let location = l.document.spec.dead_letter.as_ref().map_or_else(|| "dead-letters/".to_owned(), |d| d.s3.location.clone());
+    let location = l.document.spec.dead_letter.as_ref().map_or("dead-letters/", |d| d.s3.location.as_str());
+    let location = place(&l.document.spec, location);
     let index = l.program.files.len();
     let schema = dead_letter_schema();
     l.program.files.push(FilesSpec {
@@ -273,5 +274,13 @@ fn sides(op: &Op) -> (bool, bool) {
         Op::Partial(_) => (true, true),
         Op::Table(_) => (true, false),
         Op::Files(_) | Op::RawFiles(_) => (false, false),
+    }
+}
+
+/// A location without scheme is under the pipeline's storage, if it has one.
+fn place(spec: &StreamingPipelineSpec, location: &str) -> String {
+    match &spec.storage {
+        Some(storage) if !location.contains("://") => format!("{}/{location}", storage.location.trim_end_matches('/')),
+        _ => location.to_owned(),
     }
 }

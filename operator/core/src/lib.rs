@@ -5,3 +5,4 @@ pub mod desired;
 pub mod plan;
 pub mod report;
 pub mod resource;
+pub mod validate;

@@ -367,7 +367,30 @@ fn keep_newest(items: &mut Vec<Item>) {
     *items = newest;
 }
 
-/// A table's items, and the rows for which an attribute could not be computed.
+/// Longest values of keys, in bytes (DynamoDB quotas).
+const LONGEST_PARTITION_KEY: usize = 2_048;
+const LONGEST_SORT_KEY: usize = 1_024;
+
+/// Why DynamoDB does not take a value as a key.
+fn refused_key(attribute: &Attribute, longest: usize) -> Option<&'static str> {
+    match attribute {
+        Attribute::Null => Some("a key is not NULL"),
+        Attribute::Bool(_) => Some("a key is text or a number"),
+        Attribute::S(text) if text.is_empty() => Some("a key is not empty"),
+        Attribute::S(text) if text.len() > longest => Some("the key is too long"),
+        Attribute::S(_) | Attribute::N(_) => None,
+    }
+}
+
+/// Why DynamoDB does not take a value: its numbers are finite, from 1E-130 to below 1E+126.
+fn refused(attribute: &Attribute) -> Option<&'static str> {
+    let Attribute::N(text) = attribute else { return None };
+    let number: f64 = text.parse().unwrap_or(f64::NAN);
+    let fits = number == 0.0 || (1e-130..1e126).contains(&number.abs());
+    (!fits).then_some("the number is out of its range")
+}
+
+/// A table's items, and the rows that cannot become one.
 fn items(spec: &TableSpec, rows: &RecordBatch) -> (Vec<Item>, Vec<Failure>) {
     let mut failures = Vec::new();
     let mut columns: Vec<(&String, ArrayRef)> = Vec::new();
@@ -375,6 +398,16 @@ fn items(spec: &TableSpec, rows: &RecordBatch) -> (Vec<Item>, Vec<Failure>) {
         let (array, failed) = evaluate::evaluate(expr, rows);
         columns.push((name, array));
         failures.extend(failed);
+    }
+    for row in 0..rows.num_rows() {
+        let of = |i: usize| attribute(&evaluate::value(&columns[i].1, row), columns[i].1.data_type());
+        let keys =
+            [(spec.partition_key.1, LONGEST_PARTITION_KEY)].into_iter().chain(spec.sort_key.as_ref().map(|(_, i)| (*i, LONGEST_SORT_KEY)));
+        let of_key = keys.map(|(i, longest)| (i, refused_key(&of(i), longest)));
+        let of_any = (0..columns.len()).map(|i| (i, refused(&of(i))));
+        if let Some((i, why)) = of_key.chain(of_any).find_map(|(i, why)| Some((i, why?))) {
+            failures.push(Failure { row, detail: format!("DynamoDB does not take `{}`: {why}", columns[i].0) });
+        }
     }
     let fine = |row: &usize| !failures.iter().any(|f| f.row == *row);
     let items = (0..rows.num_rows())
