@@ -283,11 +283,11 @@ fn order(mut rows: Vec<Row>) -> Vec<Row> {
     };
     let waits_for: Vec<String> = rows.iter().filter(open).map(|r| format!("{} {}", r.resource.kind.name(), r.resource.name)).collect();
     if let Some(first) = waits_for.first() {
-        let others = if waits_for.len() > 1 { format!(" and {} more", waits_for.len() - 1) } else { String::new() };
+        let (others, are) = if waits_for.len() > 1 { (format!(" and {} more", waits_for.len() - 1), "are") } else { (String::new(), "is") };
         for row in rows.iter_mut().filter(|r| r.resource.kind == Kind::Deployment) {
             for change in &mut row.changes {
                 if change.made() {
-                    change.action = Action::Wait(format!("it is started when {first}{others} is there"));
+                    change.action = Action::Wait(format!("it is started when {first}{others} {are} there"));
                 }
             }
         }
@@ -330,3 +330,7 @@ pub fn forgotten(recorded: &[ResourceStatus], wanted: &[Row]) -> Vec<ResourceSta
         })
         .collect()
 }
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;
