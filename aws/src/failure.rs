@@ -46,6 +46,16 @@ pub enum Failure {
         /// AWS's word.
         code: String,
     },
+    /// The resource takes no such call now; it had no effect.
+    #[error("{call}: not now ({code}: {message}); it is tried again")]
+    Busy {
+        /// What was tried.
+        call: Call,
+        /// AWS's word.
+        code: String,
+        /// AWS's sentence.
+        message: String,
+    },
     /// AWS refused; it had no effect.
     #[error("{call}: {code}: {message}{}", advice(.code))]
     Refused {
@@ -69,8 +79,10 @@ impl Failure {
                 let status = service.raw().status().as_u16();
                 if THROTTLED.contains(&code.as_str()) || status == 429 {
                     Failure::Throttled { call, code: format!("{code}: {message}") }
-                } else if status >= 500 || BUSY.contains(&code.as_str()) {
+                } else if status >= 500 || UNCLEAR.contains(&code.as_str()) {
                     unclear(format!("{code}: {message}"))
+                } else if BUSY.contains(&code.as_str()) {
+                    Failure::Busy { call, code, message }
                 } else {
                     Failure::Refused { call, code, message }
                 }
@@ -78,21 +90,18 @@ impl Failure {
             SdkError::TimeoutError(_) => unclear("time-out".to_owned()),
             SdkError::DispatchFailure(failure) => {
                 let why = failure.as_connector_error().map_or_else(|| "not sent".to_owned(), |e| chain(e));
-                // Without credentials nothing is ever sent.
-                if failure.is_other() && why.contains("credentials") {
-                    return Failure::Refused { call, code: "NoCredentials".to_owned(), message: why };
-                }
-                unclear(why)
+                // Without credentials nothing is ever sent; those of a role may come back.
+                unclear(if failure.is_other() && why.contains("credentials") { format!("no credentials: {why}") } else { why })
             }
             SdkError::ResponseError(response) => unclear(format!("unreadable answer ({})", response.raw().status().as_u16())),
             other => Failure::Refused { call, code: "InvalidRequest".to_owned(), message: chain(other) },
         }
     }
 
-    /// AWS's word for a refusal.
+    /// AWS's word for a refusal, for now or for good.
     pub fn code(&self) -> Option<&str> {
         match self {
-            Failure::Refused { code, .. } => Some(code),
+            Failure::Refused { code, .. } | Failure::Busy { code, .. } => Some(code),
             _ => None,
         }
     }
@@ -104,31 +113,35 @@ impl Failure {
 }
 
 /// Words for too many calls, of all services.
-const THROTTLED: [&str; 8] = [
+const THROTTLED: [&str; 7] = [
     "ThrottlingException",
     "Throttling",
     "TooManyRequestsException",
     "ProvisionedThroughputExceededException",
     "RequestLimitExceeded",
     "SlowDown",
-    "LimitExceededException",
     "KMSThrottlingException",
 ];
 
+/// Words after which the outcome is looked at.
+const UNCLEAR: [&str; 5] = [
+    "ConcurrentModificationException",
+    "TransactionConflictException",
+    "TransactionInProgressException",
+    "OperationAborted",
+    "RequestTimeout",
+];
+
 /// Words for a refusal that ends by itself.
-const BUSY: [&str; 4] =
-    ["ConcurrentModificationException", "TransactionConflictException", "TransactionInProgressException", "OperationAborted"];
+const BUSY: [&str; 3] = ["ContinuousBackupsUnavailableException", "ResourceInUseException", "LimitExceededException"];
 
 /// What a user can do.
 fn advice(code: &str) -> &'static str {
     match code {
         "AccessDeniedException" | "AccessDenied" | "UnauthorizedOperation" => "; allow this action in the policy of the role",
-        "ExpiredToken"
-        | "ExpiredTokenException"
-        | "UnrecognizedClientException"
-        | "InvalidClientTokenId"
-        | "InvalidSignatureException"
-        | "NoCredentials" => "; give the process valid credentials for this account",
+        "ExpiredToken" | "ExpiredTokenException" | "UnrecognizedClientException" | "InvalidClientTokenId" | "InvalidSignatureException" => {
+            "; give the process valid credentials for this account"
+        }
         "KMSAccessDeniedException" | "KMSDisabledException" | "KMSNotFoundException" | "KMSInvalidStateException" => {
             "; check the key, its policy and its state"
         }

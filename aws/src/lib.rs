@@ -24,8 +24,15 @@ use leat_crds::spec::Aws;
 const CALL: Duration = Duration::from_secs(30);
 /// Longest that one try may take.
 const TRY: Duration = Duration::from_secs(10);
+/// Longest that a call with a large body may take: 1 GiB at 2 MiB/s.
+const BODY: Duration = Duration::from_secs(600);
 /// Longest that a connection may take.
 const CONNECT: Duration = Duration::from_secs(3);
+
+/// Time-outs of calls whose bodies may be large; a connection that stalls ends sooner by itself.
+pub fn for_bodies() -> TimeoutConfig {
+    TimeoutConfig::builder().operation_timeout(BODY).operation_attempt_timeout(BODY).connect_timeout(CONNECT).build()
+}
 
 /// Prefix of the environment variables that name endpoints.
 pub const ENDPOINT_VARIABLES: &str = "AWS_ENDPOINT_URL";

@@ -84,11 +84,11 @@ pub async fn plan(documents: &[Document], installation: &str) -> Result<Result<P
         installation.workers = workers;
     }
     let status = live.as_ref().and_then(|l| serde_json::from_value(l.data.get("status")?.clone()).ok()).unwrap_or_default();
-    let changed = live.as_ref().is_some_and(|l| l.data.get("spec") != pipeline.document.value.get("spec"));
-    let generation = live.as_ref().and_then(|l| l.metadata.generation).unwrap_or(1) + i64::from(changed);
+    let generation = live.as_ref().and_then(|l| l.metadata.generation).unwrap_or(1);
     let uid = live.and_then(|l| l.metadata.uid);
-    let subject = Subject { program: pipeline.program, uid, generation, status };
-    let rows = installation.plan(&subject).await;
+    let subject =
+        Subject { program: pipeline.program, uid, generation, now: u64::try_from(crate::feed::now()).unwrap_or_default(), status };
+    let rows = installation.plan(&subject).await.context("cannot read the job from the cluster")?;
     let mut planned = Planned { pipeline: format!("{namespace}/{name}"), resources: rows.len(), ..Planned::default() };
     for row in &rows {
         if let Observed::Unknown(why) = &row.observed {

@@ -2,7 +2,7 @@
 //! finds its own again, also from another cluster. A namespace has no dot, so no two pipelines share a name.
 
 /// Longest name of a pipeline, in characters: names made of it fit into labels and into Kinesis' 128.
-pub const LONGEST: usize = 48;
+pub const LONGEST: usize = 47;
 
 /// Lease table (DynamoDB).
 pub fn lease_table(namespace: &str, name: &str) -> String {

@@ -17,6 +17,7 @@ pub type Planned = Option<serde_json::Value>;
 /// A streaming pipeline: what it needs, how data flows through it, how it runs.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "!has(oldSelf.storage) || (has(self.storage) && self.storage.location == oldSelf.storage.location)", "message": "storage.location does not change: the state of the pipeline is there; another place is another pipeline"}]))]
 pub struct StreamingPipelineSpec {
     /// Account and region of everything this pipeline provisions. Default: the operator's own.
     #[serde(skip_serializing_if = "Option::is_none")]

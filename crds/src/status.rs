@@ -10,6 +10,9 @@ pub struct StreamingPipelineStatus {
     /// The generation of the spec that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+    /// The newest generation that was carried out whole: what differs later is drift.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub carried_out_generation: Option<i64>,
     /// Ready: everything is as declared. Reconciling: changes are under way. Stalled: it does not go on by itself.
     /// Healthy: the workers are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
-use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
+use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
 use kube::runtime::controller::{Action, Controller};
 use kube::runtime::finalizer::{self, finalizer};
 use kube::runtime::reflector::ObjectRef;
@@ -26,7 +26,7 @@ use leat_operator_core::children::selector;
 use leat_operator_core::desired;
 use leat_operator_core::plan::{self, Row};
 use leat_operator_core::report::{Facts, Outcome, invalid, status};
-use leat_operator_core::resource::Kind;
+use leat_operator_core::resource::{Kind, Wish};
 use thiserror::Error;
 
 use crate::events::Events;
@@ -162,6 +162,11 @@ fn status_of(pipeline: &DynamicObject) -> StreamingPipelineStatus {
     pipeline.data.get("status").cloned().and_then(|s| serde_json::from_value(s).ok()).unwrap_or_default()
 }
 
+/// Now, ms since the epoch.
+fn millis() -> u64 {
+    u64::try_from(k8s_openapi::jiff::Timestamp::now().as_millisecond()).unwrap_or_default()
+}
+
 fn now() -> String {
     k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
@@ -194,8 +199,8 @@ async fn apply(pipeline: &DynamicObject, context: &Context) -> Result<Action, Pa
             return Ok(Action::await_change());
         }
     };
-    let subject = Subject { program, uid: pipeline.uid(), generation, status: before.clone() };
-    let rows = installation.plan(&subject).await;
+    let subject = Subject { program, uid: pipeline.uid(), generation, now: millis(), status: before.clone() };
+    let rows = installation.plan(&subject).await?;
     let outcomes = carry_out(context, pipeline, &subject, &rows).await;
     let next = status(&Facts {
         rows: &rows,
@@ -211,7 +216,8 @@ async fn apply(pipeline: &DynamicObject, context: &Context) -> Result<Action, Pa
     if let Some(stalled) = is("Stalled").filter(|_| changed) {
         context.events.warning(&pipeline.object_ref(&api_resource()), &stalled.reason, &stalled.message).await;
     }
-    let failed = outcomes.values().any(|o| o.failed.is_some());
+    let unknown = rows.iter().any(|r| matches!(r.observed, plan::Observed::Unknown(_)));
+    let failed = unknown || outcomes.values().any(|o| o.failed.is_some());
     let open = outcomes.values().any(|o| !o.made.is_empty())
         || rows.iter().any(|r| r.changes.iter().any(|c| matches!(c.action, plan::Action::Wait(_))));
     Ok(Action::requeue(match () {
@@ -225,8 +231,14 @@ async fn apply(pipeline: &DynamicObject, context: &Context) -> Result<Action, Pa
 async fn carry_out(context: &Context, pipeline: &DynamicObject, subject: &Subject, rows: &[Row]) -> BTreeMap<(Kind, String), Outcome> {
     let about = pipeline.object_ref(&api_resource());
     let mut outcomes: BTreeMap<(Kind, String), Outcome> = BTreeMap::new();
+    let mut child_failed = false;
     for row in rows {
+        let child = matches!(row.resource.wish, Wish::Object(_));
         for change in row.changes.iter().filter(|c| c.made()) {
+            // Workers must not start with the job before.
+            if child && child_failed {
+                continue;
+            }
             let outcome = outcomes.entry((row.resource.kind, row.resource.name.clone())).or_default();
             match context.run.installation.apply(subject, row, &change.action).await {
                 Ok(()) => {
@@ -236,6 +248,7 @@ async fn carry_out(context: &Context, pipeline: &DynamicObject, subject: &Subjec
                 Err(error) => {
                     context.events.warning(&about, "CallFailed", &error.to_string()).await;
                     outcome.failed = Some((error.to_string(), error.passes()));
+                    child_failed |= child;
                     break;
                 }
             }
@@ -332,14 +345,22 @@ async fn end(
         // What it refers to may have been deleted with it: the workers' document has it all.
         Err(problems) => job_program(context, &namespace, &name).await?.ok_or_else(|| PassError::Deletion(listed(&problems)))?,
     };
-    let subject =
-        Subject { program, uid: pipeline.uid(), generation: pipeline.metadata.generation.unwrap_or_default(), status: before.clone() };
+    let subject = Subject {
+        program,
+        uid: pipeline.uid(),
+        generation: pipeline.metadata.generation.unwrap_or_default(),
+        now: millis(),
+        status: before.clone(),
+    };
     // Nothing reads or writes any more before what it reads and writes goes.
     let deployments: Api<Deployment> = Api::namespaced(installation.kube.clone(), &namespace);
     let workers = names::workers(&name);
-    if let Some(found) = deployments.get_opt(&workers).await? {
+    let ours = |d: &Deployment| d.metadata.owner_references.iter().flatten().any(|o| Some(&o.uid) == pipeline.metadata.uid.as_ref());
+    if let Some(found) = deployments.get_opt(&workers).await?.filter(ours) {
         if found.metadata.deletion_timestamp.is_none() {
-            deployments.delete(&workers, &kube::api::DeleteParams::foreground()).await?;
+            let exactly = Preconditions { uid: found.metadata.uid.clone(), ..Preconditions::default() };
+            let parameters = DeleteParams { preconditions: Some(exactly), ..DeleteParams::foreground() };
+            deployments.delete(&workers, &parameters).await?;
         }
         if found.status.and_then(|s| s.replicas).unwrap_or_default() > 0 {
             return Err(PassError::Deletion("the workers are being stopped".to_owned()));
@@ -352,8 +373,12 @@ async fn end(
             return Err(PassError::Deletion(why.clone()));
         }
     }
-    match outcomes.into_values().find_map(|o| o.failed) {
-        Some((why, _)) => Err(PassError::Deletion(why)),
+    if let Some((why, _)) = outcomes.into_values().find_map(|o| o.failed) {
+        return Err(PassError::Deletion(why));
+    }
+    // What is on its way out would look like ours, and then vanished, to the next pipeline of this name.
+    match rows.iter().find(|r| !r.changes.is_empty()) {
+        Some(row) => Err(PassError::Deletion(format!("{} {} is being deleted", row.resource.kind.name(), row.resource.name))),
         None => Ok(()),
     }
 }

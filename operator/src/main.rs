@@ -30,7 +30,9 @@ struct Arguments {
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let kube = kube::Client::try_default().await.context("cannot reach a cluster: give a kubeconfig, or run in one")?;
-    let endpoints = std::env::vars().filter(|(name, _)| name.starts_with(leat_aws::ENDPOINT_VARIABLES));
+    // The manifest's own region stands above this one.
+    let handed_on = |name: &str| name == "AWS_REGION" || name.starts_with(leat_aws::ENDPOINT_VARIABLES);
+    let endpoints = std::env::vars().filter(|(name, _)| handed_on(name));
     let environment: BTreeMap<String, String> = endpoints.collect();
     let installation = Installation {
         id: arguments.installation,

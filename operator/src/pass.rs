@@ -9,6 +9,8 @@ use kube::{Api, Client};
 use leat_aws::Target;
 use leat_compile::References;
 use leat_compile::program::Program;
+use leat_crds::job::JobDocument;
+use leat_crds::names;
 use leat_crds::spec::{DriftPolicy, StreamingPipelineSpec};
 use leat_crds::status::StreamingPipelineStatus;
 use leat_operator_core::children::{Parent, WorkerImage, children};
@@ -42,6 +44,8 @@ pub struct Subject {
     pub uid: Option<String>,
     /// Its generation.
     pub generation: i64,
+    /// When it is looked at, ms since the epoch: the revision of a job that is new.
+    pub now: u64,
     /// Its status.
     pub status: StreamingPipelineStatus,
 }
@@ -118,19 +122,29 @@ impl Installation {
         Context {
             owner: self.owner(&subject.program).to_string(),
             recorded: subject.status.resources.clone(),
-            settled: subject.status.observed_generation == Some(subject.generation)
-                && subject.status.conditions.iter().any(|c| c.kind == "Ready" && c.reason == "AsDeclared"),
+            settled: subject.status.carried_out_generation == Some(subject.generation),
             drift: subject.program.document.spec.drift_policy.filter(|d| *d == DriftPolicy::Report),
         }
     }
 
+    /// The revision of a pipeline's job: that of the ConfigMap when it holds this very job, else a new one.
+    async fn revision(&self, subject: &Subject) -> Result<u64, kube::Error> {
+        let document = &subject.program.document;
+        let maps: Api<ConfigMap> = Api::namespaced(self.kube.clone(), &document.namespace);
+        let data = maps.get_opt(&names::job(&document.name)).await?.and_then(|m| m.data).unwrap_or_default();
+        let held: Option<JobDocument> = data.get("job.json").and_then(|j| serde_json::from_str(j).ok());
+        let revision = data.get("revision").and_then(|r| r.parse().ok());
+        let same = held.is_some_and(|held| leat_compile::job_hash(&held) == leat_compile::job_hash(document));
+        Ok(revision.filter(|_| same).unwrap_or(subject.now))
+    }
+
     /// Looks at everything that a pipeline needs, and plans.
-    pub async fn plan(&self, subject: &Subject) -> Vec<Row> {
+    pub async fn plan(&self, subject: &Subject) -> Result<Vec<Row>, kube::Error> {
         let mut resources = desired(&subject.program, &self.owner(&subject.program));
-        let parent = Parent { uid: subject.uid.clone(), generation: subject.generation };
+        let parent = Parent { uid: subject.uid.clone(), revision: self.revision(subject).await? };
         resources.extend(children(&subject.program, &parent, &self.workers));
         let looked_at = self.look(subject, resources).await;
-        plan(looked_at, &self.context(subject))
+        Ok(plan(looked_at, &self.context(subject)))
     }
 
     /// Looks at everything in AWS that a pipeline has, and plans its end. Children go with their owner.

@@ -14,14 +14,16 @@ use leat_aws::{Retries, SdkConfig, Target};
 use leat_compile::program::{Input, Program};
 use leat_crds::job::JobDocument;
 use leat_crds::names;
+use leat_runtime_core::path;
+use leat_runtime_core::row::PipelineRow;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::connectors::aws::dynamodb::{LeaseTable, SinkTables};
 use crate::connectors::aws::kinesis::{KinesisLog, KinesisSource, Stream};
 use crate::connectors::aws::s3::{S3Files, S3Objects, Store};
-use crate::engine::ports::{Clock, Ports};
-use crate::engine::task::Settings;
+use crate::engine::ports::{Clock, Objects, PortError, Ports, Rows};
+use crate::engine::task::{self, Settings, TaskError};
 use crate::engine::worker::{Worker, WorkerError};
 
 /// Time between two rounds of a worker.
@@ -123,35 +125,64 @@ pub async fn ports(program: &Program) -> Result<Ports, ServiceError> {
     let mut clouds = Clouds::default();
     let home = clouds.of(Target::of(spec.aws.as_ref(), None)).await;
     let storage = spec.storage.as_ref().ok_or_else(|| ServiceError::Document("spec.storage is missing: name a prefix in S3".to_owned()))?;
-    let mut streams = BTreeMap::new();
-    for source in &program.sources {
-        let Input::Stream(name) = &source.input else {
-            return Err(ServiceError::Document(format!("the source `{}` reads files, which only `leat dev` does", source.name)));
-        };
-        let declared = spec.streams.iter().find(|s| s.name == *name);
-        let Some((stream, kinesis)) = declared.and_then(|s| Some((s, s.kinesis.as_ref()?))) else { continue };
-        let config = clouds.of(Target::of(spec.aws.as_ref(), stream.aws.as_ref())).await;
-        streams.insert(source.name.clone(), Stream::new(aws_sdk_kinesis::Client::new(&config), &kinesis.stream_name));
-    }
-    let mut tables = HashMap::new();
-    for table in &spec.tables {
-        let Some(dynamodb) = &table.dynamodb else { continue };
-        let config = clouds.of(Target::of(spec.aws.as_ref(), table.aws.as_ref())).await;
-        tables.insert(table.name.clone(), (aws_sdk_dynamodb::Client::new(&config), dynamodb.table_name.clone()));
-    }
     let leases = names::lease_table(&document.namespace, &document.name);
     let repartition = names::repartition_stream(&document.namespace, &document.name);
-    let s3 = aws_sdk_s3::Client::from_conf(aws_sdk_s3::config::Builder::from(&home).force_path_style(path_style()).build());
+    let s3 = aws_sdk_s3::config::Builder::from(&home).force_path_style(path_style()).timeout_config(leat_aws::for_bodies());
+    let s3 = aws_sdk_s3::Client::from_conf(s3.build());
     let prefix = format!("{}/{}/{}", storage.location.trim_end_matches('/'), document.namespace, document.name);
+    let rows = LeaseTable::new(aws_sdk_dynamodb::Client::new(&home), &leases);
+    let objects = S3Objects::new(Store::new(s3.clone(), storage.kms_key_id.clone()), &prefix);
+    // The job that runs may have to be drained: with streams and tables that this one does not have any more.
+    let before = job_before(&rows, &objects).await.map_err(|e| ServiceError::Worker(TaskError::from(e).into()))?;
+    let mut streams = BTreeMap::new();
+    for program in std::iter::once(program).chain(&before) {
+        let spec = &program.document.spec;
+        for source in &program.sources {
+            let Input::Stream(name) = &source.input else {
+                return Err(ServiceError::Document(format!("the source `{}` reads files, which only `leat dev` does", source.name)));
+            };
+            let declared = spec.streams.iter().find(|s| s.name == *name);
+            let Some((stream, kinesis)) = declared.and_then(|s| Some((s, s.kinesis.as_ref()?))) else { continue };
+            let config = clouds.of(Target::of(spec.aws.as_ref(), stream.aws.as_ref())).await;
+            let made = || Stream::new(aws_sdk_kinesis::Client::new(&config), &kinesis.stream_name);
+            streams.entry(source.name.clone()).or_insert_with(made);
+        }
+    }
+    let mut tables = HashMap::new();
+    for spec in std::iter::once(spec).chain(before.as_ref().map(|p| &p.document.spec)) {
+        for table in &spec.tables {
+            let Some(dynamodb) = &table.dynamodb else { continue };
+            let config = clouds.of(Target::of(spec.aws.as_ref(), table.aws.as_ref())).await;
+            let made = || (aws_sdk_dynamodb::Client::new(&config), dynamodb.table_name.clone());
+            tables.entry(table.name.clone()).or_insert_with(made);
+        }
+    }
     Ok(Ports {
-        rows: Arc::new(LeaseTable::new(aws_sdk_dynamodb::Client::new(&home), &leases)),
-        objects: Arc::new(S3Objects::new(Store::new(s3.clone(), storage.kms_key_id.clone()), &prefix)),
+        rows: Arc::new(rows),
+        objects: Arc::new(objects),
         files: Arc::new(S3Files::new(Store::new(s3, None))),
         log: Arc::new(KinesisLog::new(Stream::new(aws_sdk_kinesis::Client::new(&home), &repartition), document.repartition_partitions)),
         source: Arc::new(KinesisSource::new(streams)),
         tables: Arc::new(SinkTables::new(tables)),
         clock: Arc::new(SystemClock),
     })
+}
+
+/// The program of the job that runs, if one does and its document can be read.
+async fn job_before(rows: &LeaseTable, objects: &S3Objects) -> Result<Option<Program>, PortError> {
+    let mut tries = 0;
+    let row = loop {
+        match rows.get(path::PIPELINE).await {
+            Err(PortError::Unclear(_)) if tries < 60 => tries += 1,
+            answer => break answer?,
+        }
+        tokio::time::sleep(ROUND).await;
+    };
+    let Some(row) = row else { return Ok(None) };
+    let Ok(pipeline) = task::decode::<PipelineRow>(&row.body) else { return Ok(None) };
+    // Who has to drain it and cannot read it says so by itself.
+    let Ok(bytes) = objects.get(&path::job(&pipeline.job_hash)).await else { return Ok(None) };
+    Ok(serde_json::from_slice(&bytes).ok().and_then(|document| leat_compile::compile_document(document).ok()))
 }
 
 /// Buckets of an endpoint that is not AWS's are part of the path: its host name has no names below it.

@@ -57,18 +57,19 @@ impl World {
         Self { folder: folder.to_owned(), cluster, clouds, operator }
     }
 
-    /// The job as the operator wrote it, in a folder as a pod sees it.
-    fn job(&self, revision: &str) -> Result<PathBuf, String> {
+    /// The job as the operator wrote it, in a folder as a pod sees it, when its revision is above `before`.
+    fn job(&self, before: u64) -> Result<(PathBuf, u64), String> {
         let map = self.cluster.get("analytics", "configmap", "clickstream-job")?;
-        if map["data"]["revision"] != revision {
-            return Err(format!("the ConfigMap has revision {}", map["data"]["revision"]));
+        let revision: u64 = map["data"]["revision"].as_str().and_then(|r| r.parse().ok()).ok_or("no revision")?;
+        if revision <= before {
+            return Err(format!("the ConfigMap has revision {revision}"));
         }
         let folder = self.folder.join(format!("job-{revision}"));
         std::fs::create_dir_all(&folder).map_err(|e| e.to_string())?;
         for (key, value) in map["data"].as_object().into_iter().flatten() {
             std::fs::write(folder.join(key), value.as_str().unwrap_or_default()).map_err(|e| e.to_string())?;
         }
-        Ok(folder)
+        Ok((folder, revision))
     }
 
     fn worker(&self, name: &str, job: &Path) -> Worker {
@@ -326,7 +327,7 @@ async fn data(world: &World) {
     assert_eq!(records.iter().filter(|r| r.wrong).count(), WRONG_KEYS);
     let kinesis = world.clouds.kinesis().await;
     let leases = world.leases().await;
-    let job = world.job("1").expect("the job");
+    let (job, revision) = world.job(0).expect("the job");
     let mut a = world.worker("a", &job);
     let b = world.worker("b", &job);
     until("both workers to hold leases", PATIENCE, async || {
@@ -416,12 +417,12 @@ async fn data(world: &World) {
     })
     .await;
 
-    changed(world, &leases, [&mut a, &mut other]).await;
+    changed(world, &leases, revision, [&mut a, &mut other]).await;
     compare(world, &records).await;
 }
 
 /// Another job: workers end in order, new ones drain the job before, which closes its files.
-async fn changed(world: &World, leases: &LeaseTable, workers: [&mut Worker; 2]) {
+async fn changed(world: &World, leases: &LeaseTable, before: u64, workers: [&mut Worker; 2]) {
     let text = std::fs::read_to_string(repository().join("manifests/pipelines/clickstream.yaml")).expect("the manifest");
     let text = text.replace("known_type:", "has_cookie: \"cookie_id IS NOT NULL\", known_type:");
     let file = world.folder.join("changed.yaml");
@@ -432,7 +433,7 @@ async fn changed(world: &World, leases: &LeaseTable, workers: [&mut Worker; 2]) 
         "{plan}"
     );
     world.cluster.apply(&file).expect("the manifest is applied");
-    let job = until("the new job", PATIENCE, async || world.job("2")).await;
+    let (job, revision) = until("the new job", PATIENCE, async || world.job(before)).await;
     for worker in workers {
         worker.program.signal("TERM");
         assert!(worker.program.ended(PATIENCE).await, "{} did not end in order:\n{}", worker.name, worker.program.output());
@@ -442,7 +443,7 @@ async fn changed(world: &World, leases: &LeaseTable, workers: [&mut Worker; 2]) 
         let row = leases.get(path::PIPELINE).await.map_err(|e| e.to_string())?.ok_or("no row")?;
         let pipeline: PipelineRow = decode(&row.body).map_err(|e| e.to_string())?;
         let files: usize = source_rows(leases).await.iter().map(|r| r.files.len() + r.complete.len()).sum();
-        if pipeline.revision == 2 && pipeline.draining_for.is_none() && files == 0 {
+        if pipeline.revision == revision && pipeline.draining_for.is_none() && files == 0 {
             Ok(())
         } else {
             Err(format!("{files} files are open; {pipeline:?}"))
@@ -549,21 +550,25 @@ async fn ended(world: &World) {
     // A stream that exists and is not ours is in the way, and stays as it is.
     let kinesis = world.clouds.kinesis().await;
     kinesis.create_stream().stream_name("somebody-elses").shard_count(1).send().await.expect("CreateStream");
-    let manifest = |stream: &str| {
+    let manifest = |name: &str, stream: &str| {
         format!(
             "apiVersion: leat.dev/v1alpha1\nkind: StreamingPipeline\nmetadata: {{name: small, namespace: analytics}}\nspec:\n  deletionPolicy: Delete\n  \
-             storage: {{location: \"s3://example-leat/small/\"}}\n  streams:\n    - {{name: events, kinesis: {{streamName: {stream}, shards: {{initial: 1}}}}}}\n  \
-             sources:\n    - {{name: events, stream: events, format: Json, columns: {{id: VARCHAR}}}}\n  sinks:\n    - {{name: out, from: [events], s3: {{location: \"s3://example-lake/small/\", format: Parquet}}}}\n  \
+             storage: {{location: \"s3://example-leat/small/\"}}\n  streams:\n    - {{name: {name}, kinesis: {{streamName: {stream}, shards: {{initial: 1}}}}}}\n  \
+             sources:\n    - {{name: events, stream: {name}, format: Json, columns: {{id: VARCHAR}}}}\n  sinks:\n    - {{name: out, from: [events], s3: {{location: \"s3://example-lake/small/\", format: Parquet}}}}\n  \
              deadLetter: {{s3: {{location: \"s3://example-lake/small-dead/\"}}}}\n"
         )
     };
     let file = world.folder.join("small.yaml");
-    std::fs::write(&file, manifest("somebody-elses")).expect("a file");
+    std::fs::write(&file, manifest("first", "somebody-elses")).expect("a file");
     world.cluster.apply(&file).expect("the manifest is applied");
     let (reason, message) = world.cluster.wait("analytics", "small", "Stalled", "True").await;
     assert!(reason == "ChangeBlocked" && message.contains("Leat did not create it"), "{reason}: {message}");
     assert!(world.cluster.get("analytics", "deployment", "small-workers").is_err(), "workers of a blocked pipeline were started");
-    std::fs::write(&file, manifest("small-events")).expect("a file");
+    // Another stream under the same name would make nonsense of positions.
+    std::fs::write(&file, manifest("first", "small-events")).expect("a file");
+    let refused = world.cluster.apply(&file).expect_err("streamName does not change");
+    assert!(refused.contains("declare another stream"), "{refused}");
+    std::fs::write(&file, manifest("second", "small-events")).expect("a file");
     world.cluster.apply(&file).expect("the manifest is applied");
     world.cluster.wait("analytics", "small", "Ready", "True").await;
     world.cluster.kubectl(&["-n", "analytics", "delete", "streamingpipeline", "small", "--timeout=60s"]).expect("the deletion ends");

@@ -298,7 +298,7 @@ async fn make(clouds: &Clouds, kind: Kind, name: &str, wish: Wish) {
 
 async fn kinesis_conforms(clouds: &Clouds) {
     for (name, shards) in [("s", 2), ("repartition", 2)] {
-        let wish = StreamWish { shards: Some(shards), fixed: false, retention_hours: 24, kms_key: None };
+        let wish = StreamWish { shards: Some(shards), fixed: false, retention_hours: Some(24), kms_key: None };
         make(clouds, Kind::KinesisStream, name, Wish::Stream(wish)).await;
     }
     let client = clouds.kinesis().await;
@@ -345,8 +345,8 @@ async fn aws_conforms() {
             partition_key: key(partition),
             sort_key,
             time_to_live: None,
-            point_in_time_recovery: false,
-            deletion_protection: false,
+            point_in_time_recovery: None,
+            deletion_protection: None,
         })
     };
     make(&clouds, Kind::DynamoDbTable, "leases", table("leaseKind", Some("leaseKey"))).await;
@@ -392,7 +392,7 @@ async fn another_kinesis_conforms() {
     let folder = tempfile::tempdir().expect("a folder");
     let clouds = Clouds::start(folder.path(), Kinesis::KinesisLocal).await;
     kinesis_conforms(&clouds).await;
-    let wish = StreamWish { shards: None, fixed: false, retention_hours: 48, kms_key: None };
+    let wish = StreamWish { shards: None, fixed: false, retention_hours: Some(48), kms_key: None };
     let resource_kind = Kind::KinesisStream;
     let services =
         leat_operator::clouds::Services { kinesis: clouds.kinesis().await, dynamodb: clouds.dynamodb().await, glue: clouds.glue().await };

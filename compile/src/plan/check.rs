@@ -8,6 +8,9 @@ use leat_crds::spec::{RecordFormat, Sink, Source, Step, StreamingPipelineSpec};
 /// Words that YAML 1.1 reads as something else.
 const YAML_WORDS: [&str; 9] = ["on", "off", "yes", "no", "y", "n", "null", "true", "false"];
 
+/// Largest file of a sink, bytes: below 5,000 parts of 5 MiB, the first half of what an upload takes.
+const LARGEST_FILE: u64 = 16 << 30;
+
 /// Everything that is wrong with names, members and what does not work yet.
 pub fn check(spec: &StreamingPipelineSpec) -> Vec<Problem> {
     let mut out = Vec::new();
@@ -204,6 +207,14 @@ fn check_sink(sink: &Sink, path: &str, out: &mut Vec<Problem>) {
     exactly_one("kind", &kinds, path, out);
     for (kind, present) in &kinds[2..] {
         planned(*present, format!("{path}.{kind}"), kind, out);
+    }
+    let size = sink.s3.as_ref().and_then(|s| s.roll.as_ref()).and_then(|r| r.size).map_or(0, |s| s.bytes());
+    if size > LARGEST_FILE {
+        out.push(Problem::new(
+            format!("{path}.s3.roll.size"),
+            "a file has at most 16Gi",
+            "S3 takes 10,000 parts; smaller files are read faster, too",
+        ));
     }
     planned(!sink.from_each.is_empty(), format!("{path}.fromEach"), "fromEach", out);
     if sink.s3.as_ref().is_some_and(|s| s.partition_by.len() > 1) {

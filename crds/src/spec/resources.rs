@@ -108,6 +108,7 @@ pub enum Engine {
 /// A stream: exactly one of `kinesis`, `kafka`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "!has(self.kinesis) || !has(oldSelf.kinesis) || self.kinesis.streamName == oldSelf.kinesis.streamName", "message": "streamName does not change under the same name: positions belong to the stream; declare another stream"}]))]
 pub struct Stream {
     /// Name inside this manifest.
     #[schemars(length(min = 1, max = 63))]

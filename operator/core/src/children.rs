@@ -24,8 +24,9 @@ const GRACE: u32 = 60;
 pub struct Parent {
     /// Its uid; `None`: it is not in the cluster yet.
     pub uid: Option<String>,
-    /// Its generation: the revision of the job.
-    pub generation: i64,
+    /// Revision of its job: raised whenever the job is another one, also by another definition in a ConfigMap, and above
+    /// that of a pipeline of its name that was there before.
+    pub revision: u64,
 }
 
 /// What the installation says about workers.
@@ -58,6 +59,10 @@ pub fn children(program: &Program, parent: &Parent, image: &WorkerImage) -> Vec<
     let metadata = |name: &str| json!({"name": name, "namespace": namespace, "labels": labels, "ownerReferences": owners});
     let job = serde_json::to_string(document).unwrap_or_default();
     let hash = leat_compile::job_hash(document);
+    // Accounts and roles are read once, at the start.
+    let streams = document.spec.streams.iter().map(|s| &s.aws);
+    let accounts = json!([document.spec.aws, streams.collect::<Vec<_>>(), document.spec.tables.iter().map(|t| &t.aws).collect::<Vec<_>>()]);
+    let accounts = format!("{:016x}", leat_compile::digest(accounts.to_string().as_bytes()));
 
     let mut environment: BTreeMap<String, String> = image.environment.clone();
     if let Some(region) = document.spec.aws.as_ref().and_then(|a| a.region.clone()) {
@@ -94,7 +99,7 @@ pub fn children(program: &Program, parent: &Parent, image: &WorkerImage) -> Vec<
             Kind::ConfigMap,
             json!({
                 "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(&job_name),
-                "data": {"job.json": job, "revision": parent.generation.to_string()},
+                "data": {"job.json": job, "revision": parent.revision.to_string()},
             }),
         ),
         (
@@ -104,7 +109,7 @@ pub fn children(program: &Program, parent: &Parent, image: &WorkerImage) -> Vec<
                 "spec": {
                     "replicas": workers(program).0,
                     "selector": {"matchLabels": selector},
-                    "template": {"metadata": {"labels": labels, "annotations": {"leat.dev/job": hash}}, "spec": pod},
+                    "template": {"metadata": {"labels": labels, "annotations": {"leat.dev/job": hash, "leat.dev/accounts": accounts}}, "spec": pod},
                 },
             }),
         ),

@@ -27,13 +27,8 @@ pub fn desired(program: &Program, owner: &Owner) -> Vec<Resource> {
     for stream in &spec.streams {
         let Some(kinesis) = &stream.kinesis else { continue };
         let shards = if kinesis.on_demand.is_some() { None } else { kinesis.shards.as_ref().map(|s| s.initial) };
-        let retention = kinesis.retention.map_or(24, |r| r.millis() / 3_600_000);
-        let wish = Stream {
-            shards,
-            fixed: false,
-            retention_hours: i32::try_from(retention).unwrap_or(i32::MAX),
-            kms_key: kinesis.kms_key_id.clone(),
-        };
+        let retention = kinesis.retention.map(|r| i32::try_from(r.millis() / 3_600_000).unwrap_or(i32::MAX));
+        let wish = Stream { shards, fixed: false, retention_hours: retention, kms_key: kinesis.kms_key_id.clone() };
         resources.push(Resource {
             kind: Kind::KinesisStream,
             name: kinesis.stream_name.clone(),
@@ -84,8 +79,8 @@ pub fn desired(program: &Program, owner: &Owner) -> Vec<Resource> {
             partition_key: (dynamodb.partition_key.name.clone(), dynamodb.partition_key.kind),
             sort_key: dynamodb.sort_key.as_ref().map(|k| (k.name.clone(), k.kind)),
             time_to_live: dynamodb.time_to_live.clone(),
-            point_in_time_recovery: dynamodb.point_in_time_recovery == Some(true),
-            deletion_protection: dynamodb.deletion_protection == Some(true),
+            point_in_time_recovery: dynamodb.point_in_time_recovery,
+            deletion_protection: dynamodb.deletion_protection,
         };
         resources.push(Resource {
             kind: Kind::DynamoDbTable,
@@ -114,8 +109,8 @@ pub fn desired(program: &Program, owner: &Owner) -> Vec<Resource> {
         partition_key: (leases.0.to_owned(), leat_crds::spec::KeyType::S),
         sort_key: Some((leases.1.to_owned(), leat_crds::spec::KeyType::S)),
         time_to_live: None,
-        point_in_time_recovery: false,
-        deletion_protection: false,
+        point_in_time_recovery: None,
+        deletion_protection: None,
     };
     resources.push(internal(
         Kind::DynamoDbTable,
@@ -127,7 +122,7 @@ pub fn desired(program: &Program, owner: &Owner) -> Vec<Resource> {
         let wish = Stream {
             shards: Some(u32::from(document.repartition_partitions)),
             fixed: true,
-            retention_hours: REPARTITION_HOURS,
+            retention_hours: Some(REPARTITION_HOURS),
             // What travels there is as secret as what comes in.
             kms_key: spec.storage.as_ref().and_then(|s| s.kms_key_id.clone()),
         };

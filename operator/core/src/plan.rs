@@ -191,8 +191,8 @@ fn absent(resource: &Resource, context: &Context) -> Vec<Action> {
         return vec![Action::Blocked("it does not exist, and management is ObserveOnly: create it, or set management: Full".to_owned())];
     }
     if was_there && resource.kind.holds_data() {
-        let why = "it was there and is gone, with its data; it is not made again empty by itself. Bring it back, or delete the \
-                   pipeline and apply it again to start over";
+        let why = "it was there and is gone, with its data; it is not made again empty by itself. Bring it back, or start over: \
+                   delete the pipeline, then its lease table, and apply it again";
         return vec![Action::Blocked(why.to_owned())];
     }
     vec![Action::Create]
@@ -205,7 +205,7 @@ fn present(resource: &Resource, found: &Found, context: &Context, drift: &mut Ve
     }
     let mut actions = Vec::new();
     let shared = resource.kind == Kind::GlueRegistry;
-    let ours = shared || matches!(resource.wish, Wish::Object(_)) || found.owner.as_ref() == Some(&context.owner);
+    let ours = shared || found.owner.as_ref() == Some(&context.owner);
     if !ours {
         match (&found.owner, resource.adoption) {
             (Some(owner), _) => {
@@ -222,18 +222,20 @@ fn present(resource: &Resource, found: &Found, context: &Context, drift: &mut Ve
     let before = recorded.and_then(|r| r.incarnation.as_ref());
     if resource.kind.holds_data() && before.is_some() && found.incarnation.is_some() && before != found.incarnation.as_ref() {
         let why = "another one of its name is there: the one that this pipeline used was deleted and made again by somebody. \
-                   Delete the pipeline and apply it again to start over with this one";
+                   To start over with this one, delete the pipeline, then its lease table, and apply it again";
         return vec![Action::Blocked(why.to_owned())];
     }
     if let Some(busy) = &found.busy {
         actions.push(Action::Wait(busy.clone()));
         return actions;
     }
+    // Our own children follow what we run, whatever the policy.
+    let object = matches!(resource.wish, Wish::Object(_));
     let mut updates = Vec::new();
     for difference in &found.differences {
         match judge(resource, difference) {
             Judgement::Ignore => {}
-            Judgement::Change if context.settled && context.drift == Some(DriftPolicy::Report) => drift.push(difference.clone()),
+            Judgement::Change if context.settled && context.drift == Some(DriftPolicy::Report) && !object => drift.push(difference.clone()),
             Judgement::Change => updates.push(difference.clone()),
             Judgement::Block(why) => {
                 let Difference { field, found, wanted } = difference;
@@ -273,21 +275,23 @@ fn judge(resource: &Resource, difference: &Difference) -> Judgement {
     }
 }
 
-/// Workers wait until everything that they read and write is there.
+/// Workers, and the job that they would read when they are started again, wait until everything that they read and write
+/// is there. Fewer or more of the workers that run is no new job: it waits for nothing.
 fn order(mut rows: Vec<Row>) -> Vec<Row> {
-    // Other children are applied just before it.
     let open = |row: &&Row| match row.resource.kind {
         Kind::Deployment => false,
+        // Applied just before.
         Kind::ServiceAccount | Kind::ConfigMap => matches!(row.observed, Observed::Unknown(_)) || row.changes.iter().any(|c| !c.made()),
         _ => matches!(row.observed, Observed::Unknown(_)) || !row.changes.is_empty(),
     };
+    let only_replicas = |change: &Change| matches!(&change.action, Action::Update(d) if d.iter().all(|d| d.field == "spec.replicas"));
     let waits_for: Vec<String> = rows.iter().filter(open).map(|r| format!("{} {}", r.resource.kind.name(), r.resource.name)).collect();
     if let Some(first) = waits_for.first() {
         let (others, are) = if waits_for.len() > 1 { (format!(" and {} more", waits_for.len() - 1), "are") } else { (String::new(), "is") };
-        for row in rows.iter_mut().filter(|r| r.resource.kind == Kind::Deployment) {
+        for row in rows.iter_mut().filter(|r| matches!(r.resource.kind, Kind::ConfigMap | Kind::Deployment)) {
             for change in &mut row.changes {
-                if change.made() {
-                    change.action = Action::Wait(format!("it is started when {first}{others} {are} there"));
+                if change.made() && !only_replicas(change) {
+                    change.action = Action::Wait(format!("it is applied when {first}{others} {are} there"));
                 }
             }
         }

@@ -112,7 +112,12 @@ fn wishes() -> impl Strategy<Value = Vec<Resource>> {
     let table = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     (prop::collection::vec(stream, 1..4), prop::collection::vec(table, 1..4)).prop_map(|(streams, tables)| {
         let streams = streams.into_iter().enumerate().map(|(i, (provisioned, retention_hours, key, fixed, adopt))| {
-            let wish = Stream { shards: provisioned.then_some(4), fixed, retention_hours, kms_key: key.then(|| "alias/k".to_owned()) };
+            let wish = Stream {
+                shards: provisioned.then_some(4),
+                fixed,
+                retention_hours: Some(retention_hours),
+                kms_key: key.then(|| "alias/k".to_owned()),
+            };
             resource(Kind::KinesisStream, format!("stream-{i}"), Wish::Stream(wish), adopt)
         });
         let tables = tables.into_iter().enumerate().map(|(i, (expiry, recovery, protected, adopt))| {
@@ -120,8 +125,8 @@ fn wishes() -> impl Strategy<Value = Vec<Resource>> {
                 partition_key: ("id".to_owned(), KeyType::S),
                 sort_key: None,
                 time_to_live: expiry.then(|| "expires".to_owned()),
-                point_in_time_recovery: recovery,
-                deletion_protection: protected,
+                point_in_time_recovery: Some(recovery),
+                deletion_protection: Some(protected),
             };
             resource(Kind::DynamoDbTable, format!("table-{i}"), Wish::Table(wish), adopt)
         });

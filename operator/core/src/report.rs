@@ -45,7 +45,7 @@ pub fn status(facts: &Facts<'_>) -> StreamingPipelineStatus {
         let failed = facts.outcomes.get(&(row.resource.kind, row.resource.name.clone())).is_some_and(|o| o.failed.is_some());
         row.changes.iter().filter(move |c| failed || !c.made())
     });
-    let plan = waiting.take(LISTED).map(|c| PlannedChange { id: c.id(), change: c.to_string() }).collect();
+    let plan = waiting.take(LISTED).map(|c| PlannedChange { id: c.id(), change: c.to_string().chars().take(2_000).collect() }).collect();
     let of = |states: &[ResourceState]| -> Vec<&ResourceStatus> { resources.iter().filter(|r| states.contains(&r.state)).collect() };
     let blocked = of(&[ResourceState::Blocked, ResourceState::Vanished]);
     let failed = of(&[ResourceState::Failed]);
@@ -72,6 +72,7 @@ pub fn status(facts: &Facts<'_>) -> StreamingPipelineStatus {
             (false, "AsDeclared", "nothing stands in the way".to_owned()),
         )
     };
+    let carried_out = ready.0;
     let workers = &facts.workers;
     let healthy = (
         workers.ready >= workers.desired,
@@ -81,6 +82,7 @@ pub fn status(facts: &Facts<'_>) -> StreamingPipelineStatus {
     let conditions = [("Ready", ready), ("Reconciling", reconciling), ("Stalled", stalled), ("Healthy", healthy)];
     StreamingPipelineStatus {
         observed_generation: Some(facts.generation),
+        carried_out_generation: if carried_out { Some(facts.generation) } else { facts.before.carried_out_generation },
         conditions: conditions
             .into_iter()
             .map(|(kind, (holds, reason, message))| condition(facts.before, facts.generation, facts.now, kind, holds, reason, message))
@@ -159,8 +161,8 @@ fn resource(row: &Row, facts: &Facts<'_>) -> ResourceStatus {
         arn: arn.or_else(|| before.and_then(|b| b.arn.clone())),
         incarnation: first_made.or(incarnation.filter(|_| ours)),
         state,
-        last_change: last_change.or_else(|| before.and_then(|b| b.last_change.clone())),
-        drift: row.drift.iter().map(|d| format!("{}: {}, not {}", d.field, d.found, d.wanted)).collect(),
+        last_change: last_change.map(|c| c.chars().take(1_000).collect()).or_else(|| before.and_then(|b| b.last_change.clone())),
+        drift: row.drift.iter().take(LISTED).map(|d| format!("{}: {}, not {}", d.field, d.found, d.wanted)).collect(),
         message: message.map(|m| m.chars().take(4_000).collect()),
     }
 }

@@ -64,9 +64,9 @@ pub struct Stream {
     pub shards: Option<u32>,
     /// The number of shards is fixed; else it belongs to the autoscaler once the stream is there.
     pub fixed: bool,
-    /// How long records are kept.
-    pub retention_hours: i32,
-    /// KMS key.
+    /// How long records are kept, hours; `None`: not declared.
+    pub retention_hours: Option<i32>,
+    /// KMS key; `None`: not declared.
     pub kms_key: Option<String>,
 }
 
@@ -77,12 +77,12 @@ pub struct Table {
     pub partition_key: (String, KeyType),
     /// Sort key.
     pub sort_key: Option<(String, KeyType)>,
-    /// Attribute with the expiry time.
+    /// Attribute with the expiry time; `None`: not declared.
     pub time_to_live: Option<String>,
-    /// Continuous backups.
-    pub point_in_time_recovery: bool,
-    /// It cannot be deleted.
-    pub deletion_protection: bool,
+    /// Continuous backups; `None`: not declared.
+    pub point_in_time_recovery: Option<bool>,
+    /// It cannot be deleted; `None`: not declared.
+    pub deletion_protection: Option<bool>,
 }
 
 /// A schema in the Glue Schema Registry, with its newest version.
@@ -140,7 +140,8 @@ pub struct Resource {
 pub type Settings = BTreeMap<String, String>;
 
 impl Resource {
-    /// The settings that it should have. Those of Kubernetes objects are compared by the API server.
+    /// The settings that it should have: what is not declared is left as it is. Those of Kubernetes objects are compared by
+    /// the API server.
     pub fn settings(&self) -> Settings {
         let mut settings = Settings::new();
         let mut set = |field: &str, value: String| drop(settings.insert(field.to_owned(), value));
@@ -150,8 +151,12 @@ impl Resource {
                 if let Some(shards) = stream.shards {
                     set("shards", shards.to_string());
                 }
-                set("retention", format!("{}h", stream.retention_hours));
-                set("kmsKeyId", stream.kms_key.clone().unwrap_or_else(|| "none".to_owned()));
+                if let Some(hours) = stream.retention_hours {
+                    set("retention", format!("{hours}h"));
+                }
+                if let Some(key) = &stream.kms_key {
+                    set("kmsKeyId", key.clone());
+                }
             }
             Wish::Registry | Wish::Object(_) => {}
             Wish::Schema(schema) => {
@@ -162,9 +167,16 @@ impl Resource {
             Wish::Table(table) => {
                 set("key", key_text(&table.partition_key, table.sort_key.as_ref()));
                 set("billing", "OnDemand".to_owned());
-                set("timeToLive", table.time_to_live.clone().unwrap_or_else(|| "none".to_owned()));
-                set("pointInTimeRecovery", table.point_in_time_recovery.to_string());
-                set("deletionProtection", table.deletion_protection.to_string());
+                if let Some(attribute) = &table.time_to_live {
+                    set("timeToLive", attribute.clone());
+                }
+                for (field, value) in
+                    [("pointInTimeRecovery", table.point_in_time_recovery), ("deletionProtection", table.deletion_protection)]
+                {
+                    if let Some(value) = value {
+                        set(field, value.to_string());
+                    }
+                }
             }
         }
         for (key, value) in &self.tags {

@@ -30,7 +30,7 @@ pub async fn observe(client: &Client, resource: &Resource) -> Result<Observed, P
     if table.table_status() != Some(&TableStatus::Active) {
         let status = table.table_status().map_or("changing", TableStatus::as_str).to_lowercase();
         // What it is like is known when it is there.
-        let owner = owner(client, name, arn.as_deref()).await.ok().flatten();
+        let owner = owner(client, name, arn.as_deref()).await?;
         return Ok(Observed::Present(Found { arn, incarnation, owner, busy: Some(format!("it is {status}")), differences: Vec::new() }));
     }
     let mut found = Settings::new();
@@ -47,6 +47,7 @@ pub async fn observe(client: &Client, resource: &Resource) -> Result<Observed, P
     let expiry = client.describe_time_to_live().table_name(name).send().await;
     let expiry = expiry.map_err(|e| Failure::of(Call::new("DynamoDB DescribeTimeToLive", name), &e))?;
     let expiry = expiry.time_to_live_description();
+    let changing = expiry.is_some_and(|t| t.time_to_live_status() == Some(&TimeToLiveStatus::Disabling));
     let live = expiry.filter(|t| matches!(t.time_to_live_status(), Some(TimeToLiveStatus::Enabled | TimeToLiveStatus::Enabling)));
     found.insert("timeToLive".to_owned(), live.and_then(|t| t.attribute_name()).unwrap_or("none").to_owned());
 
@@ -64,7 +65,10 @@ pub async fn observe(client: &Client, resource: &Resource) -> Result<Observed, P
         found.insert(format!("tags.{tag}"), value);
     }
     let differences = differences(&resource.settings(), &found);
-    Ok(Observed::Present(Found { arn, incarnation, owner, busy: None, differences }))
+    // Until the old one is off, which takes up to an hour, another expiry attribute is refused.
+    let waits = changing && differences.iter().any(|d| d.field == "timeToLive");
+    let busy = waits.then(|| "its old expiry attribute is being switched off, which takes AWS up to an hour".to_owned());
+    Ok(Observed::Present(Found { arn, incarnation, owner, busy, differences }))
 }
 
 async fn owner(client: &Client, name: &str, arn: Option<&str>) -> Result<Option<String>, ProviderError> {
@@ -122,7 +126,7 @@ async fn create(client: &Client, resource: &Resource, table: &Table) -> Result<(
         .create_table()
         .table_name(&resource.name)
         .billing_mode(BillingMode::PayPerRequest)
-        .deletion_protection_enabled(table.deletion_protection);
+        .set_deletion_protection_enabled(table.deletion_protection);
     let keys = [(Some(&table.partition_key), KeyRole::Hash), (table.sort_key.as_ref(), KeyRole::Range)];
     for (key, role) in keys {
         let Some((name, kind)) = key else { continue };
@@ -164,7 +168,7 @@ async fn change(client: &Client, resource: &Resource, table: &Table, difference:
         }
         "pointInTimeRecovery" => {
             let recovery = PointInTimeRecoverySpecification::builder()
-                .point_in_time_recovery_enabled(table.point_in_time_recovery)
+                .point_in_time_recovery_enabled(table.point_in_time_recovery == Some(true))
                 .build()
                 .map_err(|_| INCOMPLETE)?;
             let call = client.update_continuous_backups().table_name(name).point_in_time_recovery_specification(recovery).send().await;
@@ -175,7 +179,7 @@ async fn change(client: &Client, resource: &Resource, table: &Table, difference:
             call.map_err(|e| Failure::of(Call::new("DynamoDB UpdateTable", name), &e))?;
         }
         "deletionProtection" => {
-            let call = client.update_table().table_name(name).deletion_protection_enabled(table.deletion_protection).send().await;
+            let call = client.update_table().table_name(name).set_deletion_protection_enabled(table.deletion_protection).send().await;
             call.map_err(|e| Failure::of(Call::new("DynamoDB UpdateTable", name), &e))?;
         }
         _ => {}

@@ -61,6 +61,17 @@ pub async fn observe_schema(client: &Client, resource: &Resource) -> Result<Obse
     found.insert("compatibility".to_owned(), answer.compatibility().map_or("?", Compatibility::as_str).to_owned());
     let version = client.get_schema_version().schema_id(id(schema)).schema_version_number(newest()).send().await;
     let version = version.map_err(|e| Failure::of(Call::new("Glue GetSchemaVersion", &resource.name), &e))?;
+    if version.status() == Some(&SchemaVersionStatus::Failure) {
+        let call = Call::new("Glue RegisterSchemaVersion", &resource.name);
+        let message = format!(
+            "version {} breaks the rule {:?} against the versions before",
+            version.version_number().unwrap_or_default(),
+            schema.compatibility
+        );
+        return Err(Failure::Refused { call, code: "IncompatibleSchema".to_owned(), message }.into());
+    }
+    let deleting = answer.schema_status().is_some_and(|s| s.as_str() == "DELETING");
+    let pending = version.status() == Some(&SchemaVersionStatus::Pending);
     found.insert("definition".to_owned(), digest(version.schema_definition().unwrap_or_default()));
     let tags = client.get_tags().resource_arn(arn.as_deref().unwrap_or_default()).send().await;
     let tags = tags.map_err(|e| Failure::of(Call::new("Glue GetTags", &resource.name), &e))?;
@@ -71,7 +82,8 @@ pub async fn observe_schema(client: &Client, resource: &Resource) -> Result<Obse
         arn,
         incarnation: answer.created_time().map(str::to_owned),
         owner,
-        busy: None,
+        busy: (deleting || pending)
+            .then(|| if deleting { "it is being deleted" } else { "its newest version is being checked" }.to_owned()),
         differences: differences(&resource.settings(), &found),
     }))
 }

@@ -116,7 +116,7 @@ async fn change(client: &Client, resource: &Resource, stream: &Stream, field: &s
     match field {
         "retention" => {
             let call =
-                client.increase_stream_retention_period().stream_name(name).retention_period_hours(stream.retention_hours).send().await;
+                client.increase_stream_retention_period().stream_name(name).set_retention_period_hours(stream.retention_hours).send().await;
             call.map_err(|e| Failure::of(Call::new("Kinesis IncreaseStreamRetentionPeriod", name), &e))?;
         }
         "kmsKeyId" => match &stream.kms_key {

@@ -161,6 +161,12 @@ impl<C: Control> KeyedTask<C> {
         let mut at = self.row.snapshot.as_ref().and_then(|s| s.position);
         while at < self.row.position {
             let records = self.ports.insist(|| self.ports.log.read(self.job.partition, at)).await?;
+            if records.first().is_some_and(|(o, _)| Some(*o) > self.row.position) {
+                return Err(TaskError::Trimmed { what: format!("the repartition stream, partition {}", self.job.partition), from: at });
+            }
+            if records.is_empty() {
+                self.ports.clock.sleep(10).await;
+            }
             for (offset, record) in records.into_iter().filter(|(o, _)| Some(*o) <= self.row.position) {
                 self.chain.take(message::decode(&record)?)?;
                 at = Some(offset);

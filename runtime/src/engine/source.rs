@@ -28,6 +28,10 @@ use crate::operators::source::{Replayable, SourceChain};
 
 /// Messages in one record of the repartition stream, and records in one append, at most.
 const BUNDLE: usize = 500;
+/// Bytes of one record of the repartition stream, about: Kinesis takes 1 MiB.
+const BUNDLE_BYTES: usize = 700 << 10;
+/// What a message is longer than its body, at most about.
+const MESSAGE_BYTES: usize = 256;
 
 /// What a source task works on.
 #[derive(Clone)]
@@ -507,6 +511,24 @@ async fn lowest_of_others(ports: &Ports, mine: &str) -> Result<Option<Watermark>
     Ok(busy.or_else(|| others.iter().map(|(_, w)| *w).max()))
 }
 
+/// Messages in their order, together in records of a bounded number and size.
+fn bundles(messages: &[Message]) -> Vec<&[Message]> {
+    let mut bundles = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for (i, message) in messages.iter().enumerate() {
+        let size = message.body.len() + MESSAGE_BYTES;
+        if i > start && (i - start == BUNDLE || bytes + size > BUNDLE_BYTES) {
+            bundles.push(&messages[start..i]);
+            (start, bytes) = (i, 0);
+        }
+        bytes += size;
+    }
+    if start < messages.len() {
+        bundles.push(&messages[start..]);
+    }
+    bundles
+}
+
 /// Appends messages, those of one partition together; answers those that failed or whose fate is unclear.
 async fn append(ports: &Ports, messages: Vec<Message>, groups: u16, partitions: u16) -> Result<Vec<Message>, PortError> {
     let mut by_partition: BTreeMap<u16, Vec<Message>> = BTreeMap::new();
@@ -515,7 +537,7 @@ async fn append(ports: &Ports, messages: Vec<Message>, groups: u16, partitions: 
     }
     let mut left = Vec::new();
     for (partition, messages) in by_partition {
-        let bundles: Vec<&[Message]> = messages.chunks(BUNDLE).collect();
+        let bundles = bundles(&messages);
         let records = bundles.iter().map(|b| Bytes::from(message::encode(b))).collect();
         match ports.log.append(partition, records).await {
             Ok(failed) => failed.into_iter().filter_map(|i| bundles.get(i)).for_each(|b| left.extend_from_slice(b)),

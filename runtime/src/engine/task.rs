@@ -1,6 +1,7 @@
 //! What source and keyed tasks share: taking a row, writing the next one, and how a task ends.
 
 use bytes::Bytes;
+use leat_runtime_core::position::Offset;
 use leat_runtime_core::row::{Expect, Fence, PipelineRow};
 use leat_runtime_core::rules::{Rule, Rules};
 use leat_runtime_core::wire::Damaged;
@@ -33,6 +34,15 @@ pub enum TaskError {
     /// Something persisted cannot be read.
     #[error(transparent)]
     Damaged(#[from] Damaged),
+    /// Records that are needed to compute the state again are not there any more.
+    #[error("{what}: the records after {} are gone, and the state since its last snapshot with them; they were kept for less long than \
+             the worker was away. Start over with other state: delete the pipeline and its lease table, and apply it again", from.map_or_else(|| "the beginning".to_owned(), |o| o.to_string()))]
+    Trimmed {
+        /// The input.
+        what: String,
+        /// The last record that is in the snapshot.
+        from: Option<Offset>,
+    },
     /// A file could not be encoded.
     #[error("a file cannot be encoded: {0}")]
     Encode(String),

@@ -28,6 +28,9 @@ use super::window::{self, Groups};
 use crate::batch::SourceBatch;
 use crate::codecs::json::JsonDecoder;
 
+/// Partial results of one message, about, in bytes.
+const PARTIALS_BYTES: usize = 256 << 10;
+
 /// Rows of a batch with what travels beside their columns.
 #[derive(Debug, Clone)]
 struct Rows {
@@ -461,13 +464,20 @@ impl SourceChain {
         let mut messages = Vec::new();
         for (node, state) in program.sources[self.source].nodes.iter().zip(&mut self.states) {
             let (Op::Partial(edge), State::Groups(groups)) = (&node.op, state) else { continue };
-            let mut by_group: BTreeMap<KeyGroup, Writer> = BTreeMap::new();
+            // Several messages when one would be too large for a record of the repartition stream.
+            let mut by_group: BTreeMap<KeyGroup, Vec<Writer>> = BTreeMap::new();
             for group in groups.take() {
-                group.write(by_group.entry(group.group).or_default());
+                let bodies = by_group.entry(group.group).or_default();
+                if bodies.last().is_none_or(|b| b.bytes().len() >= PARTIALS_BYTES) {
+                    bodies.push(Writer::default());
+                }
+                if let Some(body) = bodies.last_mut() {
+                    group.write(body);
+                }
             }
             let edge = &program.keyed.edges[*edge].name;
             let numbers = assigned.entry(edge.clone()).or_default();
-            for (group, body) in by_group {
+            for (group, body) in by_group.into_iter().flat_map(|(g, bodies)| bodies.into_iter().map(move |b| (g, b))) {
                 let numbered = if self.rules.hold(Rule::KgNum) { group } else { KeyGroup(0) };
                 let number = numbers.next(numbered);
                 messages.push(Message {

@@ -12,7 +12,7 @@ use crate::engine::ports::PortError;
 impl From<Failure> for PortError {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Unclear { .. } | Failure::Throttled { .. } => PortError::Unclear(failure.to_string()),
+            Failure::Unclear { .. } | Failure::Throttled { .. } | Failure::Busy { .. } => PortError::Unclear(failure.to_string()),
             Failure::Refused { .. } => PortError::Fatal(failure.to_string()),
         }
     }

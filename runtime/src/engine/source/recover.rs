@@ -47,6 +47,9 @@ impl<C: Control> SourceTask<C> {
         while at < self.row.position {
             let read = self.ports.insist(|| self.ports.source.read(&self.job.lineage, at)).await?;
             let mut batch = truncate(&read.batch, self.row.position);
+            if batch.is_empty() && (!read.batch.is_empty() || read.end) {
+                return Err(TaskError::Trimmed { what: self.job.lineage.to_string(), from: at });
+            }
             if batch.is_empty() {
                 self.ports.clock.sleep(10).await;
             }
