@@ -119,6 +119,11 @@ fn open(program: Program, options: &Options) -> Result<World> {
         let opened = LocalStream::open(&folder.join("streams").join(&kinesis.stream_name), 1, now)?;
         streams.insert(stream.name.clone(), Arc::new(opened));
     }
+    for lost in before.iter().flat_map(|before| leat_compile::state::lost(before, &program)) {
+        if options.talk {
+            eprintln!("  lost with this change: {lost}");
+        }
+    }
     let known: Vec<String> = program.sources.iter().map(|s| s.name.clone()).collect();
     let gone = before.iter().flat_map(|p| &p.sources).filter(|s| !known.contains(&s.name));
     for source in program.sources.iter().chain(gone) {

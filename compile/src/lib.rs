@@ -6,5 +6,6 @@ pub mod definition;
 pub mod plan;
 pub mod program;
 pub mod sql;
+pub mod state;
 
 pub use plan::{References, compile, compile_document, digest, job_hash};

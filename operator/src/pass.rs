@@ -9,13 +9,14 @@ use kube::{Api, Client};
 use leat_aws::Target;
 use leat_compile::References;
 use leat_compile::program::Program;
+use leat_compile::state::{self, Lost};
 use leat_crds::job::JobDocument;
 use leat_crds::names;
 use leat_crds::spec::{DriftPolicy, StreamingPipelineSpec};
 use leat_crds::status::StreamingPipelineStatus;
 use leat_operator_core::children::{Parent, WorkerImage, children};
 use leat_operator_core::desired::desired;
-use leat_operator_core::plan::{Action, Context, Observed, Row, deletion, plan};
+use leat_operator_core::plan::{Action, Context, Observed, Row, deletion, hold, plan};
 use leat_operator_core::resource::{Kind, Owner, Resource, Wish};
 
 use crate::clouds::Clouds;
@@ -127,24 +128,30 @@ impl Installation {
         }
     }
 
-    /// The revision of a pipeline's job: that of the ConfigMap when it holds this very job, else a new one.
-    async fn revision(&self, subject: &Subject) -> Result<u64, kube::Error> {
+    /// The revision of a pipeline's job, that of the ConfigMap when it holds this very job, else a new one; and what a new
+    /// one would lose.
+    async fn revision(&self, subject: &Subject) -> Result<(u64, Vec<Lost>), kube::Error> {
         let document = &subject.program.document;
         let maps: Api<ConfigMap> = Api::namespaced(self.kube.clone(), &document.namespace);
         let data = maps.get_opt(&names::job(&document.name)).await?.and_then(|m| m.data).unwrap_or_default();
         let held: Option<JobDocument> = data.get("job.json").and_then(|j| serde_json::from_str(j).ok());
         let revision = data.get("revision").and_then(|r| r.parse().ok());
-        let same = held.is_some_and(|held| leat_compile::job_hash(&held) == leat_compile::job_hash(document));
-        Ok(revision.filter(|_| same).unwrap_or(subject.now))
+        let same = held.as_ref().is_some_and(|held| leat_compile::job_hash(held) == leat_compile::job_hash(document));
+        let before = held.filter(|_| !same).and_then(|held| leat_compile::compile_document(held).ok());
+        let lost = before.map(|before| state::lost(&before, &subject.program)).unwrap_or_default();
+        Ok((revision.filter(|_| same).unwrap_or(subject.now), lost))
     }
 
     /// Looks at everything that a pipeline needs, and plans.
     pub async fn plan(&self, subject: &Subject) -> Result<Vec<Row>, kube::Error> {
         let mut resources = desired(&subject.program, &self.owner(&subject.program));
-        let parent = Parent { uid: subject.uid.clone(), revision: self.revision(subject).await? };
+        let (revision, lost) = self.revision(subject).await?;
+        let parent = Parent { uid: subject.uid.clone(), revision };
         resources.extend(children(&subject.program, &parent, &self.workers));
         let looked_at = self.look(subject, resources).await;
-        Ok(plan(looked_at, &self.context(subject)))
+        let mut rows = plan(looked_at, &self.context(subject));
+        hold(&mut rows, &lost);
+        Ok(rows)
     }
 
     /// Looks at everything in AWS that a pipeline has, and plans its end. Children go with their owner.

@@ -424,6 +424,16 @@ async fn data(world: &World) {
 /// Another job: workers end in order, new ones drain the job before, which closes its files.
 async fn changed(world: &World, leases: &LeaseTable, before: u64, workers: [&mut Worker; 2]) {
     let text = std::fs::read_to_string(repository().join("manifests/pipelines/clickstream.yaml")).expect("the manifest");
+    // A change that loses open windows is held back, and said before and after.
+    let file = world.folder.join("lossy.yaml");
+    std::fs::write(&file, text.replace("tumbling: 1m", "tumbling: 5m")).expect("a file");
+    let (code, plan) = world.leat(&["plan", "-f", &file.display().to_string()]);
+    assert!(code == Some(2) && plan.contains("its open windows would be lost: tumbling 1m → 5m"), "{plan}");
+    world.cluster.apply(&file).expect("the manifest is applied");
+    let (reason, message) = world.cluster.wait("analytics", "clickstream", "Stalled", "True").await;
+    assert!(reason == "ChangeBlocked" && message.contains("tumbling 1m → 5m"), "{reason}: {message}");
+    assert_eq!(world.job(0).expect("the job").1, before, "the job that runs was replaced");
+
     let text = text.replace("known_type:", "has_cookie: \"cookie_id IS NOT NULL\", known_type:");
     let file = world.folder.join("changed.yaml");
     std::fs::write(&file, text).expect("a file");

@@ -299,6 +299,20 @@ fn order(mut rows: Vec<Row>) -> Vec<Row> {
     rows
 }
 
+/// Holds a new job back that would lose state: nothing can approve that yet.
+pub fn hold(rows: &mut [Row], lost: &[leat_compile::state::Lost]) {
+    if lost.is_empty() {
+        return;
+    }
+    let what = lost.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    let why = format!("the job that runs goes on: {what}. Keep the step as it is, or give the new one another name beside it");
+    for row in rows.iter_mut().filter(|r| matches!(r.resource.kind, Kind::ConfigMap | Kind::Deployment)) {
+        for change in row.changes.iter_mut().filter(|c| c.made() || matches!(c.action, Action::Wait(_))) {
+            change.action = Action::Blocked(why.clone());
+        }
+    }
+}
+
 /// What is done with resources when the pipeline is deleted: those that are ours and whose policy says so are deleted,
 /// those that depend on others first.
 pub fn deletion(wanted: Vec<(Resource, Observed)>, context: &Context) -> Vec<Row> {

@@ -1,0 +1,162 @@
+//! Whether the state of one job can be taken over by another: by step, with what would be lost. Pure; the plan says it
+//! before, and the engine drops exactly that.
+
+use std::collections::BTreeMap;
+
+use arrow::datatypes::{DataType, Schema};
+
+use crate::program::{EdgeKind, Op, Program};
+
+/// A step whose state the next job cannot take over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// The step.
+    pub step: String,
+    /// What would be lost, and why.
+    pub why: String,
+}
+
+impl std::fmt::Display for Lost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "step `{}`: {}", self.step, self.why)
+    }
+}
+
+/// What a step keeps, and everything that its bytes depend on.
+struct Kept {
+    what: &'static str,
+    /// Part → value, in words of the manifest.
+    parts: BTreeMap<&'static str, String>,
+}
+
+/// The steps whose state would be lost if `after` followed `before`. A longer or shorter `within`, lateness, or `emit` keeps
+/// it: state holds times, and is judged anew.
+pub fn lost(before: &Program, after: &Program) -> Vec<Lost> {
+    let (before, after) = (kept(before), kept(after));
+    let mut lost = Vec::new();
+    for (step, old) in &before {
+        let why = match after.get(step) {
+            None => Some(format!("{} would be lost, since the step is gone", old.what)),
+            Some(new) if new.what != old.what => Some(format!("{} would be lost, since the step has another verb", old.what)),
+            Some(new) => {
+                let differs = |(part, value): (&&'static str, &String)| {
+                    let now = new.parts.get(part).map_or("none", String::as_str);
+                    (now != value).then(|| format!("{part} {value} → {now}"))
+                };
+                let changes: Vec<String> = old.parts.iter().filter_map(differs).collect();
+                (!changes.is_empty()).then(|| format!("{} would be lost: {}", old.what, changes.join(", ")))
+            }
+        };
+        lost.extend(why.map(|why| Lost { step: step.clone(), why }));
+    }
+    lost
+}
+
+fn types(names: &[String], schema: &Schema) -> String {
+    let typed = |name: &String| {
+        let kind = schema.field_with_name(name).map_or(&DataType::Null, |f| f.data_type());
+        format!("{name} {kind}")
+    };
+    names.iter().map(typed).collect::<Vec<_>>().join(", ")
+}
+
+fn kept(program: &Program) -> BTreeMap<String, Kept> {
+    let mut all = BTreeMap::new();
+    for step in &program.document.spec.steps {
+        if let Some(deduplicate) = &step.deduplicate {
+            let edge = program.keyed.edges.iter().find(|e| e.name == step.name);
+            let nodes = program.sources.iter().flat_map(|s| &s.nodes);
+            let node = nodes.clone().find(|n| n.name == step.name && matches!(n.op, Op::Deduplicate(_)));
+            let Some(schema) = edge.map(|e| &e.schema).or_else(|| node.map(|n| &n.schema)) else { continue };
+            let parts = BTreeMap::from([
+                ("by", types(&deduplicate.by, schema)),
+                ("keyedWith", types(&deduplicate.keyed_with, schema)),
+                ("place", if edge.is_some() { "behind the repartition" } else { "at the source" }.to_owned()),
+            ]);
+            all.insert(step.name.clone(), Kept { what: "the ids that it has seen", parts });
+        }
+        let edge = program.keyed.edges.iter().find(|e| e.name == step.name);
+        if let (Some(aggregate), Some(EdgeKind::Partial(window))) = (&step.aggregate, edge.map(|e| &e.kind)) {
+            let kinds = |of: fn(&crate::program::Aggregate) -> &DataType| {
+                window.aggregates.iter().map(|a| of(a).to_string()).collect::<Vec<_>>().join(", ")
+            };
+            let group: Vec<String> = step.group_by.iter().zip(&window.group_types).map(|(name, kind)| format!("{name} {kind}")).collect();
+            let results: Vec<String> = aggregate.iter().map(|(name, expression)| format!("{name}: {expression}")).collect();
+            let parts = BTreeMap::from([
+                ("groupBy", group.join(", ")),
+                ("tumbling", window.size.to_string()),
+                ("aggregate", results.join(", ")),
+                ("types", format!("{} to {}", kinds(|a| &a.input), kinds(|a| &a.output))),
+            ]);
+            all.insert(step.name.clone(), Kept { what: "its open windows", parts });
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{References, compile};
+
+    fn program(change: impl Fn(&mut Value)) -> Program {
+        let mut spec = json!({
+            "streams": [{"name": "events", "kinesis": {"streamName": "events", "shards": {"initial": 1}}}],
+            "sources": [{
+                "name": "clicks", "stream": "events", "format": "Json", "partitionedBy": ["user"],
+                "columns": {"id": "BIGINT", "user": "VARCHAR", "campaign": "VARCHAR", "ts": "TIMESTAMP", "spend": "DECIMAL(18,4)"},
+                "eventTime": {"field": "ts"},
+            }],
+            "steps": [
+                {"name": "unique", "from": ["clicks"], "deduplicate": {"by": ["id"], "keyedWith": ["user"], "within": "1h"}},
+                {"name": "sums", "from": ["unique"], "window": {"tumbling": "1m"}, "groupBy": ["campaign"], "aggregate": {"n": "count(*)", "spend": "sum(spend)"}},
+            ],
+            "sinks": [{"name": "out", "from": ["sums"], "s3": {"location": "s3://lake/out/", "format": "Parquet"}}],
+        });
+        change(&mut spec);
+        let spec = serde_json::from_value(spec).expect("a spec");
+        compile("n", "p", spec, &References::default()).unwrap_or_else(|p| panic!("{p:?}"))
+    }
+
+    fn said(change: impl Fn(&mut Value)) -> Vec<String> {
+        lost(&program(|_| {}), &program(change)).iter().map(Lost::to_string).collect()
+    }
+
+    #[test]
+    fn what_keeps_state_is_told_from_what_loses_it() {
+        assert_eq!(said(|_| {}), Vec::<String>::new());
+        assert_eq!(said(|s| s["steps"][0]["deduplicate"]["within"] = json!("24h")), Vec::<String>::new());
+        assert_eq!(said(|s| s["steps"][1]["window"]["allowedLateness"] = json!("5m")), Vec::<String>::new());
+        assert_eq!(said(|s| s["sources"][0]["columns"]["more"] = json!("VARCHAR")), Vec::<String>::new());
+        assert_eq!(
+            said(|s| s["steps"][0]["deduplicate"]["by"] = json!(["id", "campaign"])),
+            ["step `unique`: the ids that it has seen would be lost: by id Int64 → id Int64, campaign Utf8"]
+        );
+        assert_eq!(
+            said(|s| {
+                s["steps"][0]["deduplicate"]["keyedWith"] = json!(["campaign"]);
+                s["steps"][1]["from"] = json!(["clicks"]);
+            }),
+            [
+                "step `unique`: the ids that it has seen would be lost: keyedWith user Utf8 → campaign Utf8, place at the source → behind the repartition"
+            ]
+        );
+        assert_eq!(
+            said(|s| s["steps"][1]["window"]["tumbling"] = json!("5m")),
+            ["step `sums`: its open windows would be lost: tumbling 1m → 5m"]
+        );
+        assert_eq!(
+            said(|s| s["steps"][1]["aggregate"]["n"] = json!("count(id)")),
+            ["step `sums`: its open windows would be lost: aggregate n: count(*), spend: sum(spend) → n: count(id), spend: sum(spend)"]
+        );
+        assert_eq!(
+            said(|s| {
+                s["steps"][1]["name"] = json!("others");
+                s["sinks"][0]["from"] = json!(["others"]);
+            }),
+            ["step `sums`: its open windows would be lost, since the step is gone"]
+        );
+    }
+}
