@@ -333,6 +333,7 @@ async fn end(
 ) -> Result<(), PassError> {
     let installation = &context.run.installation;
     let (namespace, name) = (pipeline.namespace().unwrap_or_default(), pipeline.name_any());
+    let current = spec.as_ref().ok().cloned();
     let program = match spec {
         Ok(spec) => {
             let references = installation.references(&namespace, &spec).await?;
@@ -340,11 +341,14 @@ async fn end(
         }
         Err(problems) => Err(problems),
     };
-    let program = match program {
+    let mut program = match program {
         Ok(program) => program,
         // What it refers to may have been deleted with it: the workers' document has it all.
         Err(problems) => job_program(context, &namespace, &name).await?.ok_or_else(|| PassError::Deletion(listed(&problems)))?,
     };
+    if let Some(current) = &current {
+        follow(&mut program.document.spec, current);
+    }
     let subject = Subject {
         program,
         uid: pipeline.uid(),
@@ -380,6 +384,26 @@ async fn end(
     match rows.iter().find(|r| !r.changes.is_empty()) {
         Some(row) => Err(PassError::Deletion(format!("{} {} is being deleted", row.resource.kind.name(), row.resource.name))),
         None => Ok(()),
+    }
+}
+
+/// Policies are those that stand in the manifest now, also when the rest of it cannot be carried out.
+fn follow(spec: &mut StreamingPipelineSpec, now: &StreamingPipelineSpec) {
+    (spec.deletion_policy, spec.management) = (now.deletion_policy, now.management);
+    for stream in &mut spec.streams {
+        if let Some(now) = now.streams.iter().find(|s| s.name == stream.name) {
+            (stream.deletion_policy, stream.management) = (now.deletion_policy, now.management);
+        }
+    }
+    for table in &mut spec.tables {
+        if let Some(now) = now.tables.iter().find(|t| t.name == table.name) {
+            (table.deletion_policy, table.management) = (now.deletion_policy, now.management);
+        }
+    }
+    for schema in &mut spec.schemas {
+        if let Some(now) = now.schemas.iter().find(|s| s.name == schema.name) {
+            (schema.deletion_policy, schema.management) = (now.deletion_policy, now.management);
+        }
     }
 }
 

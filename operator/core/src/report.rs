@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use leat_crds::status::{Condition, ConditionStatus, PlannedChange, ResourceState, ResourceStatus, StreamingPipelineStatus, WorkersStatus};
 
 use crate::plan::{Action, Observed, Row, forgotten};
-use crate::resource::Kind;
+use crate::resource::{Kind, Stream, Wish};
 
 /// What happened to a resource in this pass.
 #[derive(Debug, Clone, Default)]
@@ -126,6 +126,16 @@ fn condition(
     }
 }
 
+/// What the manifest asks of a stream and nothing does yet.
+fn unscaled(row: &Row) -> Option<String> {
+    match &row.resource.wish {
+        Wish::Stream(Stream { shards: Some(shards), fixed: false, .. }) => {
+            Some(format!("created with {shards} shards; nothing scales their number yet"))
+        }
+        _ => None,
+    }
+}
+
 fn resource(row: &Row, facts: &Facts<'_>) -> ResourceStatus {
     let (kind, name) = (row.resource.kind.name(), &row.resource.name);
     let before = facts.before.resources.iter().find(|r| r.kind == kind && r.name == *name);
@@ -150,7 +160,7 @@ fn resource(row: &Row, facts: &Facts<'_>) -> ResourceStatus {
         (_, None, Some((why, _)), _) => (ResourceState::Failed, Some(why)),
         (_, None, None, Some(why)) => (ResourceState::Pending, Some(why)),
         (_, None, None, None) if !row.changes.is_empty() => (ResourceState::Pending, outcome.made.last().map(|m| format!("done: {m}"))),
-        _ => (ResourceState::Ready, None),
+        _ => (ResourceState::Ready, unscaled(row)),
     };
     let last_change = outcome.made.last().map(|made| format!("{}: {made}", facts.now));
     // A resource that only somebody else owns is not remembered as ours.

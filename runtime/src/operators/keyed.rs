@@ -480,3 +480,25 @@ impl KeyedChain {
         self.cursors.retain(|(l, _), _| l != lineage);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_dynamodb_refuses_is_known_before_it_is_asked() {
+        let text = |t: &str| Attribute::S(t.to_owned());
+        let number = |n: &str| Attribute::N(n.to_owned());
+        for key in [Attribute::Null, Attribute::Bool(true), text(""), text(&"x".repeat(1_025))] {
+            assert!(refused_key(&key, LONGEST_SORT_KEY).is_some(), "{key:?}");
+        }
+        assert_eq!(refused_key(&text(&"x".repeat(1_025)), LONGEST_PARTITION_KEY), None);
+        assert_eq!(refused_key(&number("0"), LONGEST_SORT_KEY), None);
+        for value in ["NaN", "inf", "-inf", "1e126", "-1e200", "1e-131"] {
+            assert!(refused(&number(value)).is_some(), "{value}");
+        }
+        for value in [number("0"), number("-12.34"), number("1e125"), number("1e-130"), text(""), Attribute::Null] {
+            assert_eq!(refused(&value), None, "{value:?}");
+        }
+    }
+}
