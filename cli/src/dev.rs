@@ -17,17 +17,18 @@ use leat_compile::program::{EdgeKind, Input, Program};
 use leat_operator_core::plan::{Found, Observed};
 use leat_operator_core::resource::{self, Owner, Resource};
 use leat_operator_core::{desired, plan};
+use leat_runtime::connectors::clock::SystemClock;
 use leat_runtime::connectors::local::files::FileSource;
 use leat_runtime::connectors::local::folder::{LocalFiles, LocalObjects};
 use leat_runtime::connectors::local::store::Store;
 use leat_runtime::connectors::local::streams::{LocalLog, LocalSource, LocalStream};
 use leat_runtime::engine::coordinator;
-use leat_runtime::engine::ports::{Clock, Objects, Ports, Rows, StoredRow};
+use leat_runtime::engine::ports::{Objects, Ports, Rows, StoredRow};
 use leat_runtime::engine::task::{self, Settings};
 use leat_runtime::engine::worker::Worker;
 use leat_runtime_core::path;
 use leat_runtime_core::position::{Lineage, Offset};
-use leat_runtime_core::row::{Expect, Fence, KeyedRow, PipelineRow, Seal, SourceRow, Status};
+use leat_runtime_core::row::{Expect, Fence, KeyedRow, Seal, SourceRow, Status};
 use leat_runtime_core::watermark::Watermark;
 
 use crate::feed::{self, Fed, Feed};
@@ -56,18 +57,6 @@ pub struct Options {
 
 /// How long Ctrl-C waits until what was taken is behind a cut, ms.
 const PATIENCE: i64 = 5_000;
-
-struct SystemClock;
-
-impl Clock for SystemClock {
-    fn now(&self) -> i64 {
-        feed::now()
-    }
-
-    fn sleep(&self, millis: u64) -> futures::future::LocalBoxFuture<'_, ()> {
-        Box::pin(tokio::time::sleep(Duration::from_millis(millis)))
-    }
-}
 
 /// Everything that a run needs, opened.
 struct World {
@@ -113,7 +102,8 @@ fn open(program: Program, options: &Options) -> Result<World> {
     let mut file_sources = BTreeMap::new();
     let objects: Arc<dyn Objects> = Arc::new(LocalObjects::new(&folder.join("objects")));
     // A job that ran before may have to be drained, with sources that this one does not have.
-    let before = job_before(&store, &objects)?;
+    let waits = tokio::runtime::Builder::new_current_thread().build()?;
+    let before = waits.block_on(coordinator::job_that_runs(store.as_ref(), objects.as_ref()))?;
     for stream in before.iter().flat_map(|p| &p.document.spec.streams).filter(|s| !streams.contains_key(&s.name)).collect::<Vec<_>>() {
         let Some(kinesis) = &stream.kinesis else { continue };
         let opened = LocalStream::open(&folder.join("streams").join(&kinesis.stream_name), 1, now)?;
@@ -149,17 +139,6 @@ fn open(program: Program, options: &Options) -> Result<World> {
         clock: Arc::new(SystemClock),
     };
     Ok(World { program: Arc::new(program), store, files, streams, ports })
-}
-
-/// The program of the job that the state is of, if it can still be read.
-fn job_before(store: &Arc<Store>, objects: &Arc<dyn Objects>) -> Result<Option<Program>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    runtime.block_on(async {
-        let Some(row) = Rows::get(store.as_ref(), path::PIPELINE).await? else { return Ok(None) };
-        let pipeline: PipelineRow = task::decode(&row.body)?;
-        let Ok(bytes) = objects.get(&path::job(&pipeline.job_hash)).await else { return Ok(None) };
-        Ok(serde_json::from_slice(&bytes).ok().and_then(|document| leat_compile::compile_document(document).ok()))
-    })
 }
 
 /// Plans as the operator does, says what is planned, and notes what was made.

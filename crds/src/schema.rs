@@ -1,6 +1,8 @@
 //! The shape of a manifest, checked against the schema that the CRD is generated from: every error at once, each with
 //! its path. What is checked is what Kubernetes checks (types, bounds, required and unknown fields) and no more.
 
+use std::sync::LazyLock;
+
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value};
 
@@ -15,8 +17,9 @@ pub fn spec_schema() -> Value {
 
 /// Everything in `spec` that does not have the shape of the API; paths start with `spec`.
 pub fn check_shape(spec: &Value) -> Vec<Problem> {
+    static SCHEMA: LazyLock<Value> = LazyLock::new(spec_schema);
     let mut problems = Vec::new();
-    check(spec, &spec_schema(), "spec", &mut problems);
+    check(spec, &SCHEMA, "spec", &mut problems);
     problems
 }
 

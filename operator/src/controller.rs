@@ -344,7 +344,11 @@ async fn end(
     let mut program = match program {
         Ok(program) => program,
         // What it refers to may have been deleted with it: the workers' document has it all.
-        Err(problems) => job_program(context, &namespace, &name).await?.ok_or_else(|| PassError::Deletion(listed(&problems)))?,
+        Err(problems) => {
+            let held = installation.job(&namespace, &name).await?;
+            let held = held.and_then(|(document, _)| leat_compile::compile_document(document).ok());
+            held.ok_or_else(|| PassError::Deletion(listed(&problems)))?
+        }
     };
     if let Some(current) = &current {
         follow(&mut program.document.spec, current);
@@ -405,11 +409,4 @@ fn follow(spec: &mut StreamingPipelineSpec, now: &StreamingPipelineSpec) {
             (schema.deletion_policy, schema.management) = (now.deletion_policy, now.management);
         }
     }
-}
-
-async fn job_program(context: &Context, namespace: &str, name: &str) -> Result<Option<Program>, PassError> {
-    let maps: Api<ConfigMap> = Api::namespaced(context.run.installation.kube.clone(), namespace);
-    let Some(map) = maps.get_opt(&names::job(name)).await? else { return Ok(None) };
-    let job = map.data.unwrap_or_default().remove("job.json").unwrap_or_default();
-    Ok(serde_json::from_str(&job).ok().and_then(|document| leat_compile::compile_document(document).ok()))
 }

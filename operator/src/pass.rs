@@ -128,18 +128,24 @@ impl Installation {
         }
     }
 
+    /// The job that the workers of a pipeline have, and its revision.
+    pub async fn job(&self, namespace: &str, name: &str) -> Result<Option<(JobDocument, u64)>, kube::Error> {
+        let maps: Api<ConfigMap> = Api::namespaced(self.kube.clone(), namespace);
+        let data = maps.get_opt(&names::job(name)).await?.and_then(|m| m.data).unwrap_or_default();
+        let document = data.get("job.json").and_then(|j| serde_json::from_str(j).ok());
+        Ok(document.zip(data.get("revision").and_then(|r| r.parse().ok())))
+    }
+
     /// The revision of a pipeline's job, that of the ConfigMap when it holds this very job, else a new one; and what a new
     /// one would lose.
     async fn revision(&self, subject: &Subject) -> Result<(u64, Vec<Lost>), kube::Error> {
         let document = &subject.program.document;
-        let maps: Api<ConfigMap> = Api::namespaced(self.kube.clone(), &document.namespace);
-        let data = maps.get_opt(&names::job(&document.name)).await?.and_then(|m| m.data).unwrap_or_default();
-        let held: Option<JobDocument> = data.get("job.json").and_then(|j| serde_json::from_str(j).ok());
-        let revision = data.get("revision").and_then(|r| r.parse().ok());
-        let same = held.as_ref().is_some_and(|held| leat_compile::job_hash(held) == leat_compile::job_hash(document));
-        let before = held.filter(|_| !same).and_then(|held| leat_compile::compile_document(held).ok());
-        let lost = before.map(|before| state::lost(&before, &subject.program)).unwrap_or_default();
-        Ok((revision.filter(|_| same).unwrap_or(subject.now), lost))
+        let Some((held, revision)) = self.job(&document.namespace, &document.name).await? else { return Ok((subject.now, Vec::new())) };
+        if leat_compile::job_hash(&held) == leat_compile::job_hash(document) {
+            return Ok((revision, Vec::new()));
+        }
+        let before = leat_compile::compile_document(held).ok();
+        Ok((subject.now, before.map(|before| state::lost(&before, &subject.program)).unwrap_or_default()))
     }
 
     /// Looks at everything that a pipeline needs, and plans.

@@ -8,22 +8,22 @@ mod web;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use leat_aws::{Retries, SdkConfig, Target};
 use leat_compile::program::{Input, Program};
 use leat_crds::job::JobDocument;
 use leat_crds::names;
-use leat_runtime_core::path;
-use leat_runtime_core::row::PipelineRow;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::connectors::aws::dynamodb::{LeaseTable, SinkTables};
 use crate::connectors::aws::kinesis::{KinesisLog, KinesisSource, Stream};
 use crate::connectors::aws::s3::{S3Files, S3Objects, Store};
-use crate::engine::ports::{Clock, Objects, PortError, Ports, Rows};
-use crate::engine::task::{self, Settings, TaskError};
+use crate::connectors::clock::SystemClock;
+use crate::engine::coordinator;
+use crate::engine::ports::{PortError, Ports};
+use crate::engine::task::{Settings, TaskError};
 use crate::engine::worker::{Worker, WorkerError};
 
 /// Time between two rounds of a worker.
@@ -73,19 +73,6 @@ pub struct Options {
     pub threads: usize,
     /// Settings of tasks.
     pub settings: Settings,
-}
-
-/// The clock of the machine.
-pub struct SystemClock;
-
-impl Clock for SystemClock {
-    fn now(&self) -> i64 {
-        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
-    }
-
-    fn sleep(&self, millis: u64) -> futures::future::LocalBoxFuture<'_, ()> {
-        Box::pin(tokio::time::sleep(Duration::from_millis(millis)))
-    }
 }
 
 fn read(folder: &Path, name: &str) -> Result<String, ServiceError> {
@@ -168,21 +155,16 @@ pub async fn ports(program: &Program) -> Result<Ports, ServiceError> {
     })
 }
 
-/// The program of the job that runs, if one does and its document can be read.
+/// The program of the job that runs, if one does; asked again while there is no clear answer.
 async fn job_before(rows: &LeaseTable, objects: &S3Objects) -> Result<Option<Program>, PortError> {
     let mut tries = 0;
-    let row = loop {
-        match rows.get(path::PIPELINE).await {
+    loop {
+        match coordinator::job_that_runs(rows, objects).await {
             Err(PortError::Unclear(_)) if tries < 60 => tries += 1,
-            answer => break answer?,
+            answer => return answer,
         }
         tokio::time::sleep(ROUND).await;
-    };
-    let Some(row) = row else { return Ok(None) };
-    let Ok(pipeline) = task::decode::<PipelineRow>(&row.body) else { return Ok(None) };
-    // Who has to drain it and cannot read it says so by itself.
-    let Ok(bytes) = objects.get(&path::job(&pipeline.job_hash)).await else { return Ok(None) };
-    Ok(serde_json::from_slice(&bytes).ok().and_then(|document| leat_compile::compile_document(document).ok()))
+    }
 }
 
 /// Buckets of an endpoint that is not AWS's are part of the path: its host name has no names below it.

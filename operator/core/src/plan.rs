@@ -144,6 +144,12 @@ pub struct Context {
     pub drift: Option<DriftPolicy>,
 }
 
+impl Context {
+    fn recorded(&self, resource: &Resource) -> Option<&ResourceStatus> {
+        self.recorded.iter().find(|r| r.kind == resource.kind.name() && r.name == resource.name)
+    }
+}
+
 /// A resource, what was found, and what follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
@@ -185,7 +191,7 @@ fn row(resource: Resource, observed: Observed, context: &Context) -> Row {
 }
 
 fn absent(resource: &Resource, context: &Context) -> Vec<Action> {
-    let recorded = context.recorded.iter().find(|r| r.kind == resource.kind.name() && r.name == resource.name);
+    let recorded = context.recorded(resource);
     let was_there = recorded.is_some_and(|r| r.incarnation.is_some());
     if resource.management == Management::ObserveOnly {
         return vec![Action::Blocked("it does not exist, and management is ObserveOnly: create it, or set management: Full".to_owned())];
@@ -218,7 +224,7 @@ fn present(resource: &Resource, found: &Found, context: &Context, drift: &mut Ve
             (None, AdoptionPolicy::Adopt) => actions.push(Action::Adopt),
         }
     }
-    let recorded = context.recorded.iter().find(|r| r.kind == resource.kind.name() && r.name == resource.name);
+    let recorded = context.recorded(resource);
     let before = recorded.and_then(|r| r.incarnation.as_ref());
     if resource.kind.holds_data() && before.is_some() && found.incarnation.is_some() && before != found.incarnation.as_ref() {
         let why = "another one of its name is there: the one that this pipeline used was deleted and made again by somebody. \

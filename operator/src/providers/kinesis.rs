@@ -72,12 +72,7 @@ pub async fn apply(client: &Client, resource: &Resource, stream: &Stream, action
     let name = &resource.name;
     match action {
         Action::Create => {
-            let mode = if stream.shards.is_some() { StreamMode::Provisioned } else { StreamMode::OnDemand };
-            let mode = StreamModeDetails::builder()
-                .stream_mode(mode)
-                .build()
-                .map_err(|_| ProviderError::Incomplete("Kinesis CreateStream", "the mode"))?;
-            let request = client.create_stream().stream_name(name).stream_mode_details(mode);
+            let request = client.create_stream().stream_name(name).stream_mode_details(mode(stream, "Kinesis CreateStream")?);
             let request = request
                 .set_shard_count(stream.shards.and_then(|s| i32::try_from(s).ok()))
                 .set_tags(Some(resource.tags.clone().into_iter().collect()));
@@ -131,11 +126,7 @@ async fn change(client: &Client, resource: &Resource, stream: &Stream, field: &s
             }
         },
         "capacity" => {
-            let mode = if stream.shards.is_some() { StreamMode::Provisioned } else { StreamMode::OnDemand };
-            let mode = StreamModeDetails::builder()
-                .stream_mode(mode)
-                .build()
-                .map_err(|_| ProviderError::Incomplete("Kinesis UpdateStreamMode", "the mode"))?;
+            let mode = mode(stream, "Kinesis UpdateStreamMode")?;
             let summary = client.describe_stream_summary().stream_name(name).send().await;
             let summary = summary.map_err(|e| Failure::of(Call::new("Kinesis DescribeStreamSummary", name), &e))?;
             let arn = summary.stream_description_summary().map(|s| s.stream_arn().to_owned());
@@ -145,4 +136,9 @@ async fn change(client: &Client, resource: &Resource, stream: &Stream, field: &s
         _ => {}
     }
     Ok(())
+}
+
+fn mode(stream: &Stream, call: &'static str) -> Result<StreamModeDetails, ProviderError> {
+    let mode = if stream.shards.is_some() { StreamMode::Provisioned } else { StreamMode::OnDemand };
+    StreamModeDetails::builder().stream_mode(mode).build().map_err(|_| ProviderError::Incomplete(call, "the mode"))
 }

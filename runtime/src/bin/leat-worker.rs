@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use leat_runtime::connectors::clock::SystemClock;
+use leat_runtime::engine::ports::Clock;
 use leat_runtime::engine::task::Settings;
 use leat_runtime::service::{self, Options, log};
 
@@ -41,7 +43,7 @@ async fn main() -> ExitCode {
         job: arguments.job,
         listen: arguments.listen,
         // A container that is started again in its pod is another session.
-        session: format!("{}-{}", arguments.session, leat_runtime::engine::ports::Clock::now(&service::SystemClock)),
+        session: format!("{}-{}", arguments.session, SystemClock.now()),
         threads,
         settings: Settings { cut_interval, snapshot_interval, poll_interval: 500, ..Settings::default() },
     };

@@ -9,7 +9,7 @@ use leat_runtime_core::position::Lineage;
 use leat_runtime_core::row::{Expect, Fence, KeyedRow, PipelineRow, SourceRow};
 use leat_runtime_core::rules::Rules;
 
-use super::ports::{Ports, Shard, StoredRow};
+use super::ports::{Objects, PortError, Ports, Rows, Shard, StoredRow};
 use super::task::{self, TaskError};
 
 /// What a program wants of the pipeline's rows.
@@ -54,6 +54,19 @@ pub async fn read_pipeline(ports: &Ports) -> Result<Option<(Fence, PipelineRow)>
         Some(row) => Some((row.fence, task::decode(&row.body)?)),
         None => None,
     })
+}
+
+/// The program of the job that runs, which may have to be drained; `None`: none runs, or its document cannot be read, which
+/// whoever drains it says by itself.
+pub async fn job_that_runs(rows: &dyn Rows, objects: &dyn Objects) -> Result<Option<Program>, PortError> {
+    let Some(row) = rows.get(path::PIPELINE).await? else { return Ok(None) };
+    let Ok(pipeline) = task::decode::<PipelineRow>(&row.body) else { return Ok(None) };
+    let document = match objects.get(&path::job(&pipeline.job_hash)).await {
+        Err(PortError::Unclear(why)) => return Err(PortError::Unclear(why)),
+        Err(PortError::Fatal(_)) => return Ok(None),
+        Ok(bytes) => serde_json::from_slice(&bytes).ok(),
+    };
+    Ok(document.and_then(|document| leat_compile::compile_document(document).ok()))
 }
 
 /// The lineage of a source task's row.

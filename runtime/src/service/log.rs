@@ -13,7 +13,7 @@ pub fn error(message: &str, fields: &[(&str, &str)]) {
 }
 
 fn write(level: &str, message: &str, fields: &[(&str, &str)]) {
-    let now = crate::engine::ports::Clock::now(&super::SystemClock);
+    let now = crate::engine::ports::Clock::now(&crate::connectors::clock::SystemClock);
     let mut line = Map::new();
     line.insert("time".to_owned(), crate::codecs::time::format_millis(now).into());
     line.insert("level".to_owned(), level.into());

@@ -148,3 +148,19 @@ pub fn text(shared: &Shared) -> String {
     sample(&mut out, FENCED, &[], shared.fenced() as f64);
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_catalogue_is_what_is_served() {
+        let text = text(&Shared::default());
+        let served: Vec<&str> = text.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        assert_eq!(served, ALL.map(|m| m.name));
+        for metric in ALL {
+            assert_eq!(metric.kind == "counter", metric.name.ends_with("_total"), "{}", metric.name);
+        }
+        assert!(text.contains("leat_tasks{kind=\"source\"} 0") && text.contains("leat_tasks_fenced_total{} 0"), "{text}");
+    }
+}

@@ -159,7 +159,7 @@ impl Rows for LeaseTable {
                 Expect::Absent { job: 0 } => {
                     let request = self.client.put_item().table_name(&self.table).set_item(Some(item));
                     let request = request.condition_expression("attribute_not_exists(#key)").expression_attribute_names("#key", KEY);
-                    self.written(key, request.send().await.map_err(|e| Failure::of(self.tried("DynamoDB PutItem", key), &e)))
+                    written(request.send().await.map_err(|e| Failure::of(self.tried("DynamoDB PutItem", key), &e)))
                 }
                 // The row and the pipeline's row are looked at in one moment.
                 Expect::Absent { job } => {
@@ -217,20 +217,19 @@ impl Rows for LeaseTable {
                         .expression_attribute_values(":job", number(fence.job))
                         .expression_attribute_values(":cut", number(fence.cut))
                         .expression_attribute_values(":drained", AttributeValue::Bool(fence.drained));
-                    self.written(key, request.send().await.map_err(|e| Failure::of(self.tried("DynamoDB PutItem", key), &e)))
+                    written(request.send().await.map_err(|e| Failure::of(self.tried("DynamoDB PutItem", key), &e)))
                 }
             }
         })
     }
 }
 
-impl LeaseTable {
-    fn written<T>(&self, _key: &str, outcome: Result<T, Failure>) -> Result<bool, PortError> {
-        match outcome {
-            Ok(_) => Ok(true),
-            Err(failure) if failure.code() == Some("ConditionalCheckFailedException") => Ok(false),
-            Err(failure) => Err(failure.into()),
-        }
+/// Whether a conditional write was made.
+fn written<T>(outcome: Result<T, Failure>) -> Result<bool, PortError> {
+    match outcome {
+        Ok(_) => Ok(true),
+        Err(failure) if failure.code() == Some("ConditionalCheckFailedException") => Ok(false),
+        Err(failure) => Err(failure.into()),
     }
 }
 
