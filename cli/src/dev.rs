@@ -3,6 +3,7 @@
 
 mod http;
 mod outcome;
+mod progress;
 
 pub use outcome::items;
 
@@ -13,17 +14,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use leat_compile::program::{EdgeKind, Input, Program};
+use leat_compile::program::{EdgeKind, Encoding, Input, Program};
 use leat_operator_core::plan::{Found, Observed};
 use leat_operator_core::resource::{self, Owner, Resource};
 use leat_operator_core::{desired, plan};
 use leat_runtime::connectors::clock::SystemClock;
-use leat_runtime::connectors::local::files::FileSource;
+use leat_runtime::connectors::local::files::{FileSource, Framing};
 use leat_runtime::connectors::local::folder::{LocalFiles, LocalObjects};
 use leat_runtime::connectors::local::store::Store;
 use leat_runtime::connectors::local::streams::{LocalLog, LocalSource, LocalStream};
+use leat_runtime::connectors::local::written::LocalStreams;
 use leat_runtime::engine::coordinator;
-use leat_runtime::engine::ports::{Objects, Ports, Rows, StoredRow};
+use leat_runtime::engine::ports::{Guard, Objects, Ports, Rows, StoredRow, Tables};
 use leat_runtime::engine::task::{self, Settings};
 use leat_runtime::engine::worker::Worker;
 use leat_runtime_core::path;
@@ -31,8 +33,10 @@ use leat_runtime_core::position::{Lineage, Offset};
 use leat_runtime_core::row::{Expect, Fence, KeyedRow, Seal, SourceRow, Status};
 use leat_runtime_core::watermark::Watermark;
 
+use self::progress::Progress;
 use crate::feed::{self, Fed, Feed};
-use crate::report::{Report, thousands};
+use crate::report::Report;
+use crate::stand_ins::StandIns;
 
 /// How `leat dev` runs.
 #[derive(Debug, Clone)]
@@ -47,6 +51,8 @@ pub struct Options {
     pub until_done: bool,
     /// Stream → what is fed into it.
     pub feeds: Vec<(String, Feed)>,
+    /// What stands in for what exists elsewhere.
+    pub stand_ins: StandIns,
     /// Where events can be posted; `None`: nowhere.
     pub listen: Option<String>,
     /// Threads of tasks.
@@ -63,6 +69,7 @@ struct World {
     program: Arc<Program>,
     store: Arc<Store>,
     files: Arc<LocalFiles>,
+    written: Arc<LocalStreams>,
     streams: BTreeMap<String, Arc<LocalStream>>,
     ports: Ports,
 }
@@ -83,16 +90,18 @@ fn open(program: Program, options: &Options) -> Result<World> {
         std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
     }
     let fed: Vec<&str> = options.feeds.iter().map(|(name, _)| name.as_str()).collect();
-    let known: Vec<&str> = document.spec.streams.iter().map(|s| s.name.as_str()).collect();
+    let known: Vec<&str> = document.spec.sources.iter().filter_map(|s| s.stream.as_deref()).collect();
     if let Some(unknown) = fed.iter().find(|f| !known.contains(f)) {
-        bail!("there is no stream `{unknown}` to feed; {}", leat_crds::problem::suggest(unknown, known));
+        bail!("no source reads a stream `{unknown}` that could be fed; {}", leat_crds::problem::suggest(unknown, known));
     }
+    options.stand_ins.check(&program)?;
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let now = feed::now();
     let store = Arc::new(Store::open(&folder.join("store.redb"))?);
     provision(&program, &store, options)?;
     let mut streams = BTreeMap::new();
-    for stream in &document.spec.streams {
+    let is_read = |name: &String| document.spec.sources.iter().any(|s| s.stream.as_ref() == Some(name));
+    for stream in document.spec.streams.iter().filter(|s| is_read(&s.name)) {
         let Some(kinesis) = &stream.kinesis else { continue };
         let shards = kinesis.shards.as_ref().map_or(4, |s| s.initial);
         let opened = LocalStream::open(&folder.join("streams").join(&kinesis.stream_name), shards, now)?;
@@ -103,6 +112,10 @@ fn open(program: Program, options: &Options) -> Result<World> {
     let objects: Arc<dyn Objects> = Arc::new(LocalObjects::new(&folder.join("objects")));
     // A job that ran before may have to be drained, with sources that this one does not have.
     let waits = tokio::runtime::Builder::new_current_thread().build()?;
+    for (table, dynamodb) in document.spec.tables.iter().filter_map(|t| Some((t, t.dynamodb.as_ref()?))) {
+        let items = options.stand_ins.items(&table.name, dynamodb)?;
+        waits.block_on(Tables::put(store.as_ref(), &table.name, &items, Guard { born: i64::MIN, cut: 0 }))?;
+    }
     let before = waits.block_on(coordinator::job_that_runs(store.as_ref(), objects.as_ref()))?;
     for stream in before.iter().flat_map(|p| &p.document.spec.streams).filter(|s| !streams.contains_key(&s.name)).collect::<Vec<_>>() {
         let Some(kinesis) = &stream.kinesis else { continue };
@@ -120,15 +133,20 @@ fn open(program: Program, options: &Options) -> Result<World> {
         match &source.input {
             Input::Stream(name) => drop(streams.get(name).map(|s| by_source.insert(source.name.clone(), Arc::clone(s)))),
             Input::Files(path) => {
-                let path = options.base.join(path);
-                let files =
-                    FileSource::new(&path, now).with_context(|| format!("source `{}`: cannot read {}", source.name, path.display()))?;
+                let path = options.stand_ins.path(&options.base, path);
+                let framing = match &source.decode.encoding {
+                    Encoding::Json => Framing::Lines,
+                    Encoding::Csv(csv) => Framing::Csv { header: csv.header.is_empty() },
+                };
+                let files = FileSource::new(&path, framing, now)
+                    .with_context(|| format!("source `{}`: cannot read {}", source.name, path.display()))?;
                 file_sources.insert(source.name.clone(), Arc::new(files));
             }
         }
     }
     let session = format!("{}-{now}", std::process::id());
     let files = Arc::new(LocalFiles::new(&folder.join("s3"), &folder.join("uploads"), &session));
+    let written = Arc::new(LocalStreams::new(&folder.join("written")));
     let ports = Ports {
         rows: Arc::clone(&store) as Arc<dyn Rows>,
         objects,
@@ -136,9 +154,10 @@ fn open(program: Program, options: &Options) -> Result<World> {
         log: Arc::new(LocalLog::open(&folder.join("repartition"), document.repartition_partitions)?),
         source: Arc::new(LocalSource { streams: by_source, files: file_sources }),
         tables: Arc::clone(&store) as _,
+        streams: Arc::clone(&written) as _,
         clock: Arc::new(SystemClock),
     };
-    Ok(World { program: Arc::new(program), store, files, streams, ports })
+    Ok(World { program: Arc::new(program), store, files, written, streams, ports })
 }
 
 /// Plans as the operator does, says what is planned, and notes what was made.
@@ -201,7 +220,7 @@ async fn drive(world: &World, options: &Options, stop: &Arc<AtomicBool>) -> Resu
             }
         }
     }
-    let mut progress = Progress { shown: started, records: before };
+    let mut progress = Progress::new(&world.program, before);
     let mut done = false;
     while !stop.load(Ordering::Relaxed) && !done {
         worker.round().await?;
@@ -214,8 +233,8 @@ async fn drive(world: &World, options: &Options, stop: &Arc<AtomicBool>) -> Resu
         if options.until_done && fed {
             done = seal(world).await?;
         }
-        if options.talk && progress.shown.elapsed() >= Duration::from_secs(1) {
-            progress.show(&worker, &feeds);
+        if options.talk {
+            progress.show(&worker.shared, feeds.iter().map(|(fed, _)| fed.records.load(Ordering::Relaxed)).sum());
         }
         if !done {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -335,32 +354,6 @@ async fn seal(world: &World) -> Result<bool> {
 
 /// A feed and its thread, until that has ended.
 type Running = (Arc<Fed>, Option<std::thread::JoinHandle<Result<()>>>);
-
-struct Progress {
-    shown: Instant,
-    records: u64,
-}
-
-impl Progress {
-    fn show(&mut self, worker: &Worker, feeds: &[Running]) {
-        let tasks = worker.shared.sources();
-        let taken: u64 = tasks.values().map(|p| p.taken).sum();
-        let fed: u64 = feeds.iter().map(|(f, _)| f.records.load(Ordering::Relaxed)).sum();
-        let rate = taken.saturating_sub(self.records) as f64 / self.shown.elapsed().as_secs_f64();
-        let watermark = tasks.values().map(|p| p.watermark).filter(|w| *w > i64::MIN).min();
-        let watermark = watermark.map_or_else(|| "none yet".to_owned(), leat_runtime::codecs::time::format_millis);
-        let open: u64 = worker.shared.keyed().values().map(|k| k.open).sum();
-        let lag = fed.saturating_sub(taken);
-        eprintln!(
-            "  {} taken, {} a second, lag {}, watermark {watermark}, {open} windows open",
-            thousands(taken),
-            thousands(rate as u64),
-            thousands(lag)
-        );
-        self.shown = Instant::now();
-        self.records = taken;
-    }
-}
 
 /// The folder of a path, for relative paths of a manifest.
 pub fn base_of(file: &Path) -> PathBuf {

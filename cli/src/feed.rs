@@ -1,7 +1,6 @@
 //! Input of the laptop: generated events and files, into local streams. How far a feed has come is kept with the
 //! records themselves, so that a run that was killed goes on exactly where it stopped.
 
-use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,8 +10,9 @@ use anyhow::{Context, Result, bail};
 use arrow::datatypes::DataType;
 use bytes::Bytes;
 use leat_compile::definition::Kind;
-use leat_compile::program::{Input, Program};
-use leat_runtime::connectors::local::files;
+use leat_compile::program::{Encoding, Input, Program};
+use leat_runtime::codecs::csv::Splitter;
+use leat_runtime::connectors::local::files::{self, Framing};
 use leat_runtime::connectors::local::shard::Record;
 use leat_runtime::connectors::local::streams::LocalStream;
 
@@ -119,125 +119,143 @@ impl Sink<'_> {
 
 fn file(path: &Path, program: &Program, name: &str, sink: &mut Sink<'_>, done: u64, fed: &Fed) -> Result<()> {
     let mut lines = files::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let text = path.to_string_lossy();
-    let csv = text.trim_end_matches(".gz").trim_end_matches(".zst").ends_with(".csv");
-    let mut number = 0;
+    let csv = files::is_csv(path);
+    let framing = if csv { Framing::Csv { header: true } } else { Framing::Lines };
+    let mut line = Vec::new();
+    let mut rows = None;
     if csv {
-        let mut rows = Csv::new(lines, program, name)?;
-        while rows.next(&mut sink.data, number >= done)? {
-            number += 1;
-            if number > done {
-                sink.end_record(fed)?;
-            }
-            if fed.stop.load(Ordering::Relaxed) {
-                break;
-            }
-        }
-        return Ok(());
+        framing.next(&mut *lines, &mut line)?;
+        rows = Some(Rows::new(&line, program, name).with_context(|| format!("the first line of {}", path.display()))?);
     }
-    let mut skipped = Vec::new();
-    loop {
-        let line = if number >= done { &mut sink.data } else { &mut skipped };
-        let start = line.len();
-        if lines.read_until(b'\n', line)? == 0 {
-            return Ok(());
+    let mut number = 0;
+    while !fed.stop.load(Ordering::Relaxed) {
+        line.clear();
+        if !framing.next(&mut *lines, &mut line)? {
+            break;
         }
-        while line.len() > start && matches!(line.last(), Some(b'\n' | b'\r')) {
-            line.pop();
-        }
-        let blank = line.len() == start;
-        skipped.clear();
-        if blank {
+        if line.is_empty() {
             continue;
         }
         number += 1;
-        if number > done {
-            sink.end_record(fed)?;
+        if number <= done {
+            continue;
         }
-        if fed.stop.load(Ordering::Relaxed) {
+        match &mut rows {
+            Some(rows) => rows.write(&line, &mut sink.data)?,
+            None => sink.data.extend_from_slice(&line),
+        }
+        sink.end_record(fed)?;
+    }
+    Ok(())
+}
+
+/// Rows of a CSV file as the records that the reading source decodes: CSV with its fields in the source's order, or JSON
+/// objects, in which numbers keep their text and an empty field is null.
+struct Rows {
+    splitter: Splitter,
+    /// Number of the file's fields.
+    fields: usize,
+    to: Form,
+}
+
+enum Form {
+    /// For each field of the source the file's; `None`: the file has not got it.
+    Csv(Vec<Option<usize>>, u8),
+    /// For each field of the file its name, and whether it is written without quotes.
+    Json(Vec<(String, bool)>),
+}
+
+impl Rows {
+    fn new(header: &[u8], program: &Program, stream: &str) -> Result<Self> {
+        let mut splitter = Splitter::new(b',');
+        let names = splitter.names(header).map_err(|why| anyhow::anyhow!("no names of fields: {why}"))?;
+        if names.is_empty() {
+            bail!("no names of fields: it is empty");
+        }
+        let fields = names.len();
+        let source = program.sources.iter().find(|s| s.input == Input::Stream(stream.to_owned()));
+        let to = match source.map(|s| &s.decode.encoding) {
+            Some(Encoding::Csv(csv)) => {
+                Form::Csv(csv.header.iter().map(|n| names.iter().position(|name| name == n)).collect(), csv.delimiter)
+            }
+            _ => {
+                let is_number = |name: &str| {
+                    source.and_then(|s| s.decode.fields.iter().find(|f| f.name == name)).is_some_and(|f| {
+                        matches!(f.kind, Kind::Scalar(DataType::Int64 | DataType::Float64 | DataType::Decimal128(..) | DataType::Boolean))
+                    })
+                };
+                Form::Json(names.into_iter().map(|n| (n.clone(), is_number(&n))).collect())
+            }
+        };
+        Ok(Self { splitter, fields, to })
+    }
+
+    /// Appends a row. One that has other fields than the first line says stays as it is, and decoding refuses it.
+    fn write(&mut self, line: &[u8], out: &mut Vec<u8>) -> Result<()> {
+        let count = self.splitter.split(line);
+        if count != Ok(self.fields) {
+            out.extend_from_slice(line);
+            if let (Form::Csv(fields, delimiter), Ok(count)) = (&self.to, count)
+                && count == fields.len()
+            {
+                // By accident so many as the source has: one more, or they would pass for others.
+                out.push(*delimiter);
+            }
             return Ok(());
         }
-    }
-}
-
-/// Rows of CSV (RFC 4180) as JSON objects: numbers keep their text, an empty field is null.
-struct Csv {
-    input: Box<dyn BufRead + Send>,
-    reader: csv_core::Reader,
-    header: Vec<(String, bool)>,
-}
-
-impl Csv {
-    fn new(input: Box<dyn BufRead + Send>, program: &Program, stream: &str) -> Result<Self> {
-        let mut csv = Self { input, reader: csv_core::Reader::new(), header: Vec::new() };
-        let Some(names) = csv.record()? else { bail!("the CSV file has no header") };
-        let source = program.sources.iter().find(|s| s.input == Input::Stream(stream.to_owned()));
-        let is_number = |name: &str| {
-            source.and_then(|s| s.decode.fields.iter().find(|f| f.name == name)).is_some_and(|f| {
-                matches!(f.kind, Kind::Scalar(DataType::Int64 | DataType::Float64 | DataType::Decimal128(..) | DataType::Boolean))
-            })
+        let field = |i: usize| {
+            let (start, end) = self.splitter.field(i);
+            &self.splitter.text()[start..end]
         };
-        csv.header = names
-            .into_iter()
-            .map(|n| String::from_utf8_lossy(&n).trim_start_matches('\u{feff}').to_owned())
-            .map(|n| (n.clone(), is_number(&n)))
-            .collect();
-        Ok(csv)
-    }
-
-    fn record(&mut self) -> Result<Option<Vec<Vec<u8>>>> {
-        let (mut fields, mut ends) = (vec![0; 4096], vec![0; 256]);
-        let (mut written, mut count) = (0, 0);
-        loop {
-            let input = self.input.fill_buf()?;
-            let (result, read, wrote, ended) = self.reader.read_record(input, &mut fields[written..], &mut ends[count..]);
-            self.input.consume(read);
-            written += wrote;
-            count += ended;
-            match result {
-                csv_core::ReadRecordResult::InputEmpty => {}
-                csv_core::ReadRecordResult::OutputFull => fields.resize(fields.len() * 2, 0),
-                csv_core::ReadRecordResult::OutputEndsFull => ends.resize(ends.len() * 2, 0),
-                csv_core::ReadRecordResult::Record => {
-                    let mut start = 0;
-                    return Ok(Some(ends[..count].iter().map(|end| fields[std::mem::replace(&mut start, *end)..*end].to_vec()).collect()));
+        match &self.to {
+            Form::Csv(fields, delimiter) => {
+                for (i, from) in fields.iter().enumerate() {
+                    if i > 0 {
+                        out.push(*delimiter);
+                    }
+                    let value = from.map_or(&[][..], field);
+                    let plain = !value.iter().any(|b| [b'"', b'\n', b'\r', *delimiter].contains(b));
+                    if plain {
+                        out.extend_from_slice(value);
+                    } else {
+                        out.push(b'"');
+                        value.iter().for_each(|b| out.extend_from_slice(if *b == b'"' { b"\"\"" } else { std::slice::from_ref(b) }));
+                        out.push(b'"');
+                    }
                 }
-                csv_core::ReadRecordResult::End => return Ok(None),
+            }
+            Form::Json(names) => {
+                out.push(b'{');
+                for (i, (name, number)) in names.iter().enumerate() {
+                    if i > 0 {
+                        out.push(b',');
+                    }
+                    serde_json::to_writer(&mut *out, name)?;
+                    out.push(b':');
+                    json(field(i), *number, out)?;
+                }
+                out.push(b'}');
             }
         }
+        Ok(())
     }
+}
 
-    fn next(&mut self, out: &mut Vec<u8>, wanted: bool) -> Result<bool> {
-        let Some(fields) = self.record()? else { return Ok(false) };
-        if !wanted {
-            return Ok(true);
-        }
-        out.push(b'{');
-        for (i, ((name, number), value)) in self.header.iter().zip(&fields).enumerate() {
-            if i > 0 {
-                out.push(b',');
-            }
-            serde_json::to_writer(&mut *out, name)?;
-            out.push(b':');
-            let bare = *number
-                && !value.is_empty()
-                && serde_json::from_slice::<serde_json::Value>(value).is_ok_and(|v| v.is_number() || v.is_boolean());
-            if value.is_empty() {
-                out.extend_from_slice(b"null");
-            } else if bare {
-                out.extend_from_slice(value);
-            } else if let Ok(text) = std::str::from_utf8(value) {
-                serde_json::to_writer(&mut *out, text)?;
-            } else {
-                // Not UTF-8: the bytes stay as they are, and decoding refuses them with their record.
-                out.push(b'"');
-                out.extend_from_slice(value);
-                out.push(b'"');
-            }
-        }
-        out.push(b'}');
-        Ok(true)
+fn json(value: &[u8], number: bool, out: &mut Vec<u8>) -> Result<()> {
+    let bare = || serde_json::from_slice::<serde_json::Value>(value).is_ok_and(|v| v.is_number() || v.is_boolean());
+    if value.is_empty() {
+        out.extend_from_slice(b"null");
+    } else if number && bare() {
+        out.extend_from_slice(value);
+    } else if let Ok(text) = std::str::from_utf8(value) {
+        serde_json::to_writer(&mut *out, text)?;
+    } else {
+        // Not UTF-8: the bytes stay as they are, and decoding refuses them with their record.
+        out.push(b'"');
+        out.extend_from_slice(value);
+        out.push(b'"');
     }
+    Ok(())
 }
 
 /// A feed on a thread of its own.

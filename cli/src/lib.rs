@@ -7,5 +7,6 @@ pub mod manifest;
 pub mod plan;
 pub mod report;
 pub mod sample;
+pub mod stand_ins;
 
 pub use leat_runtime::codecs::time::format_millis;

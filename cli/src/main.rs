@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use leat::dev::{self, Options};
 use leat::feed::Feed;
 use leat::manifest::{self, Document, Located, Pipeline};
+use leat::stand_ins::StandIns;
 use leat_compile::References;
 
 /// Streaming pipelines on Kubernetes and AWS, and on your laptop.
@@ -56,6 +57,15 @@ struct Dev {
     /// Feed so many generated clickstream events into a stream.
     #[arg(long, value_name = "STREAM=COUNT")]
     generate: Vec<String>,
+    /// Rows of a table that exists elsewhere: NDJSON, or CSV with a header.
+    #[arg(long, value_name = "TABLE=FILE")]
+    table: Vec<String>,
+    /// A file or folder in place of an object or prefix that a source reads.
+    #[arg(long, value_name = "S3-URI=FILE")]
+    object: Vec<String>,
+    /// A value in place of a Secret's.
+    #[arg(long, value_name = "NAME/KEY=VALUE")]
+    secret: Vec<String>,
     /// Stop when everything that was fed in is delivered; closes all windows.
     #[arg(long)]
     until_done: bool,
@@ -149,12 +159,31 @@ fn run_dev(dev: &Dev) -> Result<ExitCode> {
             Feed::Generate(count.replace(['_', ','], "").parse().with_context(|| format!("`{count}` is not a number of events"))?),
         ));
     }
+    let mut stand_ins = StandIns::default();
+    for table in &dev.table {
+        let (name, file) = pair(table, "--table TABLE=FILE")?;
+        stand_ins.tables.insert(name, file.into());
+    }
+    for object in &dev.object {
+        let (uri, file) = pair(object, "--object S3-URI=FILE")?;
+        stand_ins.objects.insert(uri, file.into());
+    }
+    for secret in &dev.secret {
+        // The value is a secret: a message never shows it.
+        match secret.split_once('=') {
+            Some((name, value)) if name.split_once('/').is_some_and(|(n, k)| !n.is_empty() && !k.is_empty()) => {
+                stand_ins.secrets.insert(name.to_owned(), value.to_owned());
+            }
+            _ => bail!("--secret should be NAME/KEY=VALUE"),
+        }
+    }
     let options = Options {
         state: dev.state.clone(),
         base: dev::base_of(&dev.files.files[0]),
         fresh: dev.fresh,
         until_done: dev.until_done,
         feeds,
+        stand_ins,
         listen: (!dev.until_done).then(|| dev.listen.clone()),
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         talk: dev.output == OutputFormat::Text,

@@ -95,7 +95,7 @@ fn bytes(n: u64) -> String {
 }
 
 /// Columns of text, the first left and the others right aligned.
-fn table(out: &mut String, header: &[&str], rows: &[Vec<String>], left: usize) {
+pub fn columns(out: &mut String, header: &[&str], rows: &[Vec<String>], left: usize) {
     let width = |c: usize| rows.iter().map(|r| r[c].chars().count()).chain([header[c].chars().count()]).max().unwrap_or(0);
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
     let mut line = |cells: Vec<&str>| {
@@ -144,20 +144,20 @@ impl Report {
                 ]
             })
             .collect();
-        table(&mut out, &["", "in", "passed", "filtered", "rejected", "deduplicated", "late", "absorbed", "emitted"], &rows, 1);
+        columns(&mut out, &["", "in", "passed", "filtered", "rejected", "deduplicated", "late", "absorbed", "emitted"], &rows, 1);
         if !self.dead_letters.is_empty() {
             let _ = writeln!(out, "\nDead letters");
             let rows: Vec<Vec<String>> = self.dead_letters.iter().map(|(reason, n)| vec![reason.clone(), thousands(*n)]).collect();
-            table(&mut out, &["", "records"], &rows, 1);
+            columns(&mut out, &["", "records"], &rows, 1);
         }
         let _ = writeln!(out, "\nFiles");
         let rows: Vec<Vec<String>> =
             self.outputs.iter().map(|o| vec![o.sink.clone(), o.path.display().to_string(), o.files.to_string(), bytes(o.bytes)]).collect();
-        table(&mut out, &["", "folder", "files", "size"], &rows, 2);
+        columns(&mut out, &["", "folder", "files", "size"], &rows, 2);
         for shown in &self.tables {
             let _ = writeln!(out, "\nTable {} ({} items)", shown.name, thousands(shown.items as u64));
             let header: Vec<&str> = shown.columns.iter().map(String::as_str).collect();
-            table(&mut out, &header, &shown.rows, header.len());
+            columns(&mut out, &header, &shown.rows, header.len());
         }
         out
     }

@@ -5,11 +5,11 @@ use arrow::datatypes::Int64Type;
 use leat_compile::definition::{Bounds, Field, Kind};
 use leat_compile::program::{Decode, Program};
 use leat_runtime::batch::SourceBatch;
-use leat_runtime::codecs::json::JsonDecoder;
+use leat_runtime::codecs::record::Decoder;
 
 /// Finds the partition keys of records of one stream.
 pub struct Keys {
-    decoder: Option<JsonDecoder>,
+    decoder: Option<Decoder>,
 }
 
 impl Keys {
@@ -28,7 +28,7 @@ impl Keys {
                 column: Some(0),
             };
             let schema = std::sync::Arc::new(arrow::datatypes::Schema::new(vec![field.clone()]));
-            Some(JsonDecoder::new(&Decode { encoding: source.decode.encoding, fields: vec![only], schema }))
+            Some(Decoder::new(&Decode { encoding: source.decode.encoding.clone(), fields: vec![only], schema }))
         });
         Self { decoder }
     }

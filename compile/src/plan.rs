@@ -4,12 +4,13 @@
 mod check;
 mod lower;
 mod sinks;
+mod tables;
 
 use std::collections::BTreeMap;
 
 use leat_crds::job::{JOB_VERSION, JobDocument, KEY_GROUPS};
 use leat_crds::problem::{Problem, suggest};
-use leat_crds::spec::{Kinesis, Stream, StreamingPipelineSpec};
+use leat_crds::spec::{Kinesis, StreamingPipelineSpec};
 
 use crate::program::Program;
 
@@ -29,7 +30,7 @@ pub fn compile(namespace: &str, name: &str, spec: StreamingPipelineSpec, referen
         namespace: namespace.to_owned(),
         name: name.to_owned(),
         key_groups: KEY_GROUPS,
-        repartition_partitions: partitions(&spec.streams),
+        repartition_partitions: partitions(&spec),
         spec,
         definitions,
     };
@@ -67,8 +68,9 @@ pub fn compile_document(document: JobDocument) -> Result<Program, Vec<Problem>> 
 }
 
 /// Partitions of the repartition stream: two keyed tasks at least, one for each eight shards that feed them.
-fn partitions(streams: &[Stream]) -> u16 {
-    let shards: u32 = streams.iter().filter_map(|s| s.kinesis.as_ref()?.shards.as_ref()).map(|s| s.initial).sum();
+fn partitions(spec: &StreamingPipelineSpec) -> u16 {
+    let read = spec.streams.iter().filter(|stream| spec.sources.iter().any(|s| s.stream.as_ref() == Some(&stream.name)));
+    let shards: u32 = read.filter_map(|s| s.kinesis.as_ref()?.shards.as_ref()).map(|s| s.initial).sum();
     shards.div_ceil(8).clamp(2, u32::from(KEY_GROUPS)) as u16
 }
 

@@ -26,7 +26,12 @@ pub struct Program {
     pub files: Vec<FilesSpec>,
     /// Tables, by index.
     pub tables: Vec<TableSpec>,
+    /// Streams that are written, by index.
+    pub streams: Vec<StreamSpec>,
 }
+
+/// The member of a stream sink's records that holds their id.
+pub const RECORD_ID: &str = "leat_id";
 
 /// What a source task computes.
 #[derive(Debug, Clone)]
@@ -66,12 +71,21 @@ pub struct Decode {
 }
 
 /// Encoding of a record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Encoding {
     /// One JSON object.
     Json,
     /// One line of comma-separated values.
-    Csv,
+    Csv(Csv),
+}
+
+/// How CSV records read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Csv {
+    /// The fields in their order; none: the first line of each file names them.
+    pub header: Vec<String>,
+    /// The character between fields.
+    pub delimiter: u8,
 }
 
 /// The time of an event.
@@ -156,6 +170,8 @@ pub enum Op {
     RawFiles(usize),
     /// Rows become items of a table.
     Table(usize),
+    /// Rows become records of a stream.
+    Stream(usize),
 }
 
 /// How repeats are found.
@@ -194,7 +210,7 @@ pub struct Edge {
 pub enum EdgeKind {
     /// Partial sums of a window: a function of where a batch was cut, so staged.
     Partial(WindowSpec),
-    /// Rows for a keyed deduplication: a function of one lineage's records, so replayable.
+    /// Rows for a keyed deduplication or a table: a function of one lineage's records, so replayable.
     Rows(RowsSpec),
 }
 
@@ -205,8 +221,8 @@ pub struct RowsSpec {
     pub schema: SchemaRef,
     /// Columns whose values make the key group.
     pub key: Vec<usize>,
-    /// What the keyed task does with them.
-    pub deduplicate: DeduplicateSpec,
+    /// How the keyed task finds repeats; `None`: it does not, and adds each row's event time as the last column.
+    pub deduplicate: Option<DeduplicateSpec>,
 }
 
 /// A windowed aggregate.
@@ -290,10 +306,21 @@ pub struct TableSpec {
     pub sort_key: Option<(String, usize)>,
     /// Attributes: name and expression over the row.
     pub attributes: Vec<(String, Expr)>,
-    /// Attribute that holds the expiry, and how long after the window's end an item lives.
+    /// Attribute that holds the expiry, and how long after the window's end or the event an item lives.
     pub time_to_live: Option<(String, Duration)>,
-    /// Column that orders versions of an item: the window's end.
+    /// Column that orders versions of an item: the window's end, or the event's time.
     pub version_column: usize,
     /// Columns of the row.
     pub schema: SchemaRef,
+}
+
+/// Records of a stream.
+#[derive(Debug, Clone)]
+pub struct StreamSpec {
+    /// Name of the sink.
+    pub name: String,
+    /// The declared stream.
+    pub stream: String,
+    /// Column whose value is the partition key; `None`: the record's id.
+    pub partition_by: Option<usize>,
 }

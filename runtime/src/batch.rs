@@ -18,6 +18,8 @@ pub struct SourceBatch {
     pub keys: Bytes,
     /// End of each key in `keys`; empty: the source has no partition keys.
     pub key_ends: Vec<usize>,
+    /// The line that names the fields of the records, where their lineage has one (a file of CSV).
+    pub header: Bytes,
 }
 
 impl SourceBatch {

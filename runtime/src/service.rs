@@ -18,7 +18,7 @@ use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::connectors::aws::dynamodb::{LeaseTable, SinkTables};
-use crate::connectors::aws::kinesis::{KinesisLog, KinesisSource, Stream};
+use crate::connectors::aws::kinesis::{KinesisLog, KinesisSource, KinesisStreams, Stream};
 use crate::connectors::aws::s3::{S3Files, S3Objects, Store};
 use crate::connectors::clock::SystemClock;
 use crate::engine::coordinator;
@@ -135,6 +135,17 @@ pub async fn ports(program: &Program) -> Result<Ports, ServiceError> {
             streams.entry(source.name.clone()).or_insert_with(made);
         }
     }
+    let mut written = BTreeMap::new();
+    for program in std::iter::once(program).chain(&before) {
+        let spec = &program.document.spec;
+        for sink in &program.streams {
+            let declared = spec.streams.iter().find(|s| s.name == sink.stream);
+            let Some((stream, kinesis)) = declared.and_then(|s| Some((s, s.kinesis.as_ref()?))) else { continue };
+            let config = clouds.of(Target::of(spec.aws.as_ref(), stream.aws.as_ref())).await;
+            let made = || Stream::new(aws_sdk_kinesis::Client::new(&config), &kinesis.stream_name);
+            written.entry(sink.stream.clone()).or_insert_with(made);
+        }
+    }
     let mut tables = HashMap::new();
     for spec in std::iter::once(spec).chain(before.as_ref().map(|p| &p.document.spec)) {
         for table in &spec.tables {
@@ -151,6 +162,7 @@ pub async fn ports(program: &Program) -> Result<Ports, ServiceError> {
         log: Arc::new(KinesisLog::new(Stream::new(aws_sdk_kinesis::Client::new(&home), &repartition), document.repartition_partitions)),
         source: Arc::new(KinesisSource::new(streams)),
         tables: Arc::new(SinkTables::new(tables)),
+        streams: Arc::new(KinesisStreams::new(written)),
         clock: Arc::new(SystemClock),
     })
 }

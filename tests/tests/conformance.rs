@@ -11,13 +11,16 @@ use leat_crds::spec::KeyType;
 use leat_operator_core::plan::Action;
 use leat_operator_core::resource::{Kind, Resource, Stream as StreamWish, Table, Wish};
 use leat_runtime::connectors::aws::dynamodb::{LeaseTable, SinkTables};
-use leat_runtime::connectors::aws::kinesis::{KinesisLog, KinesisSource, Stream};
+use leat_runtime::connectors::aws::kinesis::{KinesisLog, KinesisSource, KinesisStreams, Stream};
 use leat_runtime::connectors::aws::s3::{S3Files, S3Objects, Store as S3Store};
 use leat_runtime::connectors::local::folder::{LocalFiles, LocalObjects};
 use leat_runtime::connectors::local::shard::Record;
 use leat_runtime::connectors::local::store::Store;
 use leat_runtime::connectors::local::streams::{LocalLog, LocalSource, LocalStream};
-use leat_runtime::engine::ports::{Completed, Files, Guard, Log, Objects, PortError, Rows, Source, StoredRow, Tables};
+use leat_runtime::connectors::local::written::LocalStreams;
+use leat_runtime::engine::ports::{
+    Completed, Files, Guard, Log, Objects, PortError, Rows, Source, StoredRow, StreamRecord, Streams, Tables,
+};
 use leat_runtime::operators::keyed::{Attribute, Item};
 use leat_runtime_core::key::{HashRange, partition_hash};
 use leat_runtime_core::path;
@@ -161,6 +164,19 @@ async fn tables(tables: &dyn Tables, read: impl AsyncFn() -> BTreeMap<String, St
     assert_eq!((all["a"].as_str(), all["b"].as_str()), ("a pipeline that starts over", "b"));
 }
 
+/// Writes through the port more than one call takes; answers what was written.
+async fn streams(streams: &dyn Streams) -> Vec<(String, Vec<u8>)> {
+    let record = |n: usize| StreamRecord {
+        key: format!("key-{n}"),
+        data: Bytes::from(format!("{{\"n\":{n},\"pad\":\"{}\"}}", "x".repeat(if n == 600 { 900_000 } else { n % 700 }))),
+    };
+    let records: Vec<StreamRecord> = (0..1_200).map(record).collect();
+    assert_eq!(streams.put("w", &records).await, Ok(Vec::new()));
+    assert_eq!(streams.put("w", &[]).await, Ok(Vec::new()));
+    assert!(streams.put("w", &[record(1_200)]).await.is_ok_and(|failed| failed.is_empty()));
+    (0..=1_200).map(record).map(|r| (r.key, r.data.to_vec())).collect()
+}
+
 /// What a source's suite needs besides the port.
 struct Feed<'a> {
     send: &'a dyn Fn(Vec<(String, Vec<u8>)>) -> futures::future::LocalBoxFuture<'a, ()>,
@@ -260,6 +276,10 @@ async fn the_laptop_conforms() {
         items.iter().map(|i| (text(&i.item.key[0].1), text(&i.item.attributes["value"]))).collect()
     })
     .await;
+    let written = LocalStreams::new(&at("written"));
+    let expected = streams(&written).await;
+    let lines = std::fs::read(written.path("w")).expect("a file");
+    assert!(lines.split(|b| *b == b'\n').eq(expected.iter().map(|(_, data)| data.as_slice()).chain([b"".as_slice()])));
     let stream = Arc::new(LocalStream::open(&at("stream"), 2, 1_767_571_200_000).expect("a stream"));
     let port = LocalSource { streams: BTreeMap::from([("s".to_owned(), Arc::clone(&stream))]), files: BTreeMap::new() };
     let send = |records: Vec<(String, Vec<u8>)>| -> futures::future::LocalBoxFuture<'_, ()> {
@@ -297,12 +317,26 @@ async fn make(clouds: &Clouds, kind: Kind, name: &str, wish: Wish) {
 }
 
 async fn kinesis_conforms(clouds: &Clouds) {
-    for (name, shards) in [("s", 2), ("repartition", 2)] {
+    for (name, shards) in [("s", 2), ("repartition", 2), ("w", 2)] {
         let wish = StreamWish { shards: Some(shards), fixed: false, retention_hours: Some(24), kms_key: None };
         make(clouds, Kind::KinesisStream, name, Wish::Stream(wish)).await;
     }
     let client = clouds.kinesis().await;
     log(&KinesisLog::new(Stream::new(client.clone(), "repartition"), 2)).await;
+    let expected = streams(&KinesisStreams::new(BTreeMap::from([("w".to_owned(), Stream::new(client.clone(), "w"))]))).await;
+    let written = KinesisSource::new(BTreeMap::from([("w".to_owned(), Stream::new(client.clone(), "w"))]));
+    for shard in written.shards("w").await.expect("shards") {
+        let mut here: Vec<_> = expected
+            .iter()
+            .filter(|(k, _)| (shard.range.first..=shard.range.last).contains(&partition_hash(k.as_bytes())))
+            .cloned()
+            .collect();
+        let mut found: Vec<_> = read_shard(&written, &shard.lineage, None, here.len()).await;
+        assert!(found.windows(2).all(|w| w[0].0 < w[1].0));
+        here.sort();
+        found.sort_by(|a, b| (&a.1, &a.2).cmp(&(&b.1, &b.2)));
+        assert!(found.iter().map(|(_, k, d)| (k.as_slice(), d.as_slice())).eq(here.iter().map(|(k, d)| (k.as_bytes(), d.as_slice()))));
+    }
     let port = KinesisSource::new(BTreeMap::from([("s".to_owned(), Stream::new(client.clone(), "s"))]));
     let send = |records: Vec<(String, Vec<u8>)>| -> futures::future::LocalBoxFuture<'_, ()> {
         let client = client.clone();

@@ -1,8 +1,8 @@
-//! `leat dev` with what goes wrong: bad records, failing expressions, changed manifests.
+//! `leat dev` with what users bring and what goes wrong: CSV, several kinds of sinks, bad records, changed manifests.
 
 use std::path::Path;
 
-use leat_tests::leat;
+use leat_tests::{duckdb, leat};
 use serde_json::{Value, json};
 
 /// A pipeline over one stream, with these steps and sinks.
@@ -25,18 +25,26 @@ fn files(name: &str, from: &str) -> Value {
 
 /// Runs until everything is delivered; answers the report.
 fn run(folder: &Path, manifest: &str, events: &[Vec<u8>]) -> Value {
-    std::fs::write(folder.join("pipeline.yaml"), manifest).expect("a manifest");
     std::fs::write(folder.join("events.ndjson"), events.join(&b'\n')).expect("events");
     let input = format!("events={}", folder.join("events.ndjson").display());
+    dev(folder, manifest, &["--input", &input]).expect("it runs")
+}
+
+/// Runs with these flags; answers the report, or what was said.
+fn dev(folder: &Path, manifest: &str, flags: &[&str]) -> Result<Value, String> {
+    std::fs::write(folder.join("pipeline.yaml"), manifest).expect("a manifest");
     let output = leat()
-        .args(["dev", "--until-done", "--output", "json", "--input", &input, "-f"])
+        .args(["dev", "--until-done", "--output", "json", "-f"])
         .arg(folder.join("pipeline.yaml"))
         .arg("--state")
         .arg(folder.join("state"))
+        .args(flags)
         .output()
         .expect("leat starts");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).expect("a report")
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    Ok(serde_json::from_slice(&output.stdout).expect("a report"))
 }
 
 /// The rows of a sink of JSON Lines.
@@ -146,4 +154,150 @@ fn a_renamed_source_reads_its_stream_anew_and_the_old_one_holds_nobody_back() {
     assert_eq!(run(folder.path(), &manifest("one", &steps("one"), &sinks), &events)["done"], true);
     let report = run(folder.path(), &manifest("two", &steps("two"), &sinks), &events);
     assert_eq!((report["done"].as_bool(), count(&report, "two", "in")), (Some(true), 100));
+}
+
+/// Writes a CSV file with everything that needs quotes, and answers with what DuckDB reads from it.
+const ORDERS: &str = r#"
+import csv, duckdb, json, sys
+with open(sys.argv[1], "w", newline="", encoding="utf-8") as out:
+    rows = csv.writer(out)
+    rows.writerow(["name", "id", "unused", "price", "placed"])
+    for i in range(500):
+        name = ["plain", "with, comma", 'with "quotes"', "two\nlines", "ümlaut 🦀", ""][i % 6]
+        rows.writerow([name, i, "x" * (i % 50), f"{i * 7919 % 100000 / 100:.2f}", f"2026-11-21 10:{i % 60:02}:00"])
+query = f"SELECT id, name, (price * 100)::BIGINT, strftime(placed, '%Y-%m-%dT%H:%M:%S') FROM read_csv('{sys.argv[1]}') ORDER BY id"
+print(json.dumps(duckdb.sql(query).fetchall()))
+"#;
+
+#[test]
+fn csv_reads_as_duckdb_reads_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("orders.csv");
+    let expected = duckdb(ORDERS, &[&file.display().to_string()]).expect("DuckDB");
+    let columns = json!({"id": "BIGINT", "name": "TEXT", "price": "DECIMAL(18,2)", "placed": "TIMESTAMP"});
+    let manifest = json!({
+        "apiVersion": "leat.dev/v1alpha1", "kind": "StreamingPipeline", "metadata": {"name": "small", "namespace": "tests"},
+        "spec": {
+            "streams": [{"name": "orders", "kinesis": {"streamName": "orders", "shards": {"initial": 2}}}],
+            "sources": [
+                {"name": "from_file", "files": {"path": "orders.csv", "format": "Csv"}, "columns": columns},
+                {"name": "from_stream", "stream": "orders", "format": "Csv", "csv": {"header": ["price", "name", "id", "placed"], "delimiter": ";"}, "columns": columns}
+            ],
+            "sinks": [files("file", "from_file"), files("stream", "from_stream")]
+        }
+    });
+    let input = format!("orders={}", file.display());
+    let report = dev(folder.path(), &manifest.to_string(), &["--input", &input]).expect("it runs");
+    assert_eq!((count(&report, "from_file", "passed"), count(&report, "from_stream", "passed")), (500, 500), "{report}");
+    for sink in ["out/file", "out/stream"] {
+        let mut found = rows(folder.path(), sink);
+        found.sort_by_key(|r| r["id"].as_u64());
+        let cents = |row: &Value| row["price"].as_f64().map(|p| (p * 100.0).round() as i64);
+        let found = found.iter().map(|r| json!([r["id"], r["name"], cents(r), r["placed"]]));
+        let expected = expected.as_array().expect("rows");
+        assert_eq!(found.len(), expected.len(), "{sink}");
+        for (found, expected) in found.zip(expected) {
+            assert_eq!(&found, expected, "{sink}");
+        }
+    }
+}
+
+#[test]
+fn what_a_sink_writes_into_a_stream_another_pipeline_reads() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let manifest = |name: &str, stream: &str, sinks: &Value| {
+        let columns = json!({"leat_id": "TEXT", "id": "BIGINT", "k": "TEXT", "n": "BIGINT", "ts": "BIGINT"});
+        let declared: Vec<Value> = std::collections::BTreeSet::from([stream, "forwarded"])
+            .into_iter()
+            .map(|name| json!({"name": name, "kinesis": {"streamName": name, "shards": {"initial": 2}}}))
+            .collect();
+        json!({
+            "apiVersion": "leat.dev/v1alpha1", "kind": "StreamingPipeline", "metadata": {"name": name, "namespace": "tests"},
+            "spec": {
+                "streams": declared,
+                "sources": [{"name": "in", "stream": stream, "columns": columns, "eventTime": {"field": "ts"}, "partitionedBy": if stream == "forwarded" { json!(["k"]) } else { json!([]) }}],
+                "steps": [
+                    {"name": "unique", "from": ["in"], "deduplicate": {"by": ["leat_id"], "keyedWith": ["k"], "within": "1h"}},
+                    {"name": "plain", "from": ["in"], "select": {"id": "id", "k": "nullif(k, 'key-3')", "ts": "ts"}}
+                ],
+                "sinks": sinks
+            }
+        })
+        .to_string()
+    };
+    let events: Vec<Vec<u8>> = (0..300).map(|i| event(i, 1000 + i)).collect();
+    let forward = json!([{"name": "forward", "from": ["plain"], "stream": {"name": "forwarded", "partitionBy": "k"}}]);
+    let first = run(folder.path(), &manifest("small", "events", &forward), &events);
+    assert_eq!(count(&first, "forward (sink)", "absorbed"), 257);
+    assert_eq!(first["deadLetters"]["forward (sink): expression"], 43, "without a partition key there is no record: {first}");
+    let written = folder.path().join("state/tests/small/written/forwarded.jsonl");
+    assert_eq!(first["outputs"][1]["path"], written.display().to_string(), "{first}");
+    // Records come twice, as a stream that is written at least once may have them.
+    let text = std::fs::read_to_string(&written).expect("records");
+    std::fs::write(&written, [text.as_str(), text.as_str()].concat()).expect("written");
+    let input = format!("forwarded={}", written.display());
+    let second =
+        dev(folder.path(), &manifest("other", "forwarded", &json!([files("all", "unique")])), &["--input", &input]).expect("it runs");
+    assert_eq!((count(&second, "unique", "passed"), count(&second, "unique", "deduplicated")), (257, 257), "{second}");
+}
+
+#[test]
+fn of_the_events_of_one_item_a_table_keeps_the_newest() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut events: Vec<Vec<u8>> = (0..350).map(|i| event(i, 1_000_000 - 1000 * i)).collect();
+    events.push(br#"{"id": 1000, "n": 1, "ts": 1000}"#.to_vec());
+    let sinks =
+        json!([{"name": "newest", "from": ["in"], "dynamodb": {"table": "t", "columns": {"at": "concat('n', cast(n as varchar))"}}}]);
+    let report = run(folder.path(), &manifest("in", &json!([]), &sinks), &events);
+    let table = &report["tables"][0];
+    // The oldest ids are the newest events; 7 keys with 5 values of n.
+    assert_eq!(table["items"], 35, "{report}");
+    let place = |name: &str| table["columns"].as_array().expect("columns").iter().position(|c| c == name).expect(name);
+    for row in table["rows"].as_array().expect("rows") {
+        assert!(row[place("id")].as_str().and_then(|id| id.parse::<u64>().ok()).is_some_and(|id| id < 35), "{row}");
+    }
+    assert_eq!(report["deadLetters"]["newest (sink): expression"], 1, "a key is not NULL: {report}");
+}
+
+#[test]
+fn what_is_elsewhere_is_listed_with_the_flag_that_supplies_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let manifest = json!({
+        "apiVersion": "leat.dev/v1alpha1", "kind": "StreamingPipeline", "metadata": {"name": "small", "namespace": "tests"},
+        "spec": {
+            "tables": [{"name": "t", "management": "ObserveOnly", "dynamodb": {"tableName": "tab", "partitionKey": {"name": "k", "type": "S"}}}],
+            "sources": [
+                {"name": "old", "files": {"path": "s3://lake/old/"}, "columns": {"id": "BIGINT", "k": "TEXT", "ts": "BIGINT"}, "eventTime": {"field": "ts"}},
+                {"name": "new", "files": {"path": "s3://lake/new/"}, "columns": {"id": "BIGINT", "k": "TEXT", "ts": "BIGINT"}, "eventTime": {"field": "ts"}}
+            ],
+            "sinks": [{"name": "newest", "from": ["old", "new"], "dynamodb": {"table": "t"}}]
+        }
+    })
+    .to_string();
+    let said = dev(folder.path(), &manifest, &["--table", "tt=rows.csv", "--secret", "a/b=hidden"]).expect_err("much is missing");
+    for part in [
+        "s3://lake/old/ is not on this machine: add --object s3://lake/old/=FILE",
+        "s3://lake/new/ is not on this machine: add --object s3://lake/new/=FILE",
+        "--table tt: the manifest declares no such table; did you mean `t`?",
+        "--secret a/b: nothing in the manifest refers to it",
+    ] {
+        assert!(said.contains(part), "nobody says {part:?}: {said}");
+    }
+    assert!(!said.contains("hidden"));
+    for name in ["old", "new"] {
+        std::fs::create_dir(folder.path().join(name)).expect("a folder");
+        let events: Vec<Vec<u8>> = (0..3).map(|i| event(i, if name == "new" { 2_000 } else { 1_000 } + i)).collect();
+        std::fs::write(folder.path().join(name).join("1.ndjson"), events.join(&b'\n')).expect("events");
+    }
+    std::fs::write(folder.path().join("rows.csv"), "k,id\nkey-1,100\nkey-9,900\n").expect("rows");
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let (old, new, table) =
+        (format!("s3://lake/old/={}", at("old")), format!("s3://lake/new/={}", at("new")), format!("t={}", at("rows.csv")));
+    let report = dev(folder.path(), &manifest, &["--object", &old, "--object", &new, "--table", &table]).expect("it runs");
+    let rows: Vec<&Value> = report["tables"][0]["rows"].as_array().expect("rows").iter().collect();
+    let id_of = |key: &str| rows.iter().find(|r| r[0] == key).map(|r| r[1].as_str().unwrap_or_default().to_owned());
+    assert_eq!((id_of("key-1").as_deref(), id_of("key-9").as_deref()), (Some("1"), Some("900")), "{report}");
+    let newest =
+        report["tables"][0]["rows"].as_array().expect("rows").iter().filter(|r| r[0] != "key-9").all(|r| r[2].as_str() > Some("1999"));
+    assert!(newest, "{report}");
 }

@@ -88,3 +88,52 @@ fn an_upsert_edge_into_files_is_refused() {
     let (fine, said) = validate(&text);
     assert!(!fine && said.iter().any(|s| s.contains("files only append, and this step corrects its rows")), "{said:?}");
 }
+
+#[test]
+fn sinks_and_formats_are_checked_against_what_comes_in() {
+    let manifest = r#"apiVersion: leat.dev/v1alpha1
+kind: StreamingPipeline
+metadata: {name: broken}
+spec:
+  streams:
+    - {name: events, kinesis: {streamName: events, shards: {initial: 1}}}
+    - {name: out, kinesis: {streamName: out, shards: {initial: 1}}}
+  tables:
+    - {name: latest, dynamodb: {tableName: latest, partitionKey: {name: campaign, type: S}}}
+  sources:
+    - {name: clicks, stream: events, format: Csv, csv: {delimiter: x}, columns: {id: TEXT, campaign: TEXT, ts: BIGINT}, eventTime: {field: ts}}
+    - {name: named, stream: events, format: Csv, csv: {header: [id, campagin, id]}, columns: {id: TEXT, campaign: TEXT}}
+    - {name: json, stream: events, csv: {header: [id]}, columns: {id: TEXT, campaign: TEXT, leat_id: TEXT}}
+  steps:
+    - {name: counts, from: [clicks], window: {tumbling: 1m}, groupBy: [campaign], emit: {mode: OnUpdate}, aggregate: {c: "count(*)"}}
+    - {name: again, from: [clicks], deduplicate: {by: [id], within: 1h}}
+  sinks:
+    - {name: loop, from: [clicks], stream: {name: events}}
+    - {name: lost, from: [clicks], stream: {name: outt, partitionBy: campain}}
+    - {name: corrected, from: [counts], stream: {name: out}}
+    - {name: bad, from: [clicks.rejected], stream: {name: out}}
+    - {name: ids, from: [json], stream: {name: out}}
+    - {name: latest, from: [again], dynamodb: {table: latest}}
+    - {name: timeless, from: [json], dynamodb: {table: latest}}
+"#;
+    let (fine, said) = validate(manifest);
+    assert!(!fine);
+    let expect = [
+        "spec.sources[0].csv.header: records of a stream have no line of names",
+        "spec.sources[0].csv.delimiter: this does not divide fields",
+        "spec.sources[1].csv.header[2]: `id` is there twice",
+        "spec.sources[1].csv.header: `campaign` is declared and not in the header; did you mean `campagin`?",
+        "spec.sources[2].csv: the records are not CSV",
+        "spec.sinks[0].stream.name: this pipeline reads `events`: a pipeline that reads what it writes does not work yet",
+        "spec.sinks[1].stream.name: there is no stream `outt`; did you mean `out`?",
+        "spec.sinks[1].stream.partitionBy: `campain` is not a column of what comes in; did you mean `campaign`?",
+        "spec.sinks[2].stream.from: a stream only appends, and this step corrects its rows",
+        "spec.sinks[3].from: rejected and late records go to files only",
+        "spec.sinks[4].stream: `leat_id` is the id that the sink gives each record",
+        "spec.sinks[5].dynamodb: a second repartition does not work yet",
+        "spec.sinks[6].dynamodb: of several events of an item the newest stays, and the source has no event time",
+    ];
+    for line in expect {
+        assert!(said.iter().any(|s| s.contains(line)), "nobody says {line:?}; said were\n{}", said.join("\n"));
+    }
+}

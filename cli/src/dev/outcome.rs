@@ -40,6 +40,12 @@ pub(super) async fn report(world: &World, done: bool, before: u64, seconds: f64)
         let (files, bytes) = size_of(&path);
         Output { sink: spec.name.trim_end_matches(" (sink)").to_owned(), path, files, bytes }
     });
+    let written = program.streams.iter().map(|spec| {
+        let path = world.written.path(&spec.stream);
+        let bytes = std::fs::metadata(&path).map_or(0, |m| m.len());
+        Output { sink: spec.name.trim_end_matches(" (sink)").to_owned(), files: usize::from(bytes > 0), bytes, path }
+    });
+    let outputs = outputs.chain(written).collect();
     let mut tables = Vec::new();
     for spec in &program.tables {
         tables.push(table(world, &spec.table)?);
@@ -54,7 +60,7 @@ pub(super) async fn report(world: &World, done: bool, before: u64, seconds: f64)
         peak_memory,
         ledger: ordered(&ledger, &names),
         dead_letters,
-        outputs: outputs.collect(),
+        outputs,
         tables,
     })
 }

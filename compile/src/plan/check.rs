@@ -133,13 +133,35 @@ fn check_source(source: &Source, path: &str, out: &mut Vec<Problem>) {
     exactly_one("input", &[("stream", source.stream.is_some()), ("files", source.files.is_some())], path, out);
     planned(source.changelog.is_some(), format!("{path}.changelog"), "changelog", out);
     exactly_one("description of records", &[("schema", source.schema.is_some()), ("columns", !source.columns.is_empty())], path, out);
-    let csv = source.format == Some(RecordFormat::Csv) || source.files.as_ref().is_some_and(|f| f.format == Some(RecordFormat::Csv));
-    planned(csv, format!("{path}.format"), "Csv", out);
+    check_csv(source, path, out);
     if source.files.is_some() && !source.partitioned_by.is_empty() {
         out.push(Problem::new(format!("{path}.partitionedBy"), "files have no partition keys", "leave it out"));
     }
     if source.partitioned_by.len() > 1 {
         planned(true, format!("{path}.partitionedBy"), "partitionedBy of several columns", out);
+    }
+}
+
+fn check_csv(source: &Source, path: &str, out: &mut Vec<Problem>) {
+    let format = source.format.or(source.files.as_ref().and_then(|f| f.format));
+    let csv = source.csv.clone().unwrap_or_default();
+    if format != Some(RecordFormat::Csv) {
+        if source.csv.is_some() {
+            out.push(Problem::new(format!("{path}.csv"), "the records are not CSV", "add `format: Csv`, or leave it out"));
+        }
+        return;
+    }
+    if source.stream.is_some() && csv.header.is_empty() {
+        let hint = "name the fields in their order, for example `csv: {header: [id, at, price]}`";
+        out.push(Problem::new(format!("{path}.csv.header"), "records of a stream have no line of names", hint));
+    }
+    if let Some(twice) = csv.header.iter().enumerate().find(|(i, name)| csv.header[..*i].contains(name)) {
+        out.push(Problem::new(format!("{path}.csv.header[{}]", twice.0), format!("`{}` is there twice", twice.1), ""));
+    }
+    let fits = |d: &str| matches!(d.as_bytes(), [byte] if !byte.is_ascii_alphanumeric() && !b"\"\r\n.-".contains(byte));
+    if csv.delimiter.as_deref().is_some_and(|d| !fits(d)) {
+        let hint = "one ASCII character that values do not begin with, such as `;`, `|` or a tab";
+        out.push(Problem::new(format!("{path}.csv.delimiter"), "this does not divide fields", hint));
     }
 }
 
@@ -205,7 +227,7 @@ fn check_sink(sink: &Sink, path: &str, out: &mut Vec<Problem>) {
         ("sqs", sink.sqs.is_some()),
     ];
     exactly_one("kind", &kinds, path, out);
-    for (kind, present) in &kinds[2..] {
+    for (kind, present) in &kinds[3..] {
         planned(*present, format!("{path}.{kind}"), kind, out);
     }
     let size = sink.s3.as_ref().and_then(|s| s.roll.as_ref()).and_then(|r| r.size).map_or(0, |s| s.bytes());

@@ -12,7 +12,7 @@ use leat_crds::values::Duration;
 use super::sinks;
 use crate::definition::{self, Field, Kind};
 use crate::program::{
-    Aggregate, Decode, DeduplicateSpec, Edge, EdgeKind, Encoding, EventTimeSpec, From, Function, Input, KeyedProgram, Node, Op, Port,
+    Aggregate, Csv, Decode, DeduplicateSpec, Edge, EdgeKind, Encoding, EventTimeSpec, From, Function, Input, KeyedProgram, Node, Op, Port,
     Program, RowsSpec, Side, SourceProgram, WindowSpec,
 };
 use crate::sql::{Planner, SqlError, type_name};
@@ -63,8 +63,14 @@ pub(super) fn lower(document: &JobDocument) -> Result<Program, Vec<Problem>> {
 }
 
 fn pass<'a>(document: &'a JobDocument, used: Option<BTreeSet<String>>) -> Lowering<'a> {
-    let program =
-        Program { document: document.clone(), sources: Vec::new(), keyed: KeyedProgram::default(), files: Vec::new(), tables: Vec::new() };
+    let program = Program {
+        document: document.clone(),
+        sources: Vec::new(),
+        keyed: KeyedProgram::default(),
+        files: Vec::new(),
+        tables: Vec::new(),
+        streams: Vec::new(),
+    };
     let mut lowering =
         Lowering { document, planner: Planner::default(), problems: Vec::new(), program, outputs: BTreeMap::new(), used: BTreeSet::new() };
     for (i, source) in document.spec.sources.iter().enumerate() {
@@ -147,7 +153,37 @@ impl Lowering<'_> {
 
     fn fields(&mut self, path: &str, source: &Source) -> Option<(Vec<Field>, Encoding)> {
         let format = source.format.or(source.files.as_ref().and_then(|f| f.format)).unwrap_or(RecordFormat::Json);
-        let encoding = if format == RecordFormat::Csv { Encoding::Csv } else { Encoding::Json };
+        let csv = source.csv.clone().unwrap_or_default();
+        let delimiter = csv.delimiter.as_deref().and_then(|d| d.bytes().next()).unwrap_or(b',');
+        let encoding = match format {
+            RecordFormat::Csv => Encoding::Csv(Csv { header: csv.header, delimiter }),
+            RecordFormat::Json | RecordFormat::JsonLines => Encoding::Json,
+        };
+        let fields = self.declared(path, source)?;
+        if let Encoding::Csv(csv) = &encoding {
+            self.fields_of_csv(path, &fields, csv);
+        }
+        Some((fields, encoding))
+    }
+
+    /// CSV has no objects, and every declared field is in its header.
+    fn fields_of_csv(&mut self, path: &str, fields: &[Field], csv: &Csv) {
+        for field in fields {
+            if matches!(field.kind, Kind::Object | Kind::Array) {
+                self.problem(
+                    &format!("{path}.format"),
+                    format!("`{}` is an object or a list, which CSV has not", field.name),
+                    "declare a text",
+                );
+            }
+            if !csv.header.is_empty() && !csv.header.contains(&field.name) {
+                let hint = suggest(&field.name, csv.header.iter().map(String::as_str));
+                self.problem(&format!("{path}.csv.header"), format!("`{}` is declared and not in the header", field.name), hint);
+            }
+        }
+    }
+
+    fn declared(&mut self, path: &str, source: &Source) -> Option<Vec<Field>> {
         let Some(name) = &source.schema else {
             let mut fields = Vec::new();
             for (name, text) in &source.columns {
@@ -163,7 +199,7 @@ impl Lowering<'_> {
                     Err(message) => self.problem(&format!("{path}.columns.{name}"), message, ""),
                 }
             }
-            return Some((fields, encoding));
+            return Some(fields);
         };
         let schemas = &self.document.spec.schemas;
         let Some(i) = schemas.iter().position(|s| s.name == *name) else {
@@ -177,7 +213,7 @@ impl Lowering<'_> {
         }
         let text = self.document.definitions.get(name)?;
         match definition::from_json_schema(text, &format!("spec.schemas[{i}]"), &self.planner) {
-            Ok(fields) => Some((fields, encoding)),
+            Ok(fields) => Some(fields),
             Err(problems) => {
                 self.problems.extend(problems);
                 None
@@ -415,7 +451,7 @@ impl Lowering<'_> {
         } else {
             let edge = self.program.keyed.edges.len();
             self.place(path, &step.name, inputs, &input.schema, &|| Op::Exchange(edge))?;
-            let kind = EdgeKind::Rows(RowsSpec { schema: Arc::clone(&input.schema), key: spec.key.clone(), deduplicate: spec });
+            let kind = EdgeKind::Rows(RowsSpec { schema: Arc::clone(&input.schema), key: spec.key.clone(), deduplicate: Some(spec) });
             self.program.keyed.edges.push(Edge { name: step.name.clone(), kind, schema: Arc::clone(&input.schema) });
             Place::Keyed(From::Edge(edge))
         };

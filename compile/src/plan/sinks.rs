@@ -4,17 +4,18 @@ use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field as ArrowField, Schema, SchemaRef};
 use leat_crds::problem::suggest;
-use leat_crds::spec::{FileFormat, FilePartition, KeyType, S3Sink, Sink, StreamingPipelineSpec};
+use leat_crds::spec::{FileFormat, FilePartition, S3Sink, Sink, StreamSink, StreamingPipelineSpec};
 use leat_crds::values::{Duration, Size};
 
-use super::lower::{Lowering, Place, TIMESTAMP};
-use crate::program::{FilesSpec, From, Node, Op, Port, Side, TableSpec};
+use super::lower::{Lowering, Output, Place, TIMESTAMP};
+use super::tables;
+use crate::program::{FilesSpec, From, Node, Op, Port, RECORD_ID, Side, StreamSpec};
 
 /// Name of the sink that takes what nothing else reads.
 pub const DEAD_LETTERS: &str = "dead letters";
 
 /// A sink's name in the ledger and in state: a step may have the same name.
-fn label(sink: &str) -> String {
+pub(super) fn label(sink: &str) -> String {
     format!("{sink} (sink)")
 }
 
@@ -42,8 +43,10 @@ pub(super) fn lower(l: &mut Lowering<'_>) {
         let path = format!("spec.sinks[{i}]");
         if let Some(s3) = &sink.s3 {
             files(l, &path, sink, s3);
-        } else if sink.dynamodb.is_some() {
-            table(l, &path, sink);
+        } else if let Some(dynamodb) = &sink.dynamodb {
+            tables::lower(l, &path, sink, dynamodb);
+        } else if let Some(spec) = &sink.stream {
+            stream(l, &path, sink, spec);
         }
     }
     dead_letters(l);
@@ -105,104 +108,49 @@ fn files(l: &mut Lowering<'_>, path: &str, sink: &Sink, s3: &S3Sink) {
     l.place(path, &label(&sink.name), &inputs, &schema, &|| if raw { Op::RawFiles(index) } else { Op::Files(index) });
 }
 
-fn table(l: &mut Lowering<'_>, path: &str, sink: &Sink) {
-    let Some(spec) = &sink.dynamodb else { return };
+fn stream(l: &mut Lowering<'_>, path: &str, sink: &Sink, spec: &StreamSink) {
     let Some((input, inputs)) = l.inputs(path, &sink.from) else { return };
-    let path = format!("{path}.dynamodb");
-    let tables = &l.document.spec.tables;
-    let Some(table) = tables.iter().find(|t| t.name == spec.table).and_then(|t| t.dynamodb.as_ref()) else {
-        let hint = suggest(&spec.table, tables.iter().map(|t| t.name.as_str()));
-        l.problem(&format!("{path}.table"), format!("there is no table `{}`", spec.table), hint);
+    if !only_passed(l, path, &inputs) {
         return;
-    };
-    let Some((key, _)) = &input.key else {
-        l.problem(&path, "a table takes the rows of an aggregate; single events do not work yet", "aggregate them, or write files");
-        return;
-    };
-    let mut attributes = Vec::new();
-    let mut types = Vec::new();
-    let mut sources: Vec<(String, Vec<String>)> = Vec::new();
-    for field in input.schema.fields().iter().filter(|f| !spec.columns.contains_key(f.name())) {
-        if let Ok(same) = l.planner.scalar(&format!("\"{}\"", field.name()), &input.schema) {
-            attributes.push((field.name().clone(), same.expr));
-            types.push(field.data_type().clone());
-            sources.push((field.name().clone(), vec![field.name().clone()]));
-        }
     }
-    for (name, text) in &spec.columns {
-        match l.planner.scalar(text, &input.schema) {
-            Ok(scalar) => {
-                attributes.push((name.clone(), scalar.expr));
-                types.push(scalar.data_type);
-                sources.push((name.clone(), scalar.columns.into_iter().collect()));
-            }
-            Err(error) => l.problem(&format!("{path}.columns.{name}"), error.message, error.hint),
-        }
+    let path = format!("{path}.stream");
+    let declared = &l.document.spec.streams;
+    if !declared.iter().any(|s| s.name == spec.name) {
+        let hint = suggest(&spec.name, declared.iter().map(|s| s.name.as_str()));
+        l.problem(&format!("{path}.name"), format!("there is no stream `{}`", spec.name), hint);
     }
-    let mut find = |key: &leat_crds::spec::KeyAttribute| {
-        let Some(index) = attributes.iter().position(|(name, _)| *name == key.name) else {
-            let hint = suggest(&key.name, attributes.iter().map(|(name, _)| name.as_str()));
-            l.problem(
-                &format!("{path}.columns"),
-                format!("the table's key `{}` is not an attribute of the item", key.name),
-                format!("{hint}; or compute it under `columns`"),
-            );
-            return None;
-        };
-        let fits = match key.kind {
-            KeyType::S => types[index] == DataType::Utf8,
-            KeyType::N => matches!(types[index], DataType::Int64 | DataType::Decimal128(..)),
-        };
-        if !fits {
-            l.problem(
-                &format!("{path}.columns"),
-                format!("the table's key `{}` is {:?}, the attribute is {}", key.name, key.kind, crate::sql::type_name(&types[index])),
-                "cast it under `columns`",
-            );
-        }
-        Some((key.name.clone(), index))
-    };
-    let partition_key = find(&table.partition_key);
-    let sort_key = match &table.sort_key {
-        Some(key) => find(key).map(Some),
-        None => Some(None),
-    };
-    let (Some(partition_key), Some(sort_key)) = (partition_key, sort_key) else { return };
-    let in_key: Vec<&String> = std::iter::once(&partition_key)
-        .chain(&sort_key)
-        .flat_map(|(name, _)| sources.iter().filter(move |(n, _)| n == name))
-        .flat_map(|(_, from)| from)
-        .collect();
-    for column in key.iter().filter(|c| !in_key.contains(c)) {
-        l.problem(
-            &path,
-            format!("rows differ in `{column}`, and the table's key does not contain it: they would overwrite each other"),
-            "put it into the table's key under `columns`",
-        );
+    if l.document.spec.sources.iter().any(|s| s.stream.as_ref() == Some(&spec.name)) {
+        let message = format!("this pipeline reads `{}`: a pipeline that reads what it writes does not work yet", spec.name);
+        l.problem(&format!("{path}.name"), message, "another pipeline can read it");
     }
-    if spec.time_to_live.is_some() && table.time_to_live.is_none() {
-        l.problem(
-            &format!("{path}.timeToLive"),
-            format!("the table `{}` has no `timeToLive` attribute", spec.table),
-            "name the attribute at the table",
-        );
+    if input.key.as_ref().is_some_and(|(_, upsert)| *upsert) {
+        let hint = "leave out `emit: {mode: OnUpdate}`, or write to a table";
+        l.problem(&format!("{path}.from"), "a stream only appends, and this step corrects its rows", hint);
     }
-    let Ok(version_column) = input.schema.index_of("window_end") else {
-        l.problem(&path, "the rows lost their `window_end`", "keep it in `select`");
-        return;
+    if input.schema.column_with_name(RECORD_ID).is_some() {
+        let hint = "give the column another name in a `select`, or leave it out";
+        l.problem(&path, format!("`{RECORD_ID}` is the id that the sink gives each record"), hint);
+    }
+    l.used.extend(input.schema.fields().iter().map(|f| f.name().clone()));
+    let partition_by = match &spec.partition_by {
+        None => None,
+        Some(name) => match l.column(&format!("{path}.partitionBy"), name, &input.schema) {
+            None => return,
+            column => column,
+        },
     };
-    let index = l.program.tables.len();
-    l.program.tables.push(TableSpec {
-        name: label(&sink.name),
-        table: spec.table.clone(),
-        partition_key,
-        sort_key,
-        attributes,
-        time_to_live: table.time_to_live.clone().zip(spec.time_to_live),
-        version_column,
-        schema: Arc::clone(&input.schema),
-    });
-    l.place(&path, &label(&sink.name), &inputs, &input.schema, &|| Op::Table(index));
+    let index = l.program.streams.len();
+    l.program.streams.push(StreamSpec { name: label(&sink.name), stream: spec.name.clone(), partition_by });
+    l.place(&path, &label(&sink.name), &inputs, &input.schema, &|| Op::Stream(index));
+}
+
+/// Rejected and late records have a shape of their own, which files take.
+pub(super) fn only_passed(l: &mut Lowering<'_>, path: &str, inputs: &[(Output, Side)]) -> bool {
+    let fits = inputs.iter().all(|(_, side)| *side == Side::Passed);
+    if !fits {
+        l.problem(&format!("{path}.from"), "rejected and late records go to files only", "an `s3` sink with `format: JsonLines`");
+    }
+    fits
 }
 
 /// One sink for everything that is rejected or late and that nobody reads.
@@ -272,7 +220,7 @@ fn sides(op: &Op) -> (bool, bool) {
         Op::Validate(_) | Op::Filter(_) | Op::Project(_) => (true, false),
         Op::Deduplicate(_) | Op::Exchange(_) => (false, true),
         Op::Partial(_) => (true, true),
-        Op::Table(_) => (true, false),
+        Op::Table(_) | Op::Stream(_) => (true, false),
         Op::Files(_) | Op::RawFiles(_) => (false, false),
     }
 }

@@ -30,6 +30,9 @@ pub struct Source {
     /// Encoding of records, when no schema says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<RecordFormat>,
+    /// How CSV records read; for `format: Csv`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub csv: Option<Csv>,
     /// Columns and their SQL types, when no schema says them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 512))]
@@ -65,8 +68,23 @@ pub enum RecordFormat {
     Json,
     /// One JSON object a line.
     JsonLines,
-    /// Comma-separated values (RFC 4180), the first line of a file names the columns.
+    /// Comma-separated values (RFC 4180); an empty field is NULL. The first line of a file names its fields; those of a
+    /// stream's records are named by `csv.header`.
     Csv,
+}
+
+/// How CSV records read.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Csv {
+    /// The fields of a record in their order. A stream needs it; files with it have no line of names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 512), inner(length(min = 1, max = 255)))]
+    pub header: Vec<String>,
+    /// The character between fields, ASCII. Default: `,`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1))]
+    pub delimiter: Option<String>,
 }
 
 /// The time of an event.
@@ -356,14 +374,14 @@ pub struct DynamoDbSink {
     pub time_to_live: Option<Duration>,
 }
 
-/// Records of a stream.
+/// Records of a stream, JSON, at least once: each has a member `leat_id`, the same when it is sent again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StreamSink {
-    /// A declared stream.
+    /// A declared stream, which this pipeline does not read.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
-    /// Column whose value is the partition key. Default: a hash of the record.
+    /// Column whose value is the partition key. Default: the record's `leat_id`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 255))]
     pub partition_by: Option<String>,

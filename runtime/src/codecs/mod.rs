@@ -1,6 +1,8 @@
 //! Bytes to Arrow.
 
 pub mod column;
+pub mod csv;
 pub mod json;
 pub mod number;
+pub mod record;
 pub mod time;

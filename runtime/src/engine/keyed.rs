@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use leat_compile::program::{EdgeKind, Op, Program};
+use leat_runtime_core::ledger::Ledger;
 use leat_runtime_core::message;
 use leat_runtime_core::path;
 use leat_runtime_core::position::{Lineage, Offset};
@@ -21,6 +22,7 @@ use super::ports::{Guard, PortError, Ports};
 use super::task::{self, Control, Exit, Settings, TaskError};
 use crate::operators::files::{read_batches, write_batches};
 use crate::operators::keyed::{Item, KeyedChain, Output};
+use crate::operators::stream;
 
 /// What a keyed task works on.
 #[derive(Clone)]
@@ -97,6 +99,8 @@ pub struct Progress {
     pub watermark: i64,
     /// Open windows.
     pub open: u64,
+    /// Where rows went.
+    pub ledger: Ledger,
     /// Nothing is left to do: everything read, cut and acknowledged.
     pub settled: bool,
 }
@@ -331,14 +335,21 @@ impl<C: Control> KeyedTask<C> {
     /// Sends what cuts cover; every pending send is compared with what the sink already has.
     fn send(&mut self, busy: &mut FuturesUnordered<LocalBoxFuture<'static, Event>>) {
         for staged in &self.row.unsent {
-            let table = self.job.program.tables.iter().find(|t| t.name == staged.to).map(|t| t.table.clone());
-            let Some(table) = table.filter(|_| !self.sent.contains(&staged.object) && self.busy_sends.insert(staged.object.clone())) else {
+            let program = &self.job.program;
+            let table = program.tables.iter().find(|t| t.name == staged.to).map(|t| t.table.clone());
+            let stream = program.streams.iter().find(|s| s.name == staged.to).map(|s| s.stream.clone());
+            let sends = table.is_some() || stream.is_some();
+            if !sends || self.sent.contains(&staged.object) || !self.busy_sends.insert(staged.object.clone()) {
                 continue;
-            };
+            }
             let (ports, staged, born) = (self.ports.clone(), staged.clone(), self.job.born);
+            let id = format!("{}/{}/{}/{}/{}", self.job.unique, staged.to, self.key, self.job.job, staged.cut);
             busy.push(Box::pin(async move {
-                let object = staged.object.clone();
-                Event::Sent(object, send_items(&ports, &table, &staged, born).await)
+                let sent = match (table, stream) {
+                    (Some(table), _) => send_items(&ports, &table, &staged, born).await,
+                    (None, stream) => send_records(&ports, &stream.unwrap_or_default(), &staged, &id).await,
+                };
+                Event::Sent(staged.object, sent)
             }));
         }
         for file in &self.row.complete {
@@ -383,6 +394,7 @@ impl<C: Control> KeyedTask<C> {
                     .retain(|a| done.row.unsent.iter().any(|s| s.object == *a) || done.row.complete.iter().any(|f| f.destination == *a));
                 self.fence = done.fence;
                 let before = std::mem::replace(&mut self.row, done.row);
+                self.progress.lock().unwrap_or_else(PoisonError::into_inner).ledger.clone_from(&self.row.ledger);
                 self.garbage.extend(task::unneeded(&before.objects(), &self.row.objects()));
             }
             Event::Sent(object, done) => {
@@ -456,6 +468,7 @@ impl<C: Control> KeyedTask<C> {
             let node = &self.job.program.keyed.nodes[node];
             let (rows, bytes) = match &output {
                 Output::Items(items) => (items.len(), serde_json::to_vec(items).map_err(|e| TaskError::Encode(e.to_string()))?),
+                Output::Records(records) => (records.len(), stream::encode(records)),
                 Output::Rows(batches) => {
                     (batches.iter().map(RecordBatch::num_rows).sum(), write_batches(batches).map_err(|e| TaskError::Encode(e.to_string()))?)
                 }
@@ -536,6 +549,20 @@ async fn send_items(ports: &Ports, table: &str, staged: &Staged, born: i64) -> R
     let items: Vec<Item> = task::decode(&bytes)?;
     let guard = Guard { born, cut: staged.cut };
     ports.insist(|| ports.tables.put(table, &items, guard)).await?;
+    Ok(())
+}
+
+/// Sends staged rows until the stream has accepted all of them; `id` and its number identify a row.
+async fn send_records(ports: &Ports, stream: &str, staged: &Staged, id: &str) -> Result<(), TaskError> {
+    let bytes = ports.insist(|| ports.objects.get(&staged.object)).await?;
+    let mut left: Vec<_> = stream::decode(&bytes)?.iter().enumerate().map(|(i, row)| row.record(&format!("{id}/{i}"))).collect();
+    while !left.is_empty() {
+        let failed = ports.insist(|| ports.streams.put(stream, &left)).await?;
+        left = failed.into_iter().filter_map(|i| left.get(i).cloned()).collect();
+        if !left.is_empty() {
+            ports.clock.sleep(10).await;
+        }
+    }
     Ok(())
 }
 

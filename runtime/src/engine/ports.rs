@@ -147,6 +147,24 @@ pub trait Tables: Send + Sync {
     fn put<'a>(&'a self, table: &'a str, items: &'a [Item], guard: Guard) -> Call<'a, ()>;
 }
 
+/// A record for a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamRecord {
+    /// Partition key: 1 to 256 characters.
+    pub key: String,
+    /// The record.
+    pub data: Bytes,
+}
+
+/// Streams of sinks.
+///
+/// Guarantees: what was accepted is in the stream, for good. Caveat: it may be there twice, and in another order than it
+/// was sent.
+pub trait Streams: Send + Sync {
+    /// Appends records to a declared stream; answers the indexes of those that failed.
+    fn put<'a>(&'a self, stream: &'a str, records: &'a [StreamRecord]) -> Call<'a, Vec<usize>>;
+}
+
 /// Time.
 pub trait Clock: Send + Sync {
     /// Milliseconds since the epoch.
@@ -165,6 +183,7 @@ pub struct Ports {
     pub log: Arc<dyn Log>,
     pub source: Arc<dyn Source>,
     pub tables: Arc<dyn Tables>,
+    pub streams: Arc<dyn Streams>,
     pub clock: Arc<dyn Clock>,
 }
 

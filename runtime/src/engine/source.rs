@@ -24,10 +24,12 @@ use leat_runtime_core::watermark::Watermark;
 use super::file::{self, FileWriter};
 use super::ports::{PortError, Ports, Read};
 use super::task::{self, Control, Exit, Settings, TaskError};
-use crate::operators::source::{Replayable, SourceChain};
+use crate::operators::source::{Leaving, Replayable, SourceChain};
 
 /// Messages in one record of the repartition stream, and records in one append, at most.
 const BUNDLE: usize = 500;
+/// So many bytes may wait to be sent before reading waits too.
+const QUEUE_BYTES: usize = 32 << 20;
 /// Bytes of one record of the repartition stream, about: Kinesis takes 1 MiB.
 const BUNDLE_BYTES: usize = 700 << 10;
 /// What a message is longer than its body, at most about.
@@ -60,6 +62,34 @@ struct Pending {
     busy: bool,
 }
 
+/// What waits to be sent without being staged.
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Replayable>,
+    bytes: usize,
+}
+
+impl Queue {
+    fn extend(&mut self, more: Vec<Replayable>) {
+        self.bytes += more.iter().map(|r| r.what.bytes()).sum::<usize>();
+        self.waiting.extend(more);
+    }
+
+    /// The first ones that a cut covers.
+    fn take(&mut self, covered: impl Fn(&Replayable) -> bool) -> Vec<Replayable> {
+        let free = self.waiting.iter().take(8 * BUNDLE).take_while(|r| covered(r)).count();
+        let taken: Vec<Replayable> = self.waiting.drain(..free).collect();
+        self.bytes -= taken.iter().map(|r| r.what.bytes()).sum::<usize>();
+        taken
+    }
+
+    /// What was not accepted goes first the next time.
+    fn again(&mut self, failed: Vec<Replayable>) {
+        self.bytes += failed.iter().map(|r| r.what.bytes()).sum::<usize>();
+        failed.into_iter().rev().for_each(|r| self.waiting.push_front(r));
+    }
+}
+
 /// Something that was under way came to an end.
 enum Event {
     Read(Result<Read, PortError>),
@@ -87,7 +117,7 @@ pub struct SourceTask<C> {
     position: Option<Offset>,
     assigned: BTreeMap<String, Numbers>,
     pending: Vec<Pending>,
-    replayable: VecDeque<Replayable>,
+    replayable: Queue,
     complete: BTreeMap<String, (OpenFile, bool)>,
     acknowledged: BTreeSet<String>,
     inherited: Vec<OpenFile>,
@@ -148,7 +178,7 @@ impl<C: Control> SourceTask<C> {
             position: row.position,
             assigned: BTreeMap::new(),
             pending: row.unsent.iter().map(|s| Pending { staged: s.clone(), left: None, busy: false }).collect(),
-            replayable: VecDeque::new(),
+            replayable: Queue::default(),
             complete: row.complete.iter().map(|f| (f.destination.clone(), (f.clone(), false))).collect(),
             acknowledged: BTreeSet::new(),
             inherited: row.files.clone(),
@@ -210,7 +240,7 @@ impl<C: Control> SourceTask<C> {
     }
 
     fn outstanding(&self) -> bool {
-        !self.replayable.is_empty()
+        !self.replayable.waiting.is_empty()
             || self.sending_replayable
             || self.pending.iter().any(|p| !self.acknowledged.contains(&p.staged.object))
             || self.complete.keys().any(|d| !self.acknowledged.contains(d))
@@ -255,7 +285,8 @@ impl<C: Control> SourceTask<C> {
         }
         if !self.reading
             && !draining
-            && self.replayable.len() < 50 * BUNDLE
+            && self.replayable.waiting.len() < 50 * BUNDLE
+            && self.replayable.bytes < QUEUE_BYTES
             && self.pending.len() < 64
             && self.buffered() < 4 * self.settings.part_bytes
         {
@@ -329,22 +360,12 @@ impl<C: Control> SourceTask<C> {
             }
         }
         if !self.sending_replayable {
-            let covered = |r: &Replayable| Some(r.position) <= self.row.position || !self.rules().hold(Rule::AfterCut);
-            let free = self.replayable.iter().take(8 * BUNDLE).take_while(|r| covered(r)).count();
-            if free > 0 {
+            let (position, rules) = (self.row.position, self.rules());
+            let records = self.replayable.take(|r| Some(r.position) <= position || !rules.hold(Rule::AfterCut));
+            if !records.is_empty() {
                 self.sending_replayable = true;
-                let records: Vec<Replayable> = self.replayable.drain(..free).collect();
-                let (ports, partitions) = (self.ports.clone(), self.job.partitions);
-                busy.push(Box::pin(async move {
-                    let left = match append(&ports, records.iter().map(|r| r.message.clone()).collect(), groups, partitions).await {
-                        Ok(left) => left,
-                        Err(error) => return Event::SentReplayable(Err(error)),
-                    };
-                    let failed: BTreeSet<(String, u16, u64)> = left.iter().map(|m| (m.edge.clone(), m.group.0, m.number)).collect();
-                    let left =
-                        records.into_iter().filter(|r| failed.contains(&(r.message.edge.clone(), r.message.group.0, r.message.number)));
-                    Event::SentReplayable(Ok(left.collect()))
-                }));
+                let (ports, job) = (self.ports.clone(), self.job.clone());
+                busy.push(Box::pin(async move { Event::SentReplayable(leave(&ports, &job, records).await) }));
             }
         }
         for (file, started) in
@@ -401,7 +422,7 @@ impl<C: Control> SourceTask<C> {
             },
             Event::SentReplayable(left) => {
                 self.sending_replayable = false;
-                left?.into_iter().rev().for_each(|r| self.replayable.push_front(r));
+                self.replayable.again(left?);
             }
             Event::Completed(destination, done) => {
                 done?;
@@ -549,6 +570,41 @@ async fn append(ports: &Ports, messages: Vec<Message>, groups: u16, partitions: 
         ports.clock.sleep(10).await;
     }
     Ok(left)
+}
+
+/// Sends what was not staged; answers, in its order, what failed or whose fate is unclear.
+async fn leave(ports: &Ports, job: &SourceJob, leaving: Vec<Replayable>) -> Result<Vec<Replayable>, PortError> {
+    let messages = leaving.iter().filter_map(|r| if let Leaving::Message(m) = &r.what { Some(m.clone()) } else { None });
+    let left = append(ports, messages.collect(), job.program.document.key_groups, job.partitions).await?;
+    let mut failed: BTreeSet<usize> = BTreeSet::new();
+    if !left.is_empty() {
+        let left: BTreeSet<(&str, u16, u64)> = left.iter().map(|m| (m.edge.as_str(), m.group.0, m.number)).collect();
+        let is_left = |r: &Replayable| matches!(&r.what, Leaving::Message(m) if left.contains(&(m.edge.as_str(), m.group.0, m.number)));
+        failed.extend(leaving.iter().enumerate().filter(|(_, r)| is_left(r)).map(|(i, _)| i));
+    }
+    for (index, spec) in job.program.streams.iter().enumerate() {
+        let (mut places, mut records) = (Vec::new(), Vec::new());
+        for (i, replayable) in leaving.iter().enumerate() {
+            if let Leaving::Record { sink, nth, row } = &replayable.what
+                && *sink == index
+            {
+                places.push(i);
+                records.push(row.record(&format!("{}/{}/{}/{}/{nth}", job.unique, spec.name, job.lineage, replayable.position)));
+            }
+        }
+        if records.is_empty() {
+            continue;
+        }
+        match ports.streams.put(&spec.stream, &records).await {
+            Ok(refused) => failed.extend(refused.into_iter().filter_map(|i| places.get(i))),
+            Err(PortError::Unclear(_)) => failed.extend(places),
+            Err(fatal) => return Err(fatal),
+        }
+    }
+    if !failed.is_empty() {
+        ports.clock.sleep(10).await;
+    }
+    Ok(leaving.into_iter().enumerate().filter(|(i, _)| failed.contains(i)).map(|(_, r)| r).collect())
 }
 
 /// The wrong variant that throws staged bytes away and makes the messages again, with other borders.

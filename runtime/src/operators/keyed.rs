@@ -22,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::deduplicate::{Seen, Verdict};
 use super::evaluate::{self, Failure};
 use super::source::{event_hash, key_bytes};
+use super::stream::{self, StreamRow};
 use super::window::{Group, Windows};
 use crate::codecs::number::format_decimal;
 use crate::codecs::time;
@@ -29,6 +30,7 @@ use crate::codecs::time;
 /// State of an edge.
 #[derive(Debug, Clone)]
 enum State {
+    Stateless,
     Windows(Windows),
     Seen(Seen),
 }
@@ -50,7 +52,7 @@ pub struct Item {
     pub key: Vec<(String, Attribute)>,
     /// The other attributes.
     pub attributes: BTreeMap<String, Attribute>,
-    /// Orders versions of the item before the cut does: the window's end, in ms.
+    /// Orders versions of the item before the cut does: the window's end or the event's time, in ms.
     pub version: i64,
 }
 
@@ -61,6 +63,8 @@ pub enum Output {
     Rows(Vec<RecordBatch>),
     /// For a table.
     Items(Vec<Item>),
+    /// For a stream.
+    Records(Vec<StreamRow>),
 }
 
 /// The steps of one partition of the repartition stream, and their state.
@@ -86,7 +90,8 @@ impl KeyedChain {
     pub fn new(program: &Arc<Program>, partition: u16, partitions: u16, rules: Rules) -> Self {
         let state = |edge: &Edge| match edge.kind {
             EdgeKind::Partial(_) => State::Windows(Windows::default()),
-            EdgeKind::Rows(_) => State::Seen(Seen::default()),
+            EdgeKind::Rows(RowsSpec { deduplicate: Some(_), .. }) => State::Seen(Seen::default()),
+            EdgeKind::Rows(_) => State::Stateless,
         };
         Self {
             program: Arc::clone(program),
@@ -166,14 +171,27 @@ impl KeyedChain {
                 Ok(evaluate::column(std::iter::once(&value), field.data_type()))
             })
             .collect::<Result<_, Damaged>>()?;
-        let rows = RecordBatch::try_new(Arc::clone(&spec.schema), columns).map_err(|_| Damaged("a row does not fit its step"))?;
+        let misfit = |_| Damaged("a row does not fit its step");
+        let Some(deduplicate) = &spec.deduplicate else {
+            let time = Value::Timestamp(time.saturating_mul(1000));
+            let schema = &self.program.keyed.edges[i].schema;
+            let columns =
+                columns.into_iter().chain([evaluate::column(std::iter::once(&time), schema.field(spec.schema.fields().len()).data_type())]);
+            let rows = RecordBatch::try_new(Arc::clone(schema), columns.collect()).map_err(misfit)?;
+            let counts = self.ledger.of(&format!("{} (keyed)", message.edge));
+            counts.taken += 1;
+            counts.passed += 1;
+            self.flow(From::Edge(i), rows);
+            return Ok(());
+        };
+        let rows = RecordBatch::try_new(Arc::clone(&spec.schema), columns).map_err(misfit)?;
         let State::Seen(seen) = &mut self.states[i] else { return Ok(()) };
         let mut writer = KeyWriter::default();
         let place = key::hash(key_bytes(&rows, 0, &spec.key, &mut writer));
-        let id = (place, event_hash(&rows, 0, &spec.key, &spec.deduplicate.by, &mut writer));
+        let id = (place, event_hash(&rows, 0, &spec.key, &deduplicate.by, &mut writer));
         // Judged against the watermark that the row's lineage had before it, so that the verdict is a function of the
         // log alone.
-        let verdict = seen.judge(id, time, watermark, spec.deduplicate.within.millis(), self.rules);
+        let verdict = seen.judge(id, time, watermark, deduplicate.within.millis(), self.rules);
         let counts = self.ledger.of(&format!("{} (keyed)", message.edge));
         counts.taken += 1;
         match verdict {
@@ -274,6 +292,13 @@ impl KeyedChain {
                 }
                 (None, failures)
             }
+            Op::Stream(sink) => {
+                let (records, failures) = stream::rows(&self.program.streams[*sink], rows);
+                if let Output::Records(all) = self.outputs.entry(n).or_insert_with(|| Output::Records(Vec::new())) {
+                    all.extend(records.into_values());
+                }
+                (None, failures)
+            }
             _ => (None, Vec::new()),
         };
         let failures = one_each(failures);
@@ -284,7 +309,7 @@ impl KeyedChain {
         counts.reject("expression", rejected);
         let passed = output.as_ref().map_or(0, |o| o.num_rows() as u64);
         match &node.op {
-            Op::Files(_) | Op::Table(_) => counts.absorbed += taken - rejected,
+            Op::Files(_) | Op::Table(_) | Op::Stream(_) => counts.absorbed += taken - rejected,
             Op::Filter(_) => {
                 counts.passed += passed;
                 counts.filtered += taken - passed - rejected;
@@ -359,12 +384,13 @@ impl KeyedChain {
     }
 }
 
-/// Of several versions of an item in one cut only the last is written: they have the same guard.
+/// Of several versions of an item in one cut only the newest is written, of those the last: they have the same guard.
 fn keep_newest(items: &mut Vec<Item>) {
+    items.reverse();
+    items.sort_by_key(|item| std::cmp::Reverse(item.version));
     let mut seen = HashSet::new();
-    let mut newest: Vec<Item> = items.drain(..).rev().filter(|item| seen.insert(item.key.clone())).collect();
-    newest.reverse();
-    *items = newest;
+    items.retain(|item| seen.insert(item.key.clone()));
+    items.reverse();
 }
 
 /// Longest values of keys, in bytes (DynamoDB quotas).
@@ -449,7 +475,8 @@ fn one_each(mut failures: Vec<Failure>) -> Vec<Failure> {
     failures
 }
 
-fn attribute(value: &Value, data_type: &arrow::datatypes::DataType) -> Attribute {
+/// A value with the types of DynamoDB.
+pub fn attribute(value: &Value, data_type: &arrow::datatypes::DataType) -> Attribute {
     match value {
         Value::Null => Attribute::Null,
         Value::Boolean(v) => Attribute::Bool(*v),

@@ -5,4 +5,5 @@ pub mod evaluate;
 pub mod files;
 pub mod keyed;
 pub mod source;
+pub mod stream;
 pub mod window;

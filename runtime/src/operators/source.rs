@@ -12,7 +12,7 @@ use std::sync::Arc;
 use arrow::array::{Array, AsArray, BooleanArray, RecordBatch, UInt32Array};
 use arrow::compute::{concat_batches, filter_record_batch, take_record_batch};
 use arrow::datatypes::{DataType, Date32Type, Int64Type, TimestampMicrosecondType};
-use leat_compile::program::{EdgeKind, Encoding, From, Op, Port, Program, Side, SourceProgram};
+use leat_compile::program::{EdgeKind, From, Op, Port, Program, Side, SourceProgram};
 use leat_runtime_core::key::{HashRange, KeyGroup, KeyWriter, partition_hash};
 use leat_runtime_core::ledger::Ledger;
 use leat_runtime_core::message::Message;
@@ -24,9 +24,10 @@ use leat_runtime_core::wire::Writer;
 use super::deduplicate::{self, Seen, Verdict};
 use super::evaluate;
 use super::files::FileRows;
+use super::stream::{self, StreamRow};
 use super::window::{self, Groups};
 use crate::batch::SourceBatch;
-use crate::codecs::json::JsonDecoder;
+use crate::codecs::record::Decoder;
 
 /// Partial results of one message, about, in bytes.
 const PARTIALS_BYTES: usize = 256 << 10;
@@ -101,13 +102,39 @@ enum State {
     Files(FileRows),
 }
 
-/// A message that leaves after the cut that covers its record, and is computed again after a restart.
+/// What leaves after the cut that covers its record, and is computed again after a restart.
 #[derive(Debug, Clone)]
 pub struct Replayable {
     /// The record it came from.
     pub position: Offset,
     /// What is sent.
-    pub message: Message,
+    pub what: Leaving,
+}
+
+/// What is sent without being staged.
+#[derive(Debug, Clone)]
+pub enum Leaving {
+    /// To a keyed task.
+    Message(Message),
+    /// To a stream.
+    Record {
+        /// Index of the sink among the program's streams.
+        sink: usize,
+        /// Which of the rows that one record has become in this sink, from 0.
+        nth: u32,
+        /// The row.
+        row: StreamRow,
+    },
+}
+
+impl Leaving {
+    /// Size in memory, about.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Message(message) => message.body.len() + 100,
+            Self::Record { row, .. } => row.json.len() + 100,
+        }
+    }
 }
 
 /// The steps of one lineage and their state.
@@ -118,7 +145,7 @@ pub struct SourceChain {
     range: HashRange,
     rules: Rules,
     job: u64,
-    decoder: JsonDecoder,
+    decoder: Decoder,
     states: Vec<State>,
     /// Watermark, ms.
     pub watermark: i64,
@@ -152,7 +179,7 @@ impl SourceChain {
             range,
             rules,
             job,
-            decoder: JsonDecoder::new(&program.sources[source].decode),
+            decoder: Decoder::new(&program.sources[source].decode),
             states: states.collect(),
             watermark: i64::MIN,
             batch_watermark: i64::MIN,
@@ -220,7 +247,6 @@ impl SourceChain {
 
     /// Decodes, checks partition key and event time, and moves the watermark record by record.
     fn decode(&mut self, batch: &SourceBatch) -> (Rows, Vec<Refused>) {
-        debug_assert_eq!(self.spec().decode.encoding, Encoding::Json);
         let decoded = self.decoder.decode(batch);
         let name = self.spec().name.clone();
         let refuse = |origin: u32, reason: &str, detail: String| Refused { origin, step: name.clone(), reason: reason.to_owned(), detail };
@@ -396,7 +422,8 @@ impl SourceChain {
                 let EdgeKind::Rows(spec) = &program.keyed.edges[*edge].kind else { return (None, rejected, late) };
                 let mut keep = vec![true; input.len()];
                 for row in 0..input.len() {
-                    if deduplicate::late(input.times[row], input.watermarks[row], spec.deduplicate.within.millis())
+                    let within = spec.deduplicate.as_ref().map(|d| d.within.millis());
+                    if within.is_some_and(|within| deduplicate::late(input.times[row], input.watermarks[row], within))
                         && self.rules.hold(Rule::Horizon)
                     {
                         keep[row] = false;
@@ -414,6 +441,20 @@ impl SourceChain {
                     && files.push(&input.batch, &input.times, spec.partition).is_ok()
                 {
                     absorbed = input.len() as u64;
+                }
+                None
+            }
+            Op::Stream(sink) => {
+                let (rows, failures) = stream::rows(&program.streams[*sink], &input.batch);
+                rejected.extend(failures.into_iter().map(|f| refuse(f.row, "expression", f.detail)));
+                absorbed = rows.len() as u64;
+                let (mut before, mut nth) = (None, 0);
+                for (index, row) in rows {
+                    let origin = input.origins[index];
+                    nth = if before == Some(origin) { nth + 1 } else { 0 };
+                    before = Some(origin);
+                    let what = Leaving::Record { sink: *sink, nth, row };
+                    replayable.push(Replayable { position: batch.positions[origin as usize], what });
                 }
                 None
             }
@@ -454,7 +495,7 @@ impl SourceChain {
                 job: self.job,
                 body: body.finish(),
             };
-            out.push(Replayable { position: batch.positions[rows.origins[row] as usize], message });
+            out.push(Replayable { position: batch.positions[rows.origins[row] as usize], what: Leaving::Message(message) });
         }
     }
 

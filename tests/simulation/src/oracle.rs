@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use leat_compile::program::RECORD_ID;
+use leat_runtime::engine::ports::StreamRecord;
 use leat_runtime_core::position::Offset;
 use leat_runtime_core::row::{Origin, Status};
 use leat_runtime_core::rules::Rule;
@@ -23,6 +25,8 @@ struct Expected {
     unique: Vec<u64>,
     distinct: BTreeSet<u64>,
     ledger: BTreeMap<&'static str, u64>,
+    /// Per user the time of the newest event, and the events that have it.
+    latest: BTreeMap<String, (i64, Vec<u64>)>,
 }
 
 /// Everything that is wrong with what the run has committed.
@@ -46,8 +50,42 @@ pub fn judge(world: &World) -> Vec<String> {
             .collect();
         compare(&format!("table {table}"), &got, &want, &mut wrong);
     }
+    let got: BTreeMap<String, (i64, u64)> = world
+        .items
+        .iter()
+        .filter(|((t, _), _)| t == "latest")
+        .map(|(_, (item, _))| {
+            let number = |name: &str| item.attributes.get(name).and_then(|a| text(a).parse::<u64>().ok()).unwrap_or_default();
+            (text(&item.key[0].1), (item.version, number("id")))
+        })
+        .collect();
+    for (user, (time, ids)) in &expected.latest {
+        if !got.get(user).is_some_and(|(t, id)| t == time && ids.contains(id)) {
+            wrong.push(format!("table latest: {user} is {:?} instead of {time} {ids:?}", got.get(user)));
+        }
+    }
+    if got.len() != expected.latest.len() {
+        wrong.push(format!("table latest: {} items instead of {}", got.len(), expected.latest.len()));
+    }
     let mut unique = expected.unique.clone();
     unique.sort_unstable();
+    let forwarded = records(world, "forwarded", &mut wrong);
+    multiset("forwarded records", forwarded.iter().filter_map(|r| r["id"].as_u64()).collect(), unique.clone(), &mut wrong);
+    let totals = records(world, "totals", &mut wrong).into_iter().map(|r| {
+        let of = |name: &str| r[name].as_str().map_or_else(|| r[name].to_string(), str::to_owned);
+        // Arrow writes no fraction that is zero.
+        let start = of("window_start");
+        let start = if start.contains('.') { start } else { format!("{start}.000") };
+        ((of("campaign"), start), (of("n"), of("total")))
+    });
+    let mut sums: BTreeMap<(String, String), (String, String)> = BTreeMap::new();
+    for (key, sum) in totals {
+        if sums.insert(key.clone(), sum).is_some() {
+            wrong.push(format!("totals: {key:?} is there under two ids"));
+        }
+    }
+    let want = expected.windows.iter().map(|((c, start), (n, total))| ((c.clone(), stamp(*start)), (n.to_string(), total.to_string())));
+    compare("totals", &sums, &want.collect(), &mut wrong);
     multiset("curated files", ids(world, "curated/"), unique, &mut wrong);
     multiset("distinct files", ids(world, "distinct/"), expected.distinct.into_iter().collect(), &mut wrong);
     let mut ledger: BTreeMap<&str, u64> = BTreeMap::new();
@@ -89,6 +127,22 @@ fn compare<K: Ord + std::fmt::Debug, V: PartialEq + std::fmt::Debug>(
     if !differs.is_empty() {
         wrong.push(format!("{what}: {} differ: {}", differs.len(), differs.iter().take(3).cloned().collect::<Vec<_>>().join("; ")));
     }
+}
+
+/// The records of a stream without repeats; one id never stands for two records.
+fn records(world: &World, stream: &str, wrong: &mut Vec<String>) -> Vec<serde_json::Value> {
+    let mut by_id: BTreeMap<String, &StreamRecord> = BTreeMap::new();
+    let mut out = Vec::new();
+    for record in world.streams.get(stream).into_iter().flatten() {
+        let value: serde_json::Value = serde_json::from_slice(&record.data).unwrap_or_default();
+        let id = value[RECORD_ID].as_str().unwrap_or_default().to_owned();
+        match by_id.insert(id.clone(), record) {
+            None => out.push(value),
+            Some(before) if before == record => {}
+            Some(_) => wrong.push(format!("stream {stream}: two records have the id {id}")),
+        }
+    }
+    out
 }
 
 fn multiset(what: &str, mut got: Vec<u64>, want: Vec<u64>, wrong: &mut Vec<String>) {
@@ -153,6 +207,13 @@ fn expected(world: &World) -> Expected {
             } else {
                 seen.insert(key, record.time);
                 out.unique.push(record.id);
+                let latest = out.latest.entry(record.user.clone()).or_insert((record.time, Vec::new()));
+                if record.time > latest.0 {
+                    *latest = (record.time, Vec::new());
+                }
+                if record.time == latest.0 {
+                    latest.1.push(record.id);
+                }
                 match record.campaign {
                     Some(campaign) if !(second && record.kind == "view") => {
                         out.distinct.insert(record.id);

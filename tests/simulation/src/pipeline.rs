@@ -28,10 +28,12 @@ pub fn program(job: u64, idle: bool) -> Arc<Program> {
     let aggregate = json!({"n": "count(*)", "total": "sum(spend)"});
     let table = |name: &str| json!({"name": name, "dynamodb": {"tableName": name, "partitionKey": {"name": "campaign", "type": "S"}, "sortKey": {"name": "start", "type": "S"}}});
     let to_table = |name: &str| json!({"name": name, "from": [name], "dynamodb": {"table": name, "columns": {"start": "to_char(window_start, '%Y-%m-%dT%H:%M:%S%.3f')"}}});
+    let stream = |name: &str| json!({"name": name, "kinesis": {"streamName": name, "shards": {"initial": 1}}});
+    let to_stream = |name: &str, from: &str, by: &str| json!({"name": name, "from": [from], "stream": {"name": name, "partitionBy": by}});
     let files = |name: &str, from: &str| json!({"name": name, "from": [from], "s3": {"location": name, "format": "JsonLines", "roll": {"interval": "25ms"}}});
     let spec = json!({
-        "streams": [{"name": "events", "kinesis": {"streamName": "events", "shards": {"initial": 1}}}],
-        "tables": [table("finals"), table("updates")],
+        "streams": [stream("events"), stream("forwarded"), stream("totals")],
+        "tables": [table("finals"), table("updates"), {"name": "latest", "dynamodb": {"tableName": "latest", "partitionKey": {"name": "user", "type": "S"}}}],
         "sources": [{"name": "clicks", "stream": "events", "partitionedBy": ["user"], "eventTime": event_time,
             "columns": {"id": "BIGINT", "user": "TEXT", "campaign": "TEXT", "ts": "BIGINT", "spend": "BIGINT", "kind": "TEXT"}}],
         "steps": [
@@ -42,7 +44,9 @@ pub fn program(job: u64, idle: bool) -> Arc<Program> {
             {"name": "updates", "from": ["paid"], "window": window, "emit": {"mode": "OnUpdate", "every": "2ms"}, "groupBy": ["campaign"], "aggregate": aggregate},
             {"name": "again", "from": ["paid"], "deduplicate": {"by": ["id"], "keyedWith": ["campaign"], "within": "10000d"}}
         ],
-        "sinks": [files("curated", "unique"), files("distinct", "again"), to_table("finals"), to_table("updates")]
+        "sinks": [files("curated", "unique"), files("distinct", "again"), to_table("finals"), to_table("updates"),
+            {"name": "latest", "from": ["unique"], "dynamodb": {"table": "latest"}},
+            to_stream("forwarded", "unique", "user"), to_stream("totals", "finals", "campaign")]
     });
     let spec: StreamingPipelineSpec = serde_json::from_value(spec).expect("a spec");
     let mut document = leat_compile::compile("simulation", "clicks", spec, &References::default()).expect("a program").document;

@@ -11,7 +11,8 @@ use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 use leat_runtime::batch::SourceBatch;
 use leat_runtime::engine::ports::{
-    Call, Clock, Completed, Files, Guard, Log, Objects, PortError, Ports, Read, Rows, Shard, Source, StoredRow, Tables,
+    Call, Clock, Completed, Files, Guard, Log, Objects, PortError, Ports, Read, Rows, Shard, Source, StoredRow, StreamRecord, Streams,
+    Tables,
 };
 use leat_runtime::engine::task::Control;
 use leat_runtime::operators::keyed::{Attribute, Item};
@@ -45,6 +46,7 @@ impl Sim {
             log: Arc::clone(self) as _,
             source: Arc::clone(self) as _,
             tables: Arc::clone(self) as _,
+            streams: Arc::clone(self) as _,
             clock: Arc::clone(self) as _,
         }
     }
@@ -286,6 +288,24 @@ impl Tables for Sim {
                 }
             }
             Ok(())
+        })
+    }
+}
+
+impl Streams for Sim {
+    fn put<'a>(&'a self, stream: &'a str, records: &'a [StreamRecord]) -> Call<'a, Vec<usize>> {
+        let (stream, records) = (stream.to_owned(), records.to_vec());
+        self.call(move |w| {
+            let mut failed = Vec::new();
+            for (i, record) in records.iter().enumerate() {
+                let fails = 3.0 * w.faults;
+                if w.random.chance(fails) {
+                    failed.push(i);
+                } else {
+                    w.streams.entry(stream.clone()).or_default().push(record.clone());
+                }
+            }
+            Ok(failed)
         })
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::task::Waker;
 
 use bytes::Bytes;
-use leat_runtime::engine::ports::{PortError, StoredRow};
+use leat_runtime::engine::ports::{PortError, StoredRow, StreamRecord};
 use leat_runtime::operators::keyed::Item;
 use leat_runtime_core::key::{HashRange, partition_hash};
 use leat_runtime_core::position::{Lineage, Offset};
@@ -143,6 +143,8 @@ pub struct World {
     pub log: Vec<Vec<Bytes>>,
     /// Items: (table, key) → item, cut.
     pub items: BTreeMap<(String, String), (Item, u64)>,
+    /// Records that sinks wrote, by stream.
+    pub streams: BTreeMap<String, Vec<StreamRecord>>,
     /// Shards.
     pub shards: Vec<SimShard>,
     /// Calls on their way.
@@ -175,6 +177,7 @@ impl World {
             files: BTreeMap::new(),
             log: vec![Vec::new(); 4],
             items: BTreeMap::new(),
+            streams: BTreeMap::new(),
             shards: Vec::new(),
             calls: BTreeMap::new(),
             next_call: 0,

@@ -1,4 +1,4 @@
-//! Kinesis: the streams that a pipeline reads, and its repartition stream.
+//! Kinesis: the streams that a pipeline reads and writes, and its repartition stream.
 //!
 //! Limits kept (Kinesis Data Streams quotas): five reads a second per shard, 10,000 records a read; 500 records and 5 MiB
 //! a write, 1 MiB a record.
@@ -17,7 +17,7 @@ use leat_runtime_core::key::HashRange;
 use leat_runtime_core::position::{Lineage, Offset};
 
 use crate::batch::SourceBatch;
-use crate::engine::ports::{Call, Log, PortError, Read, Shard, Source};
+use crate::engine::ports::{Call, Log, PortError, Read, Shard, Source, StreamRecord, Streams};
 
 /// Least time between two reads of a shard.
 const READ_INTERVAL: Duration = Duration::from_millis(200);
@@ -278,36 +278,66 @@ impl KinesisLog {
     }
 }
 
+/// Writes records in as many calls as the limits want; answers the indexes of those that Kinesis refused.
+async fn put_records(stream: &Stream, mut entries: Vec<PutRecordsRequestEntry>) -> Result<Vec<usize>, PortError> {
+    let size = |e: &PutRecordsRequestEntry| e.data().as_ref().len() + e.partition_key().map_or(0, str::len);
+    if let Some(large) = entries.iter().map(size).find(|size| *size > RECORD_BYTES) {
+        let why = format!("a record has {large} bytes; a record of Kinesis has at most {RECORD_BYTES}");
+        return Err(PortError::Fatal(format!("{}: {why}", stream.name)));
+    }
+    let mut failed = Vec::new();
+    let mut start = 0;
+    while !entries.is_empty() {
+        let mut bytes = 0;
+        let fit = entries.iter().take(WRITE_RECORDS).take_while(|e| {
+            bytes += size(e);
+            bytes <= WRITE_BYTES
+        });
+        let count = fit.count();
+        let rest = entries.split_off(count);
+        let request = stream.client.put_records().stream_name(&stream.name).set_records(Some(entries));
+        let answer = request.send().await.map_err(|e| Failure::of(stream.tried("Kinesis PutRecords"), &e))?;
+        failed.extend(answer.records().iter().enumerate().filter(|(_, r)| r.error_code().is_some()).map(|(i, _)| start + i));
+        start += count;
+        entries = rest;
+    }
+    Ok(failed)
+}
+
+/// Streams that sinks write.
+pub struct KinesisStreams {
+    streams: BTreeMap<String, Stream>,
+}
+
+impl KinesisStreams {
+    /// The stream of each declared name.
+    pub fn new(streams: BTreeMap<String, Stream>) -> Self {
+        Self { streams }
+    }
+}
+
+impl Streams for KinesisStreams {
+    fn put<'a>(&'a self, stream: &'a str, records: &'a [StreamRecord]) -> Call<'a, Vec<usize>> {
+        Box::pin(async move {
+            let found = self.streams.get(stream).ok_or_else(|| PortError::Fatal(format!("there is no stream `{stream}`")))?;
+            let entries = records.iter().map(|r| {
+                let entry = PutRecordsRequestEntry::builder().data(Blob::new(r.data.to_vec())).partition_key(&r.key);
+                entry.build().map_err(|e| PortError::Fatal(e.to_string()))
+            });
+            put_records(found, entries.collect::<Result<_, _>>()?).await
+        })
+    }
+}
+
 impl Log for KinesisLog {
     fn append<'a>(&'a self, partition: u16, records: Vec<Bytes>) -> Call<'a, Vec<usize>> {
         Box::pin(async move {
             let hash = self.hash(partition)?.to_string();
-            let mut failed = Vec::new();
-            let mut start = 0;
-            while start < records.len() {
-                let mut end = start;
-                let mut bytes = 0;
-                while end < records.len() && end - start < WRITE_RECORDS && (end == start || bytes + records[end].len() <= WRITE_BYTES) {
-                    bytes += records[end].len();
-                    end += 1;
-                }
-                if let Some(large) = records[start..end].iter().find(|r| r.len() > RECORD_BYTES) {
-                    return Err(PortError::Fatal(format!(
-                        "a partial result has {} bytes; a record of Kinesis has at most {RECORD_BYTES}",
-                        large.len()
-                    )));
-                }
-                let entries = records[start..end].iter().map(|r| {
-                    let entry = PutRecordsRequestEntry::builder().data(Blob::new(r.to_vec())).partition_key(partition.to_string());
-                    entry.explicit_hash_key(&hash).build().map_err(|e| PortError::Fatal(e.to_string()))
-                });
-                let request =
-                    self.stream.client.put_records().stream_name(&self.stream.name).set_records(Some(entries.collect::<Result<_, _>>()?));
-                let answer = request.send().await.map_err(|e| Failure::of(self.stream.tried("Kinesis PutRecords"), &e))?;
-                failed.extend(answer.records().iter().enumerate().filter(|(_, r)| r.error_code().is_some()).map(|(i, _)| start + i));
-                start = end;
-            }
-            Ok(failed)
+            let entries = records.iter().map(|r| {
+                let entry = PutRecordsRequestEntry::builder().data(Blob::new(r.to_vec())).partition_key(partition.to_string());
+                entry.explicit_hash_key(&hash).build().map_err(|e| PortError::Fatal(e.to_string()))
+            });
+            put_records(&self.stream, entries.collect::<Result<_, _>>()?).await
         })
     }
 

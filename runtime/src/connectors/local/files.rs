@@ -1,4 +1,5 @@
-//! Files as a source: each file is a lineage, each line a record; plain, gzip or zstd.
+//! Files as a source: each file is a lineage, each line a record; plain, gzip or zstd. A record of CSV goes on over as many
+//! lines as its quotes span.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -6,15 +7,60 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use bytes::Bytes;
 use leat_runtime_core::key::HashRange;
 use leat_runtime_core::position::{Lineage, Offset};
 
 use super::fatal;
 use crate::batch::SourceBatch;
+use crate::codecs::csv::open_quote;
 use crate::engine::ports::{PortError, Read, Shard};
 
 /// A read gives at most about so many bytes.
 const READ_BYTES: usize = 2 << 20;
+/// A record of CSV whose quote is still open after so many bytes ends there: it is malformed.
+const LONGEST_RECORD: usize = 16 << 20;
+
+/// How a file is divided into records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// By lines.
+    Lines,
+    /// As CSV.
+    Csv {
+        /// The first record names the fields.
+        header: bool,
+    },
+}
+
+impl Framing {
+    /// Appends the next record without its line end; false: there is none.
+    pub fn next(self, lines: &mut dyn BufRead, out: &mut Vec<u8>) -> std::io::Result<bool> {
+        let start = out.len();
+        let mut open = false;
+        loop {
+            let line = out.len();
+            if lines.read_until(b'\n', out)? == 0 {
+                break;
+            }
+            open ^= self != Framing::Lines && open_quote(&out[line..]);
+            if !open || out.len() - start > LONGEST_RECORD {
+                break;
+            }
+        }
+        let any = out.len() > start;
+        while out.len() > start && matches!(out.last(), Some(b'\n' | b'\r')) {
+            out.pop();
+        }
+        Ok(any)
+    }
+}
+
+/// Whether a file is CSV by its name.
+pub fn is_csv(path: &Path) -> bool {
+    let name = path.to_string_lossy();
+    name.trim_end_matches(".gz").trim_end_matches(".zst").ends_with(".csv")
+}
 
 /// Opens a file for reading, decompressed by what its name says.
 pub fn open(path: &Path) -> std::io::Result<Box<dyn BufRead + Send>> {
@@ -32,6 +78,7 @@ pub fn open(path: &Path) -> std::io::Result<Box<dyn BufRead + Send>> {
 
 struct Open {
     next: u64,
+    header: Bytes,
     lines: Box<dyn BufRead + Send>,
 }
 
@@ -39,12 +86,13 @@ struct Open {
 pub struct FileSource {
     files: Vec<(String, PathBuf, String)>,
     arrival: i64,
+    framing: Framing,
     open: Mutex<HashMap<String, Open>>,
 }
 
 impl FileSource {
     /// A file, or the files of a folder in the order of their names. Their records arrive at `arrival`.
-    pub fn new(path: &Path, arrival: i64) -> std::io::Result<Self> {
+    pub fn new(path: &Path, framing: Framing, arrival: i64) -> std::io::Result<Self> {
         let mut paths = Vec::new();
         if path.is_dir() {
             for entry in std::fs::read_dir(path)? {
@@ -63,7 +111,7 @@ impl FileSource {
             let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
             files.push((name, path, size.to_string()));
         }
-        Ok(Self { files, arrival, open: Mutex::new(HashMap::new()) })
+        Ok(Self { files, arrival, framing, open: Mutex::new(HashMap::new()) })
     }
 
     /// One lineage a file; a file of another size is another incarnation.
@@ -75,7 +123,7 @@ impl FileSource {
             .collect())
     }
 
-    /// Lines after a number; blank ones count and are left out.
+    /// Records after a number; blank lines count and are left out.
     pub fn read(&self, name: &str, after: u64) -> Result<Read, PortError> {
         let Some((_, path, _)) = self.files.iter().find(|(n, ..)| n == name) else {
             return Err(PortError::Fatal(format!("the file {name} is gone")));
@@ -86,25 +134,26 @@ impl FileSource {
             Some(open) => open,
             None => {
                 let mut lines = self::open(path).map_err(failed)?;
+                let mut header = Vec::new();
+                if self.framing == (Framing::Csv { header: true }) {
+                    self.framing.next(&mut *lines, &mut header).map_err(failed)?;
+                }
                 let mut skipped = Vec::new();
                 for _ in 0..after {
                     skipped.clear();
-                    lines.read_until(b'\n', &mut skipped).map_err(failed)?;
+                    self.framing.next(&mut *lines, &mut skipped).map_err(failed)?;
                 }
-                Open { next: after + 1, lines }
+                Open { next: after + 1, header: header.into(), lines }
             }
         };
         let mut data = Vec::with_capacity(READ_BYTES + (64 << 10));
-        let mut batch = SourceBatch::default();
+        let mut batch = SourceBatch { header: open.header.clone(), ..SourceBatch::default() };
         let mut end = false;
         while data.len() < READ_BYTES {
             let start = data.len();
-            if open.lines.read_until(b'\n', &mut data).map_err(failed)? == 0 {
+            if !self.framing.next(&mut *open.lines, &mut data).map_err(failed)? {
                 end = true;
                 break;
-            }
-            while data.len() > start && matches!(data.last(), Some(b'\n' | b'\r')) {
-                data.pop();
             }
             if data.len() > start {
                 batch.ends.push(data.len());

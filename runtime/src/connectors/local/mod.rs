@@ -6,6 +6,7 @@ pub mod folder;
 pub mod shard;
 pub mod store;
 pub mod streams;
+pub mod written;
 
 /// Turns a failure of the disk into a port's error: it will not go away by itself.
 pub(crate) fn fatal(what: &str, error: impl std::fmt::Display) -> crate::engine::ports::PortError {

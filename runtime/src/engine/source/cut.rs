@@ -132,7 +132,7 @@ impl<C: Control> SourceTask<C> {
         }
         let mut used_snapshot = false;
         if let Some(ready) = &self.snapshot {
-            let unacknowledged = self.sending_replayable || self.replayable.iter().any(|r| Some(r.position) <= ready.position);
+            let unacknowledged = self.sending_replayable || self.replayable.waiting.iter().any(|r| Some(r.position) <= ready.position);
             if !unacknowledged || !self.rules().hold(Rule::Ack) {
                 row.snapshot = Some(ready.clone());
                 // A raise shows in one row at least, also when a snapshot contains it by then.

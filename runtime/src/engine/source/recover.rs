@@ -120,5 +120,6 @@ fn range(batch: &SourceBatch, from: usize, to: usize) -> SourceBatch {
     };
     let (data, ends) = cut(&batch.data, &batch.ends);
     let (keys, key_ends) = cut(&batch.keys, &batch.key_ends);
-    SourceBatch { data, ends, positions: batch.positions[from..to].to_vec(), arrivals: batch.arrivals[from..to].to_vec(), keys, key_ends }
+    let (positions, arrivals) = (batch.positions[from..to].to_vec(), batch.arrivals[from..to].to_vec());
+    SourceBatch { data, ends, positions, arrivals, keys, key_ends, header: batch.header.clone() }
 }

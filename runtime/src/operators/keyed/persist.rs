@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use leat_compile::program::EdgeKind;
+use leat_compile::program::{EdgeKind, RowsSpec};
 use leat_runtime_core::key::KeyGroup;
 use leat_runtime_core::ledger::Ledger;
 use leat_runtime_core::numbers::Cursor;
@@ -39,12 +39,12 @@ impl KeyedChain {
                     one.byte(1);
                     windows.write(&mut one);
                 }
-                (State::Seen(seen), EdgeKind::Rows(spec)) => {
-                    seen.expire(self.watermark.0, spec.deduplicate.within.millis());
+                (State::Seen(seen), EdgeKind::Rows(RowsSpec { deduplicate: Some(spec), .. })) => {
+                    seen.expire(self.watermark.0, spec.within.millis());
                     one.byte(2);
                     seen.write(&mut one);
                 }
-                (State::Seen(_), EdgeKind::Partial(_)) => continue,
+                (State::Seen(_) | State::Stateless, _) => continue,
             }
             out.blob(edge.name.as_bytes());
             out.blob(one.bytes());

@@ -1,0 +1,187 @@
+//! Sinks into tables: the attributes of an item, its key, and what orders its versions.
+
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field as ArrowField, Schema, SchemaRef};
+use leat_crds::problem::suggest;
+use leat_crds::spec::{DynamoDbSink, DynamoDbTable, KeyAttribute, KeyType, Sink};
+
+use super::lower::{Lowering, Output, Place, TIMESTAMP};
+use super::sinks::{label, only_passed};
+use crate::program::{Edge, EdgeKind, Expr, From, Op, RowsSpec, Side, TableSpec};
+use crate::sql::type_name;
+
+/// Column that is added to single events on their way to a table.
+const EVENT_TIME: &str = "leat_event_time";
+
+/// An attribute of an item.
+struct Attribute {
+    name: String,
+    expr: Expr,
+    data_type: DataType,
+    /// Columns that it is computed from.
+    columns: Vec<String>,
+}
+
+/// What an item is made of.
+struct Shape {
+    attributes: Vec<Attribute>,
+    partition_key: (String, usize),
+    sort_key: Option<(String, usize)>,
+}
+
+impl Shape {
+    /// Indexes of the attributes that make the key.
+    fn key(&self) -> Vec<usize> {
+        std::iter::once(&self.partition_key).chain(&self.sort_key).map(|(_, i)| *i).collect()
+    }
+}
+
+pub(super) fn lower(l: &mut Lowering<'_>, path: &str, sink: &Sink, spec: &DynamoDbSink) {
+    let Some((input, inputs)) = l.inputs(path, &sink.from) else { return };
+    if !only_passed(l, path, &inputs) {
+        return;
+    }
+    let path = format!("{path}.dynamodb");
+    let tables = &l.document.spec.tables;
+    let Some(table) = tables.iter().find(|t| t.name == spec.table).and_then(|t| t.dynamodb.as_ref()) else {
+        let hint = suggest(&spec.table, tables.iter().map(|t| t.name.as_str()));
+        l.problem(&format!("{path}.table"), format!("there is no table `{}`", spec.table), hint);
+        return;
+    };
+    if spec.time_to_live.is_some() && table.time_to_live.is_none() {
+        l.problem(
+            &format!("{path}.timeToLive"),
+            format!("the table `{}` has no `timeToLive` attribute", spec.table),
+            "name the attribute at the table",
+        );
+    }
+    let Some(shape) = shape(l, &path, spec, table, &input.schema) else { return };
+    let made = match input.key.clone() {
+        Some((key, _)) => results(l, &path, &key, shape, input, inputs),
+        None => events(l, &path, sink, shape, input, &inputs),
+    };
+    let Some((shape, version_column, input, inputs)) = made else { return };
+    let index = l.program.tables.len();
+    l.program.tables.push(TableSpec {
+        name: label(&sink.name),
+        table: spec.table.clone(),
+        partition_key: shape.partition_key,
+        sort_key: shape.sort_key,
+        attributes: shape.attributes.into_iter().map(|a| (a.name, a.expr)).collect(),
+        time_to_live: table.time_to_live.clone().zip(spec.time_to_live),
+        version_column,
+        schema: Arc::clone(&input.schema),
+    });
+    l.place(&path, &label(&sink.name), &inputs, &input.schema, &|| Op::Table(index));
+}
+
+/// What an item is made of: the row's columns, and those under `columns`.
+fn shape(l: &mut Lowering<'_>, path: &str, spec: &DynamoDbSink, table: &DynamoDbTable, schema: &SchemaRef) -> Option<Shape> {
+    let mut attributes = columns(l, schema, |name| !spec.columns.contains_key(name));
+    for (name, text) in &spec.columns {
+        match l.planner.scalar(text, schema) {
+            Ok(scalar) => {
+                let columns = scalar.columns.into_iter().collect();
+                attributes.push(Attribute { name: name.clone(), expr: scalar.expr, data_type: scalar.data_type, columns });
+            }
+            Err(error) => l.problem(&format!("{path}.columns.{name}"), error.message, error.hint),
+        }
+    }
+    let partition_key = key(l, path, &attributes, &table.partition_key);
+    let sort_key = match &table.sort_key {
+        Some(sort) => key(l, path, &attributes, sort).map(Some),
+        None => Some(None),
+    };
+    Some(Shape { partition_key: partition_key?, sort_key: sort_key?, attributes })
+}
+
+/// Columns as they are.
+fn columns(l: &mut Lowering<'_>, schema: &SchemaRef, wanted: impl Fn(&str) -> bool) -> Vec<Attribute> {
+    let fields = schema.fields().iter().filter(|f| wanted(f.name()));
+    let same = fields.filter_map(|field| {
+        let scalar = l.planner.scalar(&format!("\"{}\"", field.name()), schema).ok()?;
+        let name = field.name().clone();
+        Some(Attribute { columns: vec![name.clone()], name, expr: scalar.expr, data_type: field.data_type().clone() })
+    });
+    same.collect()
+}
+
+fn key(l: &mut Lowering<'_>, path: &str, attributes: &[Attribute], key: &KeyAttribute) -> Option<(String, usize)> {
+    let Some(index) = attributes.iter().position(|a| a.name == key.name) else {
+        let hint = suggest(&key.name, attributes.iter().map(|a| a.name.as_str()));
+        l.problem(
+            &format!("{path}.columns"),
+            format!("the table's key `{}` is not an attribute of the item", key.name),
+            format!("{hint}; or compute it under `columns`"),
+        );
+        return None;
+    };
+    let data_type = &attributes[index].data_type;
+    let fits = match key.kind {
+        KeyType::S => *data_type == DataType::Utf8,
+        KeyType::N => matches!(data_type, DataType::Int64 | DataType::Decimal128(..)),
+    };
+    if !fits {
+        l.problem(
+            &format!("{path}.columns"),
+            format!("the table's key `{}` is {:?}, the attribute is {}", key.name, key.kind, type_name(data_type)),
+            "cast it under `columns`",
+        );
+    }
+    Some((key.name.clone(), index))
+}
+
+/// An item, the column of its version, and where its rows come from.
+type Made = (Shape, usize, Output, Vec<(Output, Side)>);
+
+/// Rows of an aggregate: one per key and window, which are the item's.
+fn results(l: &mut Lowering<'_>, path: &str, key: &[String], shape: Shape, input: Output, inputs: Vec<(Output, Side)>) -> Option<Made> {
+    let in_key: Vec<&String> = shape.key().into_iter().flat_map(|i| &shape.attributes[i].columns).collect();
+    for column in key.iter().filter(|c| !in_key.contains(c)) {
+        l.problem(
+            path,
+            format!("rows differ in `{column}`, and the table's key does not contain it: they would overwrite each other"),
+            "put it into the table's key under `columns`",
+        );
+    }
+    match input.schema.index_of("window_end") {
+        Ok(version) => Some((shape, version, input, inputs)),
+        Err(_) => {
+            l.problem(path, "the rows lost their `window_end`", "keep it in `select`");
+            None
+        }
+    }
+}
+
+/// Single events: those of one item meet in one keyed task, and the newest by event time stays.
+fn events(l: &mut Lowering<'_>, path: &str, sink: &Sink, shape: Shape, input: Output, inputs: &[(Output, Side)]) -> Option<Made> {
+    if !input.timed {
+        l.problem(
+            path,
+            "of several events of an item the newest stays, and the source has no event time",
+            "give the source an `eventTime`",
+        );
+    }
+    if matches!(input.place, Place::Keyed(_)) {
+        l.problem(path, "a second repartition does not work yet: what comes in was keyed by another step", "read what that step reads");
+        return None;
+    }
+    l.used.extend(shape.attributes.iter().flat_map(|a| a.columns.iter().cloned()));
+    let fields: Vec<ArrowField> = shape.attributes.iter().map(|a| ArrowField::new(&a.name, a.data_type.clone(), true)).collect();
+    let schema: SchemaRef = Arc::new(Schema::new(fields.clone()));
+    let exprs: Vec<Expr> = shape.attributes.iter().map(|a| Arc::clone(&a.expr)).collect();
+    let place = l.place(path, &format!("{} (items)", sink.name), inputs, &schema, &|| Op::Project(exprs.clone()))?;
+    let edge = l.program.keyed.edges.len();
+    let name = format!("{} (by key)", sink.name);
+    let items = Output { schema: Arc::clone(&schema), place, ..input };
+    l.place(path, &name, &[(items.clone(), Side::Passed)], &schema, &|| Op::Exchange(edge))?;
+    let stamped: SchemaRef =
+        Arc::new(Schema::new(fields.into_iter().chain([ArrowField::new(EVENT_TIME, TIMESTAMP, false)]).collect::<Vec<_>>()));
+    let rows = RowsSpec { schema: Arc::clone(&schema), key: shape.key(), deduplicate: None };
+    l.program.keyed.edges.push(Edge { name, kind: EdgeKind::Rows(rows), schema: Arc::clone(&stamped) });
+    let attributes = columns(l, &stamped, |name| name != EVENT_TIME);
+    let keyed = Output { schema: stamped, place: Place::Keyed(From::Edge(edge)), ..items };
+    let version = attributes.len();
+    Some((Shape { attributes, ..shape }, version, keyed.clone(), vec![(keyed, Side::Passed)]))
+}
