@@ -285,6 +285,8 @@ pub struct FilesSpec {
     pub format: FileFormat,
     /// Time folders.
     pub partition: Option<FilePartition>,
+    /// Of the results of keyed steps, the column that finds the folder; elsewhere time travels beside the rows.
+    pub time_column: Option<usize>,
     /// Size at which a file is closed.
     pub roll_size: Size,
     /// Age at which a file is closed.

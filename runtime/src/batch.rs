@@ -1,5 +1,6 @@
 //! What a source hands over: records as they came, one buffer for all of them.
 
+use arrow::buffer::OffsetBuffer;
 use bytes::Bytes;
 use leat_runtime_core::position::Offset;
 
@@ -36,6 +37,12 @@ impl SourceBatch {
     /// A record's bytes.
     pub fn record(&self, i: usize) -> &[u8] {
         slice(&self.data, &self.ends, i)
+    }
+
+    /// Where records begin and end in `data`, as Arrow has it.
+    pub fn offsets(&self) -> OffsetBuffer<i32> {
+        let ends = self.ends.iter().map(|end| i32::try_from(*end).unwrap_or(i32::MAX));
+        OffsetBuffer::new(std::iter::once(0).chain(ends).collect::<Vec<i32>>().into())
     }
 
     /// A record's partition key.

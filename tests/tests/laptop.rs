@@ -301,3 +301,25 @@ fn what_is_elsewhere_is_listed_with_the_flag_that_supplies_it() {
         report["tables"][0]["rows"].as_array().expect("rows").iter().filter(|r| r[0] != "key-9").all(|r| r[2].as_str() > Some("1999"));
     assert!(newest, "{report}");
 }
+
+#[test]
+fn results_of_windows_go_into_folders_by_their_start() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let events: Vec<Vec<u8>> = (0..72).map(|i| event(i, 3_600_000 * i)).collect();
+    let steps = json!([
+        {"name": "hours", "from": ["in"], "window": {"tumbling": "2h"}, "groupBy": ["k"], "aggregate": {"c": "count(*)"}},
+        {"name": "again", "from": ["in"], "deduplicate": {"by": ["id"], "within": "7d"}}
+    ]);
+    let in_days = |name: &str, from: &str| json!({"name": name, "from": [from], "s3": {"location": format!("s3://out/{name}/"), "format": "JsonLines", "partitionBy": ["day"]}});
+    let report = run(folder.path(), &manifest("in", &steps, &json!([in_days("hours", "hours"), in_days("ids", "again")])), &events);
+    assert_eq!(report["done"], true);
+    let mut total = 0;
+    for (day, name) in ["day=1970-01-01", "day=1970-01-02", "day=1970-01-03"].into_iter().enumerate() {
+        let hours = rows(folder.path(), &format!("out/hours/{name}"));
+        assert!(hours.iter().all(|r| r["window_start"].as_str().is_some_and(|s| s.starts_with(&name[4..]))), "{name}: {hours:?}");
+        total += hours.iter().filter_map(|r| r["c"].as_u64()).sum::<u64>();
+        let ids: Vec<u64> = rows(folder.path(), &format!("out/ids/{name}")).iter().filter_map(|r| r["id"].as_u64()).collect();
+        assert!(ids.len() == 24 && ids.iter().all(|id| id / 24 == day as u64), "{name}: {ids:?}");
+    }
+    assert_eq!(total, 72);
+}

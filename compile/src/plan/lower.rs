@@ -38,6 +38,8 @@ pub(super) struct Output {
     pub timed: bool,
     /// The column of the partition key is still what the producer wrote.
     pub partition_column: Option<String>,
+    /// The column that holds the rows' time: that of the event, or the start of the window.
+    pub time_column: Option<String>,
     /// Rows of one key follow each other: the key, and whether later ones replace earlier ones.
     pub key: Option<(Vec<String>, bool)>,
 }
@@ -148,7 +150,8 @@ impl Lowering<'_> {
             nodes: Vec::new(),
         });
         let place = Place::Sources(BTreeMap::from([(at, From::Source)]));
-        self.outputs.insert(source.name.clone(), Output { schema, place, timed, partition_column, key: None });
+        let time_column = source.event_time.as_ref().map(|t| t.field.clone());
+        self.outputs.insert(source.name.clone(), Output { schema, place, timed, partition_column, time_column, key: None });
     }
 
     fn fields(&mut self, path: &str, source: &Source) -> Option<(Vec<Field>, Encoding)> {
@@ -293,6 +296,9 @@ impl Lowering<'_> {
             if output.partition_column != union.partition_column {
                 union.partition_column = None;
             }
+            if output.time_column != union.time_column {
+                union.time_column = None;
+            }
             if output.key.is_some() || union.key.is_some() {
                 self.problem(&format!("{path}.from[{i}]"), "a union of aggregates does not work yet", "one sink for each");
                 complete = false;
@@ -426,7 +432,9 @@ impl Lowering<'_> {
         let place = self.place(path, &step.name, inputs, &schema, &|| Op::Project(exprs.clone()))?;
         let kept = |name: &String| (verb == "derive") != columns.contains_key(name);
         let partition_column = input.partition_column.filter(|c| kept(c) && verb == "derive");
-        Some(Output { schema, place, partition_column, ..input })
+        let same = |c: &String| columns.get(c).map_or(verb == "derive", |text| text.trim() == c);
+        let time_column = input.time_column.filter(same);
+        Some(Output { schema, place, partition_column, time_column, ..input })
     }
 
     fn deduplicate(&mut self, path: &str, step: &Step, input: Output, inputs: &[(Output, Side)]) -> Option<Output> {
@@ -515,6 +523,7 @@ impl Lowering<'_> {
             place: Place::Keyed(From::Edge(edge)),
             timed: true,
             partition_column: None,
+            time_column: Some("window_start".to_owned()),
             key: Some((key, on_update.is_some())),
         })
     }

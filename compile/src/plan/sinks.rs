@@ -91,8 +91,10 @@ fn files(l: &mut Lowering<'_>, path: &str, sink: &Sink, s3: &S3Sink) {
             "give the source an `eventTime`",
         );
     }
-    if matches!(input.place, Place::Keyed(_)) && !s3.partition_by.is_empty() {
-        l.problem(&format!("{path}.s3.partitionBy"), "folders for the results of keyed steps do not work yet", "leave `partitionBy` out");
+    let time_column = input.time_column.as_ref().and_then(|name| input.schema.index_of(name).ok());
+    if matches!(input.place, Place::Keyed(_)) && !s3.partition_by.is_empty() && time_column.is_none() {
+        let hint = "keep `window_start`, or the source's event time, as it is";
+        l.problem(&format!("{path}.s3.partitionBy"), "the rows lost the column of their time", hint);
     }
     let roll = s3.roll.clone().unwrap_or_default();
     let index = l.program.files.len();
@@ -101,6 +103,7 @@ fn files(l: &mut Lowering<'_>, path: &str, sink: &Sink, s3: &S3Sink) {
         location: place(&l.document.spec, &s3.location),
         format: s3.format,
         partition: s3.partition_by.first().copied(),
+        time_column,
         roll_size: roll.size.unwrap_or(Size::from_bytes(128 << 20)),
         roll_interval: roll.interval.unwrap_or(Duration::from_millis(300_000)),
         schema: Arc::clone(&schema),
@@ -187,6 +190,7 @@ fn dead_letters(l: &mut Lowering<'_>) {
         location,
         format: FileFormat::JsonLines,
         partition: Some(FilePartition::Hour),
+        time_column: None,
         roll_size: Size::from_bytes(64 << 20),
         roll_interval: Duration::from_millis(60_000),
         schema: Arc::clone(&schema),

@@ -311,7 +311,8 @@ pub struct S3Sink {
     pub location: String,
     /// Encoding of the files.
     pub format: FileFormat,
-    /// Folders by time, at most one: `year`, `month`, `day`, `hour`. Raw goes by arrival, else event time, UTC.
+    /// Folders by time, at most one: `year`, `month`, `day`, `hour`. Raw goes by arrival, results of a window by its start,
+    /// else event time, UTC.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4))]
     pub partition_by: Vec<FilePartition>,

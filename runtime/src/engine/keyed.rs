@@ -1,5 +1,7 @@
 //! The task of a partition of the repartition stream: windows and ids by key, closed by the merged watermark.
 
+mod output;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,7 +10,7 @@ use arrow::array::RecordBatch;
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
-use leat_compile::program::{EdgeKind, Op, Program};
+use leat_compile::program::{EdgeKind, FilesSpec, Op, Program};
 use leat_runtime_core::ledger::Ledger;
 use leat_runtime_core::message;
 use leat_runtime_core::path;
@@ -17,11 +19,12 @@ use leat_runtime_core::row::{Fence, KeyedRow, OpenFile, PipelineRow, Snapshot, S
 use leat_runtime_core::rules::{Rule, Rules};
 use leat_runtime_core::watermark::{self, Merge, Seen, Watermark};
 
-use super::file::{self, FileWriter};
-use super::ports::{Guard, PortError, Ports};
+use self::output::{Done, Roll, send_items, send_records, write};
+use super::file;
+use super::ports::{PortError, Ports};
 use super::task::{self, Control, Exit, Settings, TaskError};
-use crate::operators::files::{read_batches, write_batches};
-use crate::operators::keyed::{Item, KeyedChain, Output};
+use crate::operators::files::write_batches;
+use crate::operators::keyed::{KeyedChain, Output};
 use crate::operators::stream;
 
 /// What a keyed task works on.
@@ -54,11 +57,6 @@ enum Event {
     Tick,
 }
 
-struct Done {
-    fence: Fence,
-    row: KeyedRow,
-}
-
 /// A keyed task.
 pub struct KeyedTask<C> {
     ports: Ports,
@@ -83,6 +81,8 @@ pub struct KeyedTask<C> {
     last_snapshot: i64,
     last_update: i64,
     since_roll: BTreeMap<String, i64>,
+    /// Bytes staged for a file since the last one, by this owner.
+    since_roll_bytes: BTreeMap<String, u64>,
     reading: bool,
     looking: bool,
     cutting: bool,
@@ -141,6 +141,7 @@ impl<C: Control> KeyedTask<C> {
             last_snapshot: now,
             last_update: now,
             since_roll: BTreeMap::new(),
+            since_roll_bytes: BTreeMap::new(),
             reading: false,
             looking: false,
             cutting: false,
@@ -307,8 +308,13 @@ impl<C: Control> KeyedTask<C> {
         let unsent = &self.row.unsent;
         self.job.program.files.iter().any(|f| {
             unsent.iter().any(|s| s.to == f.name && !self.covered(&s.object))
-                && self.since_roll.get(&f.name).is_none_or(|since| now - since >= f.roll_interval.millis())
+                && (self.full(f) || self.since_roll.get(&f.name).is_none_or(|since| now - since >= f.roll_interval.millis()))
         })
+    }
+
+    /// Whether enough rows wait for a file.
+    fn full(&self, file: &FilesSpec) -> bool {
+        self.since_roll_bytes.get(&file.name).is_some_and(|bytes| *bytes >= file.roll_size.bytes())
     }
 
     /// Whether a file that is being completed contains a staged object.
@@ -404,8 +410,12 @@ impl<C: Control> KeyedTask<C> {
             }
             Event::Completed(file, done) => {
                 done?;
-                self.acknowledged.extend(file.covers);
                 self.acknowledged.insert(file.destination);
+                // Rows of one staged object may lie in several folders: it is sent when all their files are there.
+                let open = self.row.complete.iter().filter(|f| !self.acknowledged.contains(&f.destination));
+                let needed: BTreeSet<&String> = open.flat_map(|f| &f.covers).collect();
+                let sent: Vec<String> = file.covers.into_iter().filter(|c| !needed.contains(c)).collect();
+                self.acknowledged.extend(sent);
             }
         }
         Ok(())
@@ -473,6 +483,9 @@ impl<C: Control> KeyedTask<C> {
                     (batches.iter().map(RecordBatch::num_rows).sum(), write_batches(batches).map_err(|e| TaskError::Encode(e.to_string()))?)
                 }
             };
+            if let Output::Rows(_) = output {
+                *self.since_roll_bytes.entry(node.name.clone()).or_default() += bytes.len() as u64;
+            }
             let object = self.object(path::Kind::Staged, number, nth);
             row.unsent.push(Staged { to: node.name.clone(), object: object.clone(), cut: number, rows: rows as u64 });
             objects.push((object, bytes.into()));
@@ -485,14 +498,14 @@ impl<C: Control> KeyedTask<C> {
             self.last_snapshot = now;
             objects.push((object, bytes));
         }
-        let rolls = self.rolls(now, number, &row, drained || self.draining())?;
+        let rolls = self.rolls(now, number, &row, drained || self.draining());
         let after = Fence { cut: number, drained, ..self.fence.clone() };
         let (ports, key, before, rules) = (self.ports.clone(), self.key.clone(), self.fence.clone(), self.rules());
         Ok(Box::pin(async move { Event::Cut(write(&ports, &key, &before, after, row, objects, rolls, rules).await.map(Box::new)) }))
     }
 
-    /// Files to make of staged rows whose time has come: each covers the objects that it will contain.
-    fn rolls(&mut self, now: i64, number: u64, row: &KeyedRow, last: bool) -> Result<Vec<(FileWriter, Vec<String>)>, TaskError> {
+    /// Files to make of staged rows whose time has come.
+    fn rolls(&mut self, now: i64, number: u64, row: &KeyedRow, last: bool) -> Vec<Roll> {
         let mut rolls = Vec::new();
         let sealed = self.control.pipeline().seal.is_some_and(|s| s.watermark.is_some_and(|w| self.chain.watermark >= w))
             || self.chain.watermark == Watermark::MAX;
@@ -505,17 +518,15 @@ impl<C: Control> KeyedTask<C> {
                 continue;
             }
             let since = *self.since_roll.entry(spec.name.clone()).or_insert(now);
-            if !(last || sealed || now - since >= spec.roll_interval.millis()) {
+            if !(last || sealed || self.full(spec) || now - since >= spec.roll_interval.millis()) {
                 continue;
             }
             self.since_roll.remove(&spec.name);
+            self.since_roll_bytes.remove(&spec.name);
             let name = path::file(&self.job.unique, &self.key, number, self.fence.generation, nth, file::extension(spec.format));
-            let mut writer = FileWriter::new(spec, "", &name, now, self.ports.files.smallest_part())?;
-            writer.file.covers = waiting.iter().map(|s| s.object.clone()).collect();
-            let covers = writer.file.covers.clone();
-            rolls.push((writer, covers));
+            rolls.push(Roll { spec: spec.clone(), name, now, covers: waiting.iter().map(|s| s.object.clone()).collect() });
         }
-        Ok(rolls)
+        rolls
     }
 }
 
@@ -542,60 +553,4 @@ async fn look(ports: &Ports, rules: Rules) -> Result<Look, TaskError> {
     let mut view = watermark::view(&pipeline, &rows, rules);
     view.iter_mut().for_each(|(lineage, seen)| seen.drained = seen.watermark.is_none() || drained.contains(lineage));
     Ok((pipeline, view, retired))
-}
-
-async fn send_items(ports: &Ports, table: &str, staged: &Staged, born: i64) -> Result<(), TaskError> {
-    let bytes = ports.insist(|| ports.objects.get(&staged.object)).await?;
-    let items: Vec<Item> = task::decode(&bytes)?;
-    let guard = Guard { born, cut: staged.cut };
-    ports.insist(|| ports.tables.put(table, &items, guard)).await?;
-    Ok(())
-}
-
-/// Sends staged rows until the stream has accepted all of them; `id` and its number identify a row.
-async fn send_records(ports: &Ports, stream: &str, staged: &Staged, id: &str) -> Result<(), TaskError> {
-    let bytes = ports.insist(|| ports.objects.get(&staged.object)).await?;
-    let mut left: Vec<_> = stream::decode(&bytes)?.iter().enumerate().map(|(i, row)| row.record(&format!("{id}/{i}"))).collect();
-    while !left.is_empty() {
-        let failed = ports.insist(|| ports.streams.put(stream, &left)).await?;
-        left = failed.into_iter().filter_map(|i| left.get(i).cloned()).collect();
-        if !left.is_empty() {
-            ports.clock.sleep(10).await;
-        }
-    }
-    Ok(())
-}
-
-#[expect(clippy::too_many_arguments, reason = "it is the tail of one function, moved out so that it owns what it writes")]
-async fn write(
-    ports: &Ports,
-    key: &str,
-    before: &Fence,
-    after: Fence,
-    mut row: KeyedRow,
-    objects: Vec<(String, Bytes)>,
-    rolls: Vec<(FileWriter, Vec<String>)>,
-    rules: Rules,
-) -> Result<Done, TaskError> {
-    for (object, bytes) in &objects {
-        ports.insist(|| ports.objects.put(object, bytes.clone())).await?;
-    }
-    for (mut writer, covers) in rolls {
-        let mut batches = Vec::new();
-        for object in &covers {
-            batches.extend(read_batches(&ports.insist(|| ports.objects.get(object)).await?)?);
-        }
-        writer.encode(&batches)?;
-        let part = writer.part();
-        file::upload(ports, &mut writer.file, part).await?;
-        if let Some(tail) = writer.tail()? {
-            let object = format!("{}-{}", path::object(path::Kind::Tail, key, after.cut, Some(after.generation), 0), writer.file.sink);
-            let tail = Bytes::from(tail);
-            ports.insist(|| ports.objects.put(&object, tail.clone())).await?;
-            writer.file.tail = Some(object);
-        }
-        row.complete.push(writer.file);
-    }
-    let fence = task::write_cut(ports, key, before, after, task::encode(&row), rules).await?;
-    Ok(Done { fence, row })
 }

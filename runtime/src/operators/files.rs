@@ -121,6 +121,23 @@ impl FileRows {
     }
 }
 
+/// Rows by their folder below a sink's location; `time` has each row's, ms.
+pub fn by_folder(
+    rows: &RecordBatch,
+    time: impl Fn(usize) -> i64,
+    partition: Option<FilePartition>,
+) -> Result<BTreeMap<String, RecordBatch>, ArrowError> {
+    if partition.is_none() {
+        return Ok(BTreeMap::from([(String::new(), rows.clone())]));
+    }
+    let mut members: BTreeMap<i64, Vec<u32>> = BTreeMap::new();
+    for row in 0..rows.num_rows() {
+        members.entry(bucket(time(row), partition)).or_default().push(row as u32);
+    }
+    let take = |(bucket, rows_of): (i64, Vec<u32>)| Ok((folder(bucket, partition), take_record_batch(rows, &UInt32Array::from(rows_of))?));
+    members.into_iter().map(take).collect()
+}
+
 /// Batches of one schema as an Arrow IPC stream.
 pub fn write_batches(batches: &[RecordBatch]) -> Result<Vec<u8>, ArrowError> {
     let Some(first) = batches.first() else { return Ok(Vec::new()) };

@@ -5,7 +5,7 @@ mod persist;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, StringArray};
+use arrow::array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, StringArray, TimestampMicrosecondArray};
 use arrow::compute::filter_record_batch;
 use arrow::json::LineDelimitedWriter;
 use leat_compile::program::{Edge, EdgeKind, From, Node, Op, Program, RowsSpec, TableSpec, WindowSpec};
@@ -115,6 +115,9 @@ impl KeyedChain {
     /// Takes messages in the order of the log. What was seen before is dropped; so is what is for another partition:
     /// key groups move only with a job change, after everything sent before was consumed.
     pub fn take(&mut self, messages: Vec<Message>) -> Result<(), Damaged> {
+        let program = Arc::clone(&self.program);
+        // Rows of one edge that follow each other are taken together.
+        let mut run: (usize, Vec<Message>) = (0, Vec::new());
         for message in messages {
             if !self.mine(message.group) {
                 continue;
@@ -128,15 +131,19 @@ impl KeyedChain {
             if !cursor.admit_by(message.number, self.rules) {
                 continue;
             }
-            let program = Arc::clone(&self.program);
             // An edge that this job does not have any more: its step was dropped, as the plan said.
             let Some(i) = program.keyed.edges.iter().position(|e| e.name == message.edge) else { continue };
             match &program.keyed.edges[i].kind {
                 EdgeKind::Partial(spec) => self.partial(i, spec, &message)?,
-                EdgeKind::Rows(spec) => self.row(i, spec, &message)?,
+                EdgeKind::Rows(_) => {
+                    if run.0 != i {
+                        self.rows(&program, std::mem::replace(&mut run, (i, Vec::new())))?;
+                    }
+                    run.1.push(message);
+                }
             }
         }
-        Ok(())
+        self.rows(&program, run)
     }
 
     fn partial(&mut self, i: usize, spec: &WindowSpec, message: &Message) -> Result<(), Damaged> {
@@ -159,49 +166,48 @@ impl KeyedChain {
         Ok(())
     }
 
-    fn row(&mut self, i: usize, spec: &RowsSpec, message: &Message) -> Result<(), Damaged> {
-        let mut body = Reader::new(&message.body);
-        let (time, watermark) = (body.signed()?, body.signed()?);
-        let columns: Vec<ArrayRef> = spec
-            .schema
-            .fields()
-            .iter()
-            .map(|field| {
-                let value = Value::read(&mut body)?;
-                Ok(evaluate::column(std::iter::once(&value), field.data_type()))
-            })
-            .collect::<Result<_, Damaged>>()?;
-        let misfit = |_| Damaged("a row does not fit its step");
-        let Some(deduplicate) = &spec.deduplicate else {
-            let time = Value::Timestamp(time.saturating_mul(1000));
-            let schema = &self.program.keyed.edges[i].schema;
-            let columns =
-                columns.into_iter().chain([evaluate::column(std::iter::once(&time), schema.field(spec.schema.fields().len()).data_type())]);
-            let rows = RecordBatch::try_new(Arc::clone(schema), columns.collect()).map_err(misfit)?;
-            let counts = self.ledger.of(&format!("{} (keyed)", message.edge));
-            counts.taken += 1;
-            counts.passed += 1;
-            self.flow(From::Edge(i), rows);
-            return Ok(());
-        };
-        let rows = RecordBatch::try_new(Arc::clone(&spec.schema), columns).map_err(misfit)?;
-        let State::Seen(seen) = &mut self.states[i] else { return Ok(()) };
-        let mut writer = KeyWriter::default();
-        let place = key::hash(key_bytes(&rows, 0, &spec.key, &mut writer));
-        let id = (place, event_hash(&rows, 0, &spec.key, &deduplicate.by, &mut writer));
-        // Judged against the watermark that the row's lineage had before it, so that the verdict is a function of the
-        // log alone.
-        let verdict = seen.judge(id, time, watermark, deduplicate.within.millis(), self.rules);
-        let counts = self.ledger.of(&format!("{} (keyed)", message.edge));
-        counts.taken += 1;
-        match verdict {
-            Verdict::New => {
-                counts.passed += 1;
-                self.flow(From::Edge(i), rows);
+    /// Takes rows of one edge.
+    fn rows(&mut self, program: &Program, (i, messages): (usize, Vec<Message>)) -> Result<(), Damaged> {
+        let Some(edge) = program.keyed.edges.get(i).filter(|_| !messages.is_empty()) else { return Ok(()) };
+        let EdgeKind::Rows(spec) = &edge.kind else { return Ok(()) };
+        let mut times = Vec::with_capacity(messages.len());
+        let mut values: Vec<Vec<Value>> = vec![Vec::with_capacity(messages.len()); spec.schema.fields().len()];
+        for message in &messages {
+            let mut body = Reader::new(&message.body);
+            times.push((body.signed()?, body.signed()?));
+            for column in &mut values {
+                column.push(Value::read(&mut body)?);
             }
-            Verdict::Repeat => counts.deduplicated += 1,
-            Verdict::Late => counts.late += 1,
         }
+        let mut columns: Vec<ArrayRef> =
+            values.iter().zip(spec.schema.fields()).map(|(v, field)| evaluate::column(v.iter(), field.data_type())).collect();
+        if spec.deduplicate.is_none() {
+            let micros = times.iter().map(|(time, _)| Some(time.saturating_mul(1000)));
+            columns.push(Arc::new(micros.collect::<TimestampMicrosecondArray>()));
+        }
+        let rows = RecordBatch::try_new(Arc::clone(&edge.schema), columns).map_err(|_| Damaged("a row does not fit its step"))?;
+        let (mut keep, mut late, mut repeats) = (vec![true; messages.len()], 0, 0);
+        if let (Some(deduplicate), State::Seen(seen)) = (&spec.deduplicate, &mut self.states[i]) {
+            let mut writer = KeyWriter::default();
+            for (row, (time, watermark)) in times.iter().enumerate() {
+                let place = key::hash(key_bytes(&rows, row, &spec.key, &mut writer));
+                let id = (place, event_hash(&rows, row, &spec.key, &deduplicate.by, &mut writer));
+                // Judged against the watermark that the row's lineage had before it, so that the verdict is a function of
+                // the log alone.
+                let verdict = seen.judge(id, *time, *watermark, deduplicate.within.millis(), self.rules);
+                keep[row] = verdict == Verdict::New;
+                late += u64::from(verdict == Verdict::Late);
+                repeats += u64::from(verdict == Verdict::Repeat);
+            }
+        }
+        let counts = self.ledger.of(&format!("{} (keyed)", edge.name));
+        counts.taken += messages.len() as u64;
+        counts.passed += messages.len() as u64 - late - repeats;
+        counts.late += late;
+        counts.deduplicated += repeats;
+        let mask = BooleanArray::from(keep);
+        let rows = if mask.true_count() == rows.num_rows() { Ok(rows) } else { filter_record_batch(&rows, &mask) };
+        self.flow(From::Edge(i), rows.map_err(|_| Damaged("a row does not fit its step"))?);
         Ok(())
     }
 

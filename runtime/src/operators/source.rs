@@ -584,7 +584,7 @@ impl SourceChain {
 }
 
 /// Event time in milliseconds.
-fn millis(column: &Arc<dyn Array>, row: usize) -> Option<i64> {
+pub fn millis(column: &Arc<dyn Array>, row: usize) -> Option<i64> {
     if column.is_null(row) {
         return None;
     }

@@ -31,6 +31,9 @@ pub fn program(job: u64, idle: bool) -> Arc<Program> {
     let stream = |name: &str| json!({"name": name, "kinesis": {"streamName": name, "shards": {"initial": 1}}});
     let to_stream = |name: &str, from: &str, by: &str| json!({"name": name, "from": [from], "stream": {"name": name, "partitionBy": by}});
     let files = |name: &str, from: &str| json!({"name": name, "from": [from], "s3": {"location": name, "format": "JsonLines", "roll": {"interval": "25ms"}}});
+    let mut small = files("distinct", "again");
+    small["s3"]["roll"]["size"] = json!("2Ki");
+    small["s3"]["partitionBy"] = json!(["hour"]);
     let spec = json!({
         "streams": [stream("events"), stream("forwarded"), stream("totals")],
         "tables": [table("finals"), table("updates"), {"name": "latest", "dynamodb": {"tableName": "latest", "partitionKey": {"name": "user", "type": "S"}}}],
@@ -44,7 +47,7 @@ pub fn program(job: u64, idle: bool) -> Arc<Program> {
             {"name": "updates", "from": ["paid"], "window": window, "emit": {"mode": "OnUpdate", "every": "2ms"}, "groupBy": ["campaign"], "aggregate": aggregate},
             {"name": "again", "from": ["paid"], "deduplicate": {"by": ["id"], "keyedWith": ["campaign"], "within": "10000d"}}
         ],
-        "sinks": [files("curated", "unique"), files("distinct", "again"), to_table("finals"), to_table("updates"),
+        "sinks": [files("curated", "unique"), small, to_table("finals"), to_table("updates"),
             {"name": "latest", "from": ["unique"], "dynamodb": {"table": "latest"}},
             to_stream("forwarded", "unique", "user"), to_stream("totals", "finals", "campaign")]
     });

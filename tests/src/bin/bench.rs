@@ -1,6 +1,6 @@
 //! Measures whole runs of `leat dev`: events a second, CPU seconds, peak memory. Prints one table.
 //!
-//! `cargo run --release -p leat-tests --bin bench [--events N]`; it needs `cargo build --release` first.
+//! `cargo run -p leat-tests --bin bench [--events N]`; it needs `cargo build` first.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -38,9 +38,15 @@ fn main() {
     let folder = tempfile::tempdir().expect("a folder");
     let bytes = write_events(&folder.path().join("events.ndjson"), events);
     std::fs::write(folder.path().join("window.yaml"), WINDOW).expect("a manifest");
+    fill(&folder.path().join("filled"), events);
     println!("{events} events of {} bytes on average in the file; medians of {RUNS} runs", bytes / events);
     println!("{:<34} {:>9} {:>9} {:>12} {:>14} {:>10}", "", "wall s", "CPU s", "events/s", "events/CPU s", "memory");
-    for (kind, title) in [("window", "file, filter, 1-minute window"), ("clickstream", "the clickstream manifest")] {
+    let rows = [
+        ("window", "file, filter, 1-minute window"),
+        ("filled", "the clickstream manifest"),
+        ("generated", "  with generating and feeding"),
+    ];
+    for (kind, title) in rows {
         let mut rows: Vec<Value> = (0..RUNS).map(|_| run(kind, folder.path(), &events.to_string())).collect();
         let mut median = |field: &str| {
             rows.sort_by(|a, b| a[field].as_f64().partial_cmp(&b[field].as_f64()).expect("numbers"));
@@ -63,12 +69,14 @@ fn run(kind: &str, folder: &Path, events: &str) -> Value {
     let mut command = Command::new(leat);
     command.args(["dev", "--until-done", "--output", "json", "--state"]).arg(state.path());
     match kind {
-        "window" => command.arg("-f").arg(folder.join("window.yaml")),
-        _ => command
-            .arg("-f")
-            .arg(leat_tests::repository().join("manifests/pipelines/clickstream.yaml"))
-            .args(["--generate", &format!("events={events}")]),
-    };
+        "window" => drop(command.arg("-f").arg(folder.join("window.yaml"))),
+        _ => drop(command.arg("-f").arg(clickstream())),
+    }
+    match kind {
+        "generated" => drop(command.args(["--generate", &format!("events={events}")])),
+        "filled" => copy(&folder.join("filled"), state.path()),
+        _ => {}
+    }
     let started = Instant::now();
     let output = command.stdin(Stdio::null()).output().expect("leat starts: run `cargo build --release` first");
     let wall = started.elapsed().as_secs_f64();
@@ -76,6 +84,35 @@ fn run(kind: &str, folder: &Path, events: &str) -> Value {
     let report: Value = serde_json::from_slice(&output.stdout).expect("a report");
     assert_eq!(report["taken"].to_string(), events, "a run that did not do the work measures nothing");
     json!({"wall": wall, "cpu": report["cpuSeconds"], "memory": report["peakMemory"]})
+}
+
+fn clickstream() -> PathBuf {
+    leat_tests::repository().join("manifests/pipelines/clickstream.yaml")
+}
+
+/// Generated events in the stream of the clickstream manifest, as `leat dev` feeds them.
+fn fill(state: &Path, events: u64) {
+    let text = std::fs::read_to_string(clickstream()).expect("the manifest");
+    let documents = leat::manifest::documents("clickstream.yaml", &text).unwrap_or_else(|p| panic!("{p:?}"));
+    let pipeline = leat::manifest::pipeline(&documents, leat_compile::References::default()).unwrap_or_else(|p| panic!("{p:?}"));
+    let document = &pipeline.program.document;
+    let kinesis = document.spec.streams[0].kinesis.as_ref().expect("a Kinesis stream");
+    let folder = state.join(&document.namespace).join(&document.name).join("streams").join(&kinesis.stream_name);
+    let shards = kinesis.shards.as_ref().map_or(4, |s| s.initial);
+    let stream = leat_runtime::connectors::local::streams::LocalStream::open(&folder, shards, leat::feed::now()).expect("a stream");
+    leat::feed::run(&leat::feed::Feed::Generate(events), &pipeline.program, "events", &stream, &leat::feed::Fed::default()).expect("fed");
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    for entry in std::fs::read_dir(from).expect("a folder").flatten() {
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("a copy");
+        }
+    }
 }
 
 /// Events of about 554 bytes, the size that the reference numbers were taken with; answers how many bytes.

@@ -21,6 +21,9 @@ const HEADER: usize = 32;
 /// A read gives at most about so many bytes.
 const READ_BYTES: usize = 2 << 20;
 
+/// The feed's name, which may be a path, and its position lie in the first bytes of a payload.
+const HEAD_BYTES: usize = 8 << 10;
+
 /// A record to append.
 #[derive(Debug, Clone)]
 pub struct Record {
@@ -61,9 +64,9 @@ impl ShardLog {
         let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         let length = file.seek(SeekFrom::End(0))?;
         let mut contents = Contents { file, end: 0, next: 1, blocks: Vec::new(), feeds: BTreeMap::new() };
-        while let Some((block, payload)) = contents.next_block(length)? {
-            let mut payload = Reader::new(&payload);
-            if let (Ok(feed), Ok(position)) = (payload.text(), payload.number())
+        while let Some((block, head)) = contents.next_block(length)? {
+            let mut head = Reader::new(&head);
+            if let (Ok(feed), Ok(position)) = (head.text(), head.number())
                 && !feed.is_empty()
             {
                 contents.feeds.insert(feed.to_owned(), position);
@@ -175,7 +178,7 @@ impl ShardLog {
 }
 
 impl Contents {
-    /// The block at the end of what is known, and its payload; `None` when it is not whole.
+    /// The block at the end of what is known, and the head of its payload; `None` when it is not whole.
     fn next_block(&mut self, length: u64) -> std::io::Result<Option<(Block, Vec<u8>)>> {
         let at = self.end;
         if at + HEADER as u64 > length {
@@ -197,7 +200,8 @@ impl Contents {
             let last = at + (HEADER + block.compressed) as u64 == length;
             return if last { Ok(None) } else { Err(std::io::Error::other(Damaged("a block of a local stream has another checksum"))) };
         }
-        let payload = zstd::bulk::decompress(&bytes, block.raw)?;
-        Ok(Some((block, payload)))
+        let mut head = vec![0; block.raw.min(HEAD_BYTES)];
+        zstd::stream::read::Decoder::with_buffer(bytes.as_slice())?.read_exact(&mut head)?;
+        Ok(Some((block, head)))
     }
 }

@@ -1,0 +1,145 @@
+//! What a source task sends, and how: messages to keyed tasks, records to streams.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+#[cfg(feature = "ablation")]
+use leat_compile::program::Program;
+use leat_runtime_core::message::{self, Message};
+
+use super::SourceJob;
+use crate::engine::ports::{PortError, Ports};
+use crate::operators::source::{Leaving, Replayable};
+
+/// Messages in one record of the repartition stream, and records in one append, at most.
+pub(super) const BUNDLE: usize = 500;
+/// Bytes of one record of the repartition stream, about: Kinesis takes 1 MiB.
+const BUNDLE_BYTES: usize = 700 << 10;
+/// What a message is longer than its body, at most about.
+const MESSAGE_BYTES: usize = 256;
+
+/// What waits to be sent without being staged.
+#[derive(Default)]
+pub(super) struct Queue {
+    pub waiting: VecDeque<Replayable>,
+    pub bytes: usize,
+}
+
+impl Queue {
+    pub fn extend(&mut self, more: Vec<Replayable>) {
+        self.bytes += more.iter().map(|r| r.what.bytes()).sum::<usize>();
+        self.waiting.extend(more);
+    }
+
+    /// The first ones that a cut covers.
+    pub fn take(&mut self, covered: impl Fn(&Replayable) -> bool) -> Vec<Replayable> {
+        let free = self.waiting.iter().take(8 * BUNDLE).take_while(|r| covered(r)).count();
+        let taken: Vec<Replayable> = self.waiting.drain(..free).collect();
+        self.bytes -= taken.iter().map(|r| r.what.bytes()).sum::<usize>();
+        taken
+    }
+
+    /// What was not accepted goes first the next time.
+    pub fn again(&mut self, failed: Vec<Replayable>) {
+        self.bytes += failed.iter().map(|r| r.what.bytes()).sum::<usize>();
+        failed.into_iter().rev().for_each(|r| self.waiting.push_front(r));
+    }
+}
+
+/// Messages in their order, together in records of a bounded number and size.
+fn bundles(messages: &[Message]) -> Vec<&[Message]> {
+    let mut bundles = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for (i, message) in messages.iter().enumerate() {
+        let size = message.body.len() + MESSAGE_BYTES;
+        if i > start && (i - start == BUNDLE || bytes + size > BUNDLE_BYTES) {
+            bundles.push(&messages[start..i]);
+            (start, bytes) = (i, 0);
+        }
+        bytes += size;
+    }
+    if start < messages.len() {
+        bundles.push(&messages[start..]);
+    }
+    bundles
+}
+
+/// Appends messages, those of one partition together; answers those that failed or whose fate is unclear.
+pub(super) async fn append(ports: &Ports, messages: Vec<Message>, groups: u16, partitions: u16) -> Result<Vec<Message>, PortError> {
+    let mut by_partition: BTreeMap<u16, Vec<Message>> = BTreeMap::new();
+    for message in messages {
+        by_partition.entry(message.group.partition(groups, partitions)).or_default().push(message);
+    }
+    let mut left = Vec::new();
+    for (partition, messages) in by_partition {
+        let bundles = bundles(&messages);
+        let records = bundles.iter().map(|b| Bytes::from(message::encode(b))).collect();
+        match ports.log.append(partition, records).await {
+            Ok(failed) => failed.into_iter().filter_map(|i| bundles.get(i)).for_each(|b| left.extend_from_slice(b)),
+            Err(PortError::Unclear(_)) => left.extend(messages),
+            Err(fatal) => return Err(fatal),
+        }
+    }
+    if !left.is_empty() {
+        ports.clock.sleep(10).await;
+    }
+    Ok(left)
+}
+
+/// Sends what was not staged; answers, in its order, what failed or whose fate is unclear.
+pub(super) async fn leave(ports: &Ports, job: &SourceJob, leaving: Vec<Replayable>) -> Result<Vec<Replayable>, PortError> {
+    let messages = leaving.iter().filter_map(|r| if let Leaving::Message(m) = &r.what { Some(m.clone()) } else { None });
+    let left = append(ports, messages.collect(), job.program.document.key_groups, job.partitions).await?;
+    let mut failed: BTreeSet<usize> = BTreeSet::new();
+    if !left.is_empty() {
+        let left: BTreeSet<(&str, u16, u64)> = left.iter().map(|m| (m.edge.as_str(), m.group.0, m.number)).collect();
+        let is_left = |r: &Replayable| matches!(&r.what, Leaving::Message(m) if left.contains(&(m.edge.as_str(), m.group.0, m.number)));
+        failed.extend(leaving.iter().enumerate().filter(|(_, r)| is_left(r)).map(|(i, _)| i));
+    }
+    for (index, spec) in job.program.streams.iter().enumerate() {
+        let (mut places, mut records) = (Vec::new(), Vec::new());
+        for (i, replayable) in leaving.iter().enumerate() {
+            if let Leaving::Record { sink, nth, row } = &replayable.what
+                && *sink == index
+            {
+                places.push(i);
+                records.push(row.record(&format!("{}/{}/{}/{}/{nth}", job.unique, spec.name, job.lineage, replayable.position)));
+            }
+        }
+        if records.is_empty() {
+            continue;
+        }
+        match ports.streams.put(&spec.stream, &records).await {
+            Ok(refused) => failed.extend(refused.into_iter().filter_map(|i| places.get(i))),
+            Err(PortError::Unclear(_)) => failed.extend(places),
+            Err(fatal) => return Err(fatal),
+        }
+    }
+    if !failed.is_empty() {
+        ports.clock.sleep(10).await;
+    }
+    Ok(leaving.into_iter().enumerate().filter(|(i, _)| failed.contains(i)).map(|(_, r)| r).collect())
+}
+
+/// The wrong variant that throws staged bytes away and makes the messages again, with other borders.
+#[cfg(feature = "ablation")]
+pub(super) fn computed_again(program: &Program, messages: Vec<Message>) -> Vec<Message> {
+    use crate::operators::window::Group;
+    use leat_compile::program::EdgeKind;
+    use leat_runtime_core::wire::{Reader, Writer};
+    let mut out = Vec::new();
+    for message in messages {
+        let edge = program.keyed.edges.iter().find(|e| e.name == message.edge);
+        let Some(EdgeKind::Partial(spec)) = edge.map(|e| &e.kind) else { continue };
+        let mut body = Reader::new(&message.body);
+        let mut number = message.number;
+        while let (false, Ok(group)) = (body.is_empty(), Group::read(&mut body.clone(), spec, message.group)) {
+            drop(Group::read(&mut body, spec, message.group));
+            let mut one = Writer::default();
+            group.write(&mut one);
+            out.push(Message { number, body: one.finish(), ..message.clone() });
+            number += 1;
+        }
+    }
+    out
+}
