@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use leat_compile::program::{EdgeKind, Encoding, Input, Program};
 use leat_operator_core::plan::{Found, Observed};
-use leat_operator_core::resource::{self, Owner, Resource};
+use leat_operator_core::resource::{self, Owner, Resource, Wish};
 use leat_operator_core::{desired, plan};
 use leat_runtime::connectors::clock::SystemClock;
 use leat_runtime::connectors::local::files::{FileSource, Framing};
@@ -98,7 +98,7 @@ fn open(program: Program, options: &Options) -> Result<World> {
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let now = feed::now();
     let store = Arc::new(Store::open(&folder.join("store.redb"))?);
-    provision(&program, &store, options)?;
+    provision(&program, &store, &folder.join("registry"), options)?;
     let mut streams = BTreeMap::new();
     let is_read = |name: &String| document.spec.sources.iter().any(|s| s.stream.as_ref() == Some(name));
     for stream in document.spec.streams.iter().filter(|s| is_read(&s.name)) {
@@ -160,8 +160,8 @@ fn open(program: Program, options: &Options) -> Result<World> {
     Ok(World { program: Arc::new(program), store, files, written, streams, ports })
 }
 
-/// Plans as the operator does, says what is planned, and notes what was made.
-fn provision(program: &Program, store: &Arc<Store>, options: &Options) -> Result<()> {
+/// Plans as the operator does, says what is planned, makes it, and notes what was made.
+fn provision(program: &Program, store: &Arc<Store>, registry: &Path, options: &Options) -> Result<()> {
     let document = &program.document;
     let owner = Owner { installation: "dev".to_owned(), namespace: document.namespace.clone(), name: document.name.clone() };
     let wanted = desired::desired(program, &owner);
@@ -169,6 +169,11 @@ fn provision(program: &Program, store: &Arc<Store>, options: &Options) -> Result
         store.note("resources")?.and_then(|n| serde_json::from_slice(&n).ok()).unwrap_or_default();
     let key = |r: &Resource| format!("{} {}", r.kind.name(), r.name);
     let made: BTreeMap<String, resource::Settings> = wanted.iter().map(|r| (key(r), r.settings())).collect();
+    for resource in &wanted {
+        if let Wish::Schema(schema) = &resource.wish {
+            register(&registry.join(&schema.registry).join(&schema.schema), &schema.definition)?;
+        }
+    }
     let looked_at = wanted.into_iter().map(|resource| {
         let observed = match noted.get(&key(&resource)) {
             None => Observed::Absent,
@@ -188,6 +193,22 @@ fn provision(program: &Program, store: &Arc<Store>, options: &Options) -> Result
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     runtime.block_on(store.put_note("resources", serde_json::to_vec(&made)?))?;
     Ok(())
+}
+
+/// Writes a definition as the next version of a schema, unless it is the newest one.
+fn register(folder: &Path, definition: &str) -> Result<()> {
+    let unusable = || format!("cannot use {}", folder.display());
+    std::fs::create_dir_all(folder).with_context(unusable)?;
+    let version = |name: &std::ffi::OsStr| name.to_str()?.strip_prefix('v')?.strip_suffix(".json")?.parse::<u32>().ok();
+    let newest = std::fs::read_dir(folder).with_context(unusable)?.flatten().filter_map(|e| version(&e.file_name())).max();
+    let path = |version: u32| folder.join(format!("v{version}.json"));
+    if let Some(newest) = newest
+        && resource::digest(&std::fs::read_to_string(path(newest)).with_context(unusable)?) == resource::digest(definition)
+    {
+        return Ok(());
+    }
+    let (written, target) = (folder.join("next"), path(newest.unwrap_or_default() + 1));
+    std::fs::write(&written, definition).and_then(|()| std::fs::rename(&written, &target)).with_context(unusable)
 }
 
 async fn drive(world: &World, options: &Options, stop: &Arc<AtomicBool>) -> Result<Report> {

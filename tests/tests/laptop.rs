@@ -323,3 +323,32 @@ fn results_of_windows_go_into_folders_by_their_start() {
     }
     assert_eq!(total, 72);
 }
+
+#[test]
+fn a_changed_schema_is_the_next_version_in_the_registry() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let manifest = |properties: Value| {
+        json!({
+            "apiVersion": "leat.dev/v1alpha1", "kind": "StreamingPipeline", "metadata": {"name": "small", "namespace": "tests"},
+            "spec": {
+                "streams": [{"name": "events", "kinesis": {"streamName": "events", "shards": {"initial": 1}}}],
+                "schemas": [{"name": "event", "registry": "shop", "format": "JSON", "definition": json!({"type": "object", "properties": properties}).to_string()}],
+                "sources": [{"name": "in", "stream": "events", "schema": "event"}],
+                "sinks": [files("all", "in")]
+            }
+        })
+        .to_string()
+    };
+    let first = json!({"id": {"type": "integer"}});
+    let second = json!({"id": {"type": "integer"}, "k": {"type": "string"}});
+    for properties in [&first, &first, &second] {
+        dev(folder.path(), &manifest(properties.clone()), &[]).expect("it runs");
+    }
+    let versions = folder.path().join("state/tests/small/registry/shop/event");
+    let mut names: Vec<String> =
+        std::fs::read_dir(&versions).expect("versions").flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    assert_eq!(names, ["v1.json", "v2.json"]);
+    let newest: Value = serde_json::from_slice(&std::fs::read(versions.join("v2.json")).expect("a version")).expect("JSON");
+    assert_eq!(newest["properties"], second);
+}

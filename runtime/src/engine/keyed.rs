@@ -265,7 +265,7 @@ impl<C: Control> KeyedTask<C> {
             self.chain.emit_updates();
         }
         self.changed |= self.chain.has_outputs();
-        let due = now - self.last_cut >= self.settings.cut_interval;
+        let due = now - self.last_cut >= self.settings.cut_interval || self.closing();
         if now - self.last_snapshot >= self.settings.snapshot_interval
             && self.row.snapshot.as_ref().and_then(|s| s.position) != self.position
         {
@@ -310,6 +310,12 @@ impl<C: Control> KeyedTask<C> {
             unsent.iter().any(|s| s.to == f.name && !self.covered(&s.object))
                 && (self.full(f) || self.since_roll.get(&f.name).is_none_or(|since| now - since >= f.roll_interval.millis()))
         })
+    }
+
+    /// Whether all input is consumed and every window closed: nothing more comes that a cut could wait for.
+    fn closing(&self) -> bool {
+        let sealed = self.control.pipeline().seal.and_then(|s| s.watermark).is_some_and(|w| self.chain.watermark >= w);
+        sealed || self.chain.watermark == Watermark::MAX
     }
 
     /// Whether enough rows wait for a file.
@@ -507,8 +513,7 @@ impl<C: Control> KeyedTask<C> {
     /// Files to make of staged rows whose time has come.
     fn rolls(&mut self, now: i64, number: u64, row: &KeyedRow, last: bool) -> Vec<Roll> {
         let mut rolls = Vec::new();
-        let sealed = self.control.pipeline().seal.is_some_and(|s| s.watermark.is_some_and(|w| self.chain.watermark >= w))
-            || self.chain.watermark == Watermark::MAX;
+        let closing = self.closing();
         let nodes = self.job.program.keyed.nodes.iter().filter_map(|n| if let Op::Files(i) = n.op { Some(i) } else { None });
         for (nth, index) in nodes.collect::<BTreeSet<_>>().into_iter().enumerate() {
             let spec = &self.job.program.files[index];
@@ -518,7 +523,7 @@ impl<C: Control> KeyedTask<C> {
                 continue;
             }
             let since = *self.since_roll.entry(spec.name.clone()).or_insert(now);
-            if !(last || sealed || self.full(spec) || now - since >= spec.roll_interval.millis()) {
+            if !(last || closing || self.full(spec) || now - since >= spec.roll_interval.millis()) {
                 continue;
             }
             self.since_roll.remove(&spec.name);

@@ -275,7 +275,7 @@ impl<C: Control> SourceTask<C> {
             if sealed != Watermark::MIN && sealed.0 > self.chain.watermark {
                 self.raise(sealed);
                 busy.push(self.cut(Status::Live, false)?);
-            } else if now - self.last_cut >= self.settings.cut_interval
+            } else if (now - self.last_cut >= self.settings.cut_interval || sealed != Watermark::MIN)
                 && (self.changed || self.files_due(now) || !self.acknowledged.is_empty())
             {
                 busy.push(self.cut(Status::Live, false)?);
