@@ -5,7 +5,7 @@ use arrow::datatypes::Int64Type;
 use leat_compile::definition::{Bounds, Field, Kind};
 use leat_compile::program::{Decode, Program};
 use leat_runtime::batch::SourceBatch;
-use leat_runtime::codecs::record::Decoder;
+use leat_runtime::codecs::decoder::Decoder;
 
 /// Finds the partition keys of records of one stream.
 pub struct Keys {

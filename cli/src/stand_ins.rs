@@ -9,7 +9,7 @@ use leat_crds::problem::suggest;
 use leat_crds::spec::DynamoDbTable;
 use leat_runtime::codecs::csv::Splitter;
 use leat_runtime::connectors::local::files::{self, Framing};
-use leat_runtime::operators::keyed::{Attribute, Item};
+use leat_runtime::output::{Attribute, Item};
 use serde_json::{Map, Value};
 
 /// What the flags of the command line say.

@@ -6,12 +6,13 @@ mod lower;
 mod sinks;
 mod tables;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use leat_crds::job::{JOB_VERSION, JobDocument, KEY_GROUPS};
 use leat_crds::problem::{Problem, suggest};
 use leat_crds::spec::{Kinesis, StreamingPipelineSpec};
 
+use self::lower::Lowering;
 use crate::program::Program;
 
 /// What a manifest refers to and does not contain: keys of ConfigMaps.
@@ -55,7 +56,7 @@ pub fn compile_document(document: JobDocument) -> Result<Program, Vec<Problem>> 
         return Err(vec![Problem::new("version", message, format!("it reads {JOB_VERSION}"))]);
     }
     let mut problems = check::check(&document.spec);
-    match lower::lower(&document) {
+    match lower(&document) {
         Ok(program) if problems.is_empty() => Ok(program),
         Ok(_) => Err(problems),
         Err(more) => {
@@ -65,6 +66,38 @@ pub fn compile_document(document: JobDocument) -> Result<Program, Vec<Problem>> 
             Err(problems)
         }
     }
+}
+
+/// Lowers a document twice: the first pass finds which columns are in use, the second binds expressions to just those.
+fn lower(document: &JobDocument) -> Result<Program, Vec<Problem>> {
+    let first = pass(document, None);
+    if !first.problems.is_empty() {
+        return Err(first.problems);
+    }
+    let second = pass(document, Some(&first.used));
+    if second.problems.is_empty() { Ok(second.program) } else { Err(second.problems) }
+}
+
+fn pass<'a>(document: &'a JobDocument, used: Option<&BTreeSet<String>>) -> Lowering<'a> {
+    let mut lowering = Lowering::new(document);
+    for (i, source) in document.spec.sources.iter().enumerate() {
+        lowering.source(i, source, used);
+    }
+    for i in lowering.order_of_steps() {
+        lowering.step(&format!("spec.steps[{i}]"), &document.spec.steps[i]);
+    }
+    for (i, sink) in document.spec.sinks.iter().enumerate() {
+        let path = format!("spec.sinks[{i}]");
+        if let Some(s3) = &sink.s3 {
+            sinks::files(&mut lowering, &path, sink, s3);
+        } else if let Some(dynamodb) = &sink.dynamodb {
+            tables::table(&mut lowering, &path, sink, dynamodb);
+        } else if let Some(stream) = &sink.stream {
+            sinks::stream(&mut lowering, &path, sink, stream);
+        }
+    }
+    sinks::dead_letters(&mut lowering);
+    lowering
 }
 
 /// Partitions of the repartition stream: two keyed tasks at least, one for each eight shards that feed them.

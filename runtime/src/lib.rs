@@ -5,5 +5,6 @@ pub mod codecs;
 pub mod connectors;
 pub mod engine;
 pub mod operators;
+pub mod output;
 #[cfg(feature = "aws")]
 pub mod service;

@@ -18,10 +18,8 @@ use leat_runtime::connectors::local::shard::Record;
 use leat_runtime::connectors::local::store::Store;
 use leat_runtime::connectors::local::streams::{LocalLog, LocalSource, LocalStream};
 use leat_runtime::connectors::local::written::LocalStreams;
-use leat_runtime::engine::ports::{
-    Completed, Files, Guard, Log, Objects, PortError, Rows, Source, StoredRow, StreamRecord, Streams, Tables,
-};
-use leat_runtime::operators::keyed::{Attribute, Item};
+use leat_runtime::engine::ports::{Completed, Files, Guard, Log, Objects, PortError, Rows, Source, StoredRow, Streams, Tables};
+use leat_runtime::output::{Attribute, Item, StreamRecord};
 use leat_runtime_core::key::{HashRange, partition_hash};
 use leat_runtime_core::path;
 use leat_runtime_core::position::{Lineage, Offset};

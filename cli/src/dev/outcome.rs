@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use leat_runtime::connectors::local::store;
-use leat_runtime::operators::keyed::Attribute;
+use leat_runtime::output::Attribute;
 use leat_runtime_core::ledger::Ledger;
 
 use super::{World, keyed, sources};

@@ -9,7 +9,6 @@ use leat_crds::problem::{Problem, suggest};
 use leat_crds::spec::{EmitMode, RecordFormat, SchemaFormat, Source, Step};
 use leat_crds::values::Duration;
 
-use super::sinks;
 use crate::definition::{self, Field, Kind};
 use crate::program::{
     Aggregate, Csv, Decode, DeduplicateSpec, Edge, EdgeKind, Encoding, EventTimeSpec, From, Function, Input, KeyedProgram, Node, Op, Port,
@@ -54,38 +53,20 @@ pub(super) struct Lowering<'a> {
     pub used: BTreeSet<String>,
 }
 
-/// Lowers a document twice: the first pass finds which columns are in use, the second binds expressions to just those.
-pub(super) fn lower(document: &JobDocument) -> Result<Program, Vec<Problem>> {
-    let first = pass(document, None);
-    if !first.problems.is_empty() {
-        return Err(first.problems);
+impl<'a> Lowering<'a> {
+    /// Nothing lowered yet.
+    pub fn new(document: &'a JobDocument) -> Self {
+        let program = Program {
+            document: document.clone(),
+            sources: Vec::new(),
+            keyed: KeyedProgram::default(),
+            files: Vec::new(),
+            tables: Vec::new(),
+            streams: Vec::new(),
+        };
+        Self { document, planner: Planner::default(), problems: Vec::new(), program, outputs: BTreeMap::new(), used: BTreeSet::new() }
     }
-    let second = pass(document, Some(first.used));
-    if second.problems.is_empty() { Ok(second.program) } else { Err(second.problems) }
-}
 
-fn pass<'a>(document: &'a JobDocument, used: Option<BTreeSet<String>>) -> Lowering<'a> {
-    let program = Program {
-        document: document.clone(),
-        sources: Vec::new(),
-        keyed: KeyedProgram::default(),
-        files: Vec::new(),
-        tables: Vec::new(),
-        streams: Vec::new(),
-    };
-    let mut lowering =
-        Lowering { document, planner: Planner::default(), problems: Vec::new(), program, outputs: BTreeMap::new(), used: BTreeSet::new() };
-    for (i, source) in document.spec.sources.iter().enumerate() {
-        lowering.source(i, source, used.as_ref());
-    }
-    for i in lowering.order_of_steps() {
-        lowering.step(&format!("spec.steps[{i}]"), &document.spec.steps[i]);
-    }
-    sinks::lower(&mut lowering);
-    lowering
-}
-
-impl Lowering<'_> {
     pub fn problem(&mut self, path: &str, message: impl Into<String>, hint: impl Into<String>) {
         self.problems.push(Problem::new(path, message, hint));
     }
@@ -94,7 +75,7 @@ impl Lowering<'_> {
         self.problem(path, error.message, error.hint);
     }
 
-    fn source(&mut self, index: usize, source: &Source, used: Option<&BTreeSet<String>>) {
+    pub fn source(&mut self, index: usize, source: &Source, used: Option<&BTreeSet<String>>) {
         let path = format!("spec.sources[{index}]");
         let spec = &self.document.spec;
         if let Some(stream) = source.stream.as_ref().filter(|s| !spec.streams.iter().any(|d| d.name == **s)) {
@@ -225,7 +206,7 @@ impl Lowering<'_> {
     }
 
     /// Steps so that each comes after what it reads; those in a cycle are reported and left out.
-    fn order_of_steps(&mut self) -> Vec<usize> {
+    pub fn order_of_steps(&mut self) -> Vec<usize> {
         let steps = &self.document.spec.steps;
         let index: BTreeMap<&str, usize> = steps.iter().enumerate().map(|(i, s)| (s.name.as_str(), i)).collect();
         let reads = |step: &Step| step.from.iter().filter_map(|f| index.get(base(f)).copied()).collect::<BTreeSet<_>>();
@@ -338,6 +319,15 @@ impl Lowering<'_> {
         }
     }
 
+    /// Rejected and late records have a shape of their own, which files take.
+    pub fn only_passed(&mut self, path: &str, inputs: &[(Output, Side)]) -> bool {
+        let fits = inputs.iter().all(|(_, side)| *side == Side::Passed);
+        if !fits {
+            self.problem(&format!("{path}.from"), "rejected and late records go to files only", "an `s3` sink with `format: JsonLines`");
+        }
+        fits
+    }
+
     pub fn column(&mut self, path: &str, name: &str, schema: &Schema) -> Option<usize> {
         self.used.insert(name.to_owned());
         match schema.index_of(name) {
@@ -355,7 +345,7 @@ impl Lowering<'_> {
         found.into_iter().collect()
     }
 
-    fn step(&mut self, path: &str, step: &Step) {
+    pub fn step(&mut self, path: &str, step: &Step) {
         let Some((input, inputs)) = self.inputs(path, &step.from) else { return };
         if inputs.iter().any(|(_, side)| *side != Side::Passed) {
             self.problem(&format!("{path}.from"), "steps that read `.rejected` or `.late` do not work yet", "a sink can read them");
@@ -562,6 +552,11 @@ impl Lowering<'_> {
             output,
         })
     }
+}
+
+/// A sink's name in the ledger and in state: a step may have the same name.
+pub(super) fn label(sink: &str) -> String {
+    format!("{sink} (sink)")
 }
 
 /// The name before `.rejected` or `.late`.

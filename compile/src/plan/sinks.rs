@@ -7,17 +7,11 @@ use leat_crds::problem::suggest;
 use leat_crds::spec::{FileFormat, FilePartition, S3Sink, Sink, StreamSink, StreamingPipelineSpec};
 use leat_crds::values::{Duration, Size};
 
-use super::lower::{Lowering, Output, Place, TIMESTAMP};
-use super::tables;
+use super::lower::{Lowering, Place, TIMESTAMP, label};
 use crate::program::{FilesSpec, From, Node, Op, Port, RECORD_ID, Side, StreamSpec};
 
 /// Name of the sink that takes what nothing else reads.
 pub const DEAD_LETTERS: &str = "dead letters";
-
-/// A sink's name in the ledger and in state: a step may have the same name.
-pub(super) fn label(sink: &str) -> String {
-    format!("{sink} (sink)")
-}
 
 /// What a rejected or late record looks like in a file: where it stood, who refused it and why, and its bytes, as text
 /// when they are UTF-8.
@@ -37,22 +31,8 @@ pub fn dead_letter_schema() -> SchemaRef {
     ]))
 }
 
-pub(super) fn lower(l: &mut Lowering<'_>) {
-    let document = l.document;
-    for (i, sink) in document.spec.sinks.iter().enumerate() {
-        let path = format!("spec.sinks[{i}]");
-        if let Some(s3) = &sink.s3 {
-            files(l, &path, sink, s3);
-        } else if let Some(dynamodb) = &sink.dynamodb {
-            tables::lower(l, &path, sink, dynamodb);
-        } else if let Some(spec) = &sink.stream {
-            stream(l, &path, sink, spec);
-        }
-    }
-    dead_letters(l);
-}
-
-fn files(l: &mut Lowering<'_>, path: &str, sink: &Sink, s3: &S3Sink) {
+/// A sink of files.
+pub(super) fn files(l: &mut Lowering<'_>, path: &str, sink: &Sink, s3: &S3Sink) {
     let Some((input, inputs)) = l.inputs(path, &sink.from) else { return };
     let refused = inputs.iter().filter(|(_, side)| *side != Side::Passed).count();
     let raw = s3.format == FileFormat::Raw;
@@ -111,9 +91,10 @@ fn files(l: &mut Lowering<'_>, path: &str, sink: &Sink, s3: &S3Sink) {
     l.place(path, &label(&sink.name), &inputs, &schema, &|| if raw { Op::RawFiles(index) } else { Op::Files(index) });
 }
 
-fn stream(l: &mut Lowering<'_>, path: &str, sink: &Sink, spec: &StreamSink) {
+/// A sink into a stream.
+pub(super) fn stream(l: &mut Lowering<'_>, path: &str, sink: &Sink, spec: &StreamSink) {
     let Some((input, inputs)) = l.inputs(path, &sink.from) else { return };
-    if !only_passed(l, path, &inputs) {
+    if !l.only_passed(path, &inputs) {
         return;
     }
     let path = format!("{path}.stream");
@@ -147,17 +128,8 @@ fn stream(l: &mut Lowering<'_>, path: &str, sink: &Sink, spec: &StreamSink) {
     l.place(&path, &label(&sink.name), &inputs, &input.schema, &|| Op::Stream(index));
 }
 
-/// Rejected and late records have a shape of their own, which files take.
-pub(super) fn only_passed(l: &mut Lowering<'_>, path: &str, inputs: &[(Output, Side)]) -> bool {
-    let fits = inputs.iter().all(|(_, side)| *side == Side::Passed);
-    if !fits {
-        l.problem(&format!("{path}.from"), "rejected and late records go to files only", "an `s3` sink with `format: JsonLines`");
-    }
-    fits
-}
-
 /// One sink for everything that is rejected or late and that nobody reads.
-fn dead_letters(l: &mut Lowering<'_>) {
+pub(super) fn dead_letters(l: &mut Lowering<'_>) {
     let addressed = |name: &str, side: &str| {
         let full = format!("{name}.{side}");
         l.document.spec.sinks.iter().any(|s| s.from.contains(&full))

@@ -6,8 +6,7 @@ use arrow::datatypes::{DataType, Field as ArrowField, Schema, SchemaRef};
 use leat_crds::problem::suggest;
 use leat_crds::spec::{DynamoDbSink, DynamoDbTable, KeyAttribute, KeyType, Sink};
 
-use super::lower::{Lowering, Output, Place, TIMESTAMP};
-use super::sinks::{label, only_passed};
+use super::lower::{Lowering, Output, Place, TIMESTAMP, label};
 use crate::program::{Edge, EdgeKind, Expr, From, Op, RowsSpec, Side, TableSpec};
 use crate::sql::type_name;
 
@@ -37,9 +36,10 @@ impl Shape {
     }
 }
 
-pub(super) fn lower(l: &mut Lowering<'_>, path: &str, sink: &Sink, spec: &DynamoDbSink) {
+/// A sink into a table.
+pub(super) fn table(l: &mut Lowering<'_>, path: &str, sink: &Sink, spec: &DynamoDbSink) {
     let Some((input, inputs)) = l.inputs(path, &sink.from) else { return };
-    if !only_passed(l, path, &inputs) {
+    if !l.only_passed(path, &inputs) {
         return;
     }
     let path = format!("{path}.dynamodb");

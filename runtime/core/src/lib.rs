@@ -7,6 +7,7 @@ pub mod coordinate;
 pub mod key;
 pub mod lease;
 pub mod ledger;
+pub mod merge;
 pub mod message;
 pub mod numbers;
 pub mod path;

@@ -2,6 +2,7 @@
 
 pub mod column;
 pub mod csv;
+pub mod decoder;
 pub mod json;
 pub mod number;
 pub mod record;

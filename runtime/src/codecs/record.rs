@@ -5,12 +5,8 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
 use arrow::datatypes::{DataType, SchemaRef};
 use leat_compile::definition::Bounds;
-use leat_compile::program::{Decode, Encoding};
 
-use super::csv::CsvDecoder;
-use super::json::JsonDecoder;
 use super::{number, time};
-use crate::batch::SourceBatch;
 use crate::codecs::column::{Column, Scalar};
 
 /// A record that was refused.
@@ -33,32 +29,6 @@ pub struct Decoded {
     pub origins: Vec<u32>,
     /// The records that make no row.
     pub rejects: Vec<Reject>,
-}
-
-/// Decodes the records of one source. A bad record costs nobody but itself.
-pub enum Decoder {
-    /// One JSON object a record.
-    Json(Box<JsonDecoder>),
-    /// One line of CSV a record.
-    Csv(Box<CsvDecoder>),
-}
-
-impl Decoder {
-    /// A decoder of what `decode` describes.
-    pub fn new(decode: &Decode) -> Self {
-        match &decode.encoding {
-            Encoding::Json => Self::Json(Box::new(JsonDecoder::new(decode))),
-            Encoding::Csv(csv) => Self::Csv(Box::new(CsvDecoder::new(decode, csv))),
-        }
-    }
-
-    /// Decodes all records of a batch.
-    pub fn decode(&mut self, batch: &SourceBatch) -> Decoded {
-        match self {
-            Self::Json(decoder) => decoder.decode(batch),
-            Self::Csv(decoder) => decoder.decode(batch),
-        }
-    }
 }
 
 /// Why a record is refused.

@@ -12,12 +12,13 @@ use futures::future::LocalBoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use leat_compile::program::{EdgeKind, FilesSpec, Op, Program};
 use leat_runtime_core::ledger::Ledger;
+use leat_runtime_core::merge::{self, Merge, Seen};
 use leat_runtime_core::message;
 use leat_runtime_core::path;
 use leat_runtime_core::position::{Lineage, Offset};
 use leat_runtime_core::row::{Fence, KeyedRow, OpenFile, PipelineRow, Snapshot, SourceRow, Staged, Status};
 use leat_runtime_core::rules::{Rule, Rules};
-use leat_runtime_core::watermark::{self, Merge, Seen, Watermark};
+use leat_runtime_core::watermark::Watermark;
 
 use self::output::{Done, Roll, send_items, send_records, write};
 use super::file;
@@ -555,7 +556,7 @@ async fn look(ports: &Ports, rules: Rules) -> Result<Look, TaskError> {
         }
         rows.insert(lineage, body);
     }
-    let mut view = watermark::view(&pipeline, &rows, rules);
+    let mut view = merge::view(&pipeline, &rows, rules);
     view.iter_mut().for_each(|(lineage, seen)| seen.drained = seen.watermark.is_none() || drained.contains(lineage));
     Ok((pipeline, view, retired))
 }

@@ -11,7 +11,7 @@ use leat_runtime_core::row::{Expect, Fence, OpenFile, Part};
 use thiserror::Error;
 
 use crate::batch::SourceBatch;
-use crate::operators::keyed::Item;
+use crate::output::{Item, StreamRecord};
 
 /// A call under way. Tasks run on one thread each, so it need not be sent to another.
 pub type Call<'a, T> = LocalBoxFuture<'a, Result<T, PortError>>;
@@ -145,15 +145,6 @@ pub struct Guard {
 pub trait Tables: Send + Sync {
     /// Writes items.
     fn put<'a>(&'a self, table: &'a str, items: &'a [Item], guard: Guard) -> Call<'a, ()>;
-}
-
-/// A record for a stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StreamRecord {
-    /// Partition key: 1 to 256 characters.
-    pub key: String,
-    /// The record.
-    pub data: Bytes,
 }
 
 /// Streams of sinks.

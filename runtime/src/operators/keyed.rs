@@ -2,30 +2,30 @@
 
 mod persist;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, StringArray, TimestampMicrosecondArray};
 use arrow::compute::filter_record_batch;
 use arrow::json::LineDelimitedWriter;
-use leat_compile::program::{Edge, EdgeKind, From, Node, Op, Program, RowsSpec, TableSpec, WindowSpec};
+use leat_compile::program::{Edge, EdgeKind, From, Node, Op, Program, RowsSpec, WindowSpec};
 use leat_runtime_core::key::{self, KeyGroup, KeyWriter};
 use leat_runtime_core::ledger::Ledger;
+use leat_runtime_core::merge::Cursors;
 use leat_runtime_core::message::Message;
 use leat_runtime_core::position::Lineage;
 use leat_runtime_core::rules::{Rule, Rules};
 use leat_runtime_core::value::Value;
-use leat_runtime_core::watermark::{Cursors, Watermark};
+use leat_runtime_core::watermark::Watermark;
 use leat_runtime_core::wire::{Damaged, Reader};
-use serde::{Deserialize, Serialize};
 
 use super::deduplicate::{Seen, Verdict};
 use super::evaluate::{self, Failure};
 use super::source::{event_hash, key_bytes};
 use super::stream::{self, StreamRow};
+use super::table;
 use super::window::{Group, Windows};
-use crate::codecs::number::format_decimal;
-use crate::codecs::time;
+use crate::output::Item;
 
 /// State of an edge.
 #[derive(Debug, Clone)]
@@ -33,27 +33,6 @@ enum State {
     Stateless,
     Windows(Windows),
     Seen(Seen),
-}
-
-/// An attribute of an item, with the types of DynamoDB.
-#[allow(missing_docs)]
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Attribute {
-    S(String),
-    N(String),
-    Bool(bool),
-    Null,
-}
-
-/// One item of a table, whole: writing it again changes nothing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Item {
-    /// Partition and sort key.
-    pub key: Vec<(String, Attribute)>,
-    /// The other attributes.
-    pub attributes: BTreeMap<String, Attribute>,
-    /// Orders versions of the item before the cut does: the window's end or the event's time, in ms.
-    pub version: i64,
 }
 
 /// Rows for a sink since the last cut.
@@ -291,8 +270,8 @@ impl KeyedChain {
                 }
                 (None, Vec::new())
             }
-            Op::Table(table) => {
-                let (items, failures) = items(&self.program.tables[*table], rows);
+            Op::Table(index) => {
+                let (items, failures) = table::items(&self.program.tables[*index], rows);
                 if let Output::Items(all) = self.outputs.entry(n).or_insert_with(|| Output::Items(Vec::new())) {
                     all.extend(items);
                 }
@@ -364,7 +343,7 @@ impl KeyedChain {
         let mut outputs = std::mem::take(&mut self.outputs);
         for output in outputs.values_mut() {
             if let Output::Items(items) = output {
-                keep_newest(items);
+                table::keep_newest(items);
             }
         }
         outputs
@@ -390,81 +369,6 @@ impl KeyedChain {
     }
 }
 
-/// Of several versions of an item in one cut only the newest is written, of those the last: they have the same guard.
-fn keep_newest(items: &mut Vec<Item>) {
-    items.reverse();
-    items.sort_by_key(|item| std::cmp::Reverse(item.version));
-    let mut seen = HashSet::new();
-    items.retain(|item| seen.insert(item.key.clone()));
-    items.reverse();
-}
-
-/// Longest values of keys, in bytes (DynamoDB quotas).
-const LONGEST_PARTITION_KEY: usize = 2_048;
-const LONGEST_SORT_KEY: usize = 1_024;
-
-/// Why DynamoDB does not take a value as a key.
-fn refused_key(attribute: &Attribute, longest: usize) -> Option<&'static str> {
-    match attribute {
-        Attribute::Null => Some("a key is not NULL"),
-        Attribute::Bool(_) => Some("a key is text or a number"),
-        Attribute::S(text) if text.is_empty() => Some("a key is not empty"),
-        Attribute::S(text) if text.len() > longest => Some("the key is too long"),
-        Attribute::S(_) | Attribute::N(_) => None,
-    }
-}
-
-/// Why DynamoDB does not take a value: its numbers are finite, from 1E-130 to below 1E+126.
-fn refused(attribute: &Attribute) -> Option<&'static str> {
-    let Attribute::N(text) = attribute else { return None };
-    let number: f64 = text.parse().unwrap_or(f64::NAN);
-    let fits = number == 0.0 || (1e-130..1e126).contains(&number.abs());
-    (!fits).then_some("the number is out of its range")
-}
-
-/// A table's items, and the rows that cannot become one.
-fn items(spec: &TableSpec, rows: &RecordBatch) -> (Vec<Item>, Vec<Failure>) {
-    let mut failures = Vec::new();
-    let mut columns: Vec<(&String, ArrayRef)> = Vec::new();
-    for (name, expr) in &spec.attributes {
-        let (array, failed) = evaluate::evaluate(expr, rows);
-        columns.push((name, array));
-        failures.extend(failed);
-    }
-    for row in 0..rows.num_rows() {
-        let of = |i: usize| attribute(&evaluate::value(&columns[i].1, row), columns[i].1.data_type());
-        let keys =
-            [(spec.partition_key.1, LONGEST_PARTITION_KEY)].into_iter().chain(spec.sort_key.as_ref().map(|(_, i)| (*i, LONGEST_SORT_KEY)));
-        let of_key = keys.map(|(i, longest)| (i, refused_key(&of(i), longest)));
-        let of_any = (0..columns.len()).map(|i| (i, refused(&of(i))));
-        if let Some((i, why)) = of_key.chain(of_any).find_map(|(i, why)| Some((i, why?))) {
-            failures.push(Failure { row, detail: format!("DynamoDB does not take `{}`: {why}", columns[i].0) });
-        }
-    }
-    let fine = |row: &usize| !failures.iter().any(|f| f.row == *row);
-    let items = (0..rows.num_rows())
-        .filter(fine)
-        .map(|row| {
-            let attribute = |i: usize| attribute(&evaluate::value(&columns[i].1, row), columns[i].1.data_type());
-            let mut key = vec![(spec.partition_key.0.clone(), attribute(spec.partition_key.1))];
-            key.extend(spec.sort_key.as_ref().map(|(name, i)| (name.clone(), attribute(*i))));
-            let mut attributes: BTreeMap<String, Attribute> = (0..columns.len())
-                .filter(|i| !key.iter().any(|(name, _)| name == columns[*i].0))
-                .map(|i| (columns[i].0.clone(), attribute(i)))
-                .collect();
-            let end = match evaluate::value(rows.column(spec.version_column), row) {
-                Value::Timestamp(micros) => micros.div_euclid(1000),
-                _ => 0,
-            };
-            if let Some((name, live)) = &spec.time_to_live {
-                attributes.insert(name.clone(), Attribute::N(end.saturating_add(live.millis()).div_euclid(1000).to_string()));
-            }
-            Item { key, attributes, version: end }
-        })
-        .collect();
-    (items, failures)
-}
-
 /// The rows for which nothing failed.
 fn without(rows: &RecordBatch, failures: &[Failure]) -> Option<RecordBatch> {
     if failures.is_empty() {
@@ -481,26 +385,6 @@ fn one_each(mut failures: Vec<Failure>) -> Vec<Failure> {
     failures
 }
 
-/// A value with the types of DynamoDB.
-pub fn attribute(value: &Value, data_type: &arrow::datatypes::DataType) -> Attribute {
-    match value {
-        Value::Null => Attribute::Null,
-        Value::Boolean(v) => Attribute::Bool(*v),
-        Value::Integer(v) => Attribute::N(v.to_string()),
-        Value::Double(v) => Attribute::N(v.to_string()),
-        Value::Decimal(v) => {
-            let scale = if let arrow::datatypes::DataType::Decimal128(_, s) = data_type { *s } else { 0 };
-            Attribute::N(format_decimal(*v, scale))
-        }
-        Value::Text(v) => Attribute::S(v.clone()),
-        Value::Timestamp(v) => Attribute::S(time::format_millis(v.div_euclid(1000))),
-        Value::Date(v) => {
-            let (year, month, day) = time::civil(i64::from(*v));
-            Attribute::S(format!("{year:04}-{month:02}-{day:02}"))
-        }
-    }
-}
-
 /// Each edge has a sequence of its own (rule `oneseq`).
 pub fn cursor_of(edge: &str, rules: Rules) -> String {
     if rules.hold(Rule::OneSeq) { edge.to_owned() } else { String::new() }
@@ -511,27 +395,5 @@ impl KeyedChain {
     /// Forgets a lineage, as only a wrong variant does while its messages may still come.
     pub fn forget(&mut self, lineage: &Lineage) {
         self.cursors.retain(|(l, _), _| l != lineage);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_dynamodb_refuses_is_known_before_it_is_asked() {
-        let text = |t: &str| Attribute::S(t.to_owned());
-        let number = |n: &str| Attribute::N(n.to_owned());
-        for key in [Attribute::Null, Attribute::Bool(true), text(""), text(&"x".repeat(1_025))] {
-            assert!(refused_key(&key, LONGEST_SORT_KEY).is_some(), "{key:?}");
-        }
-        assert_eq!(refused_key(&text(&"x".repeat(1_025)), LONGEST_PARTITION_KEY), None);
-        assert_eq!(refused_key(&number("0"), LONGEST_SORT_KEY), None);
-        for value in ["NaN", "inf", "-inf", "1e126", "-1e200", "1e-131"] {
-            assert!(refused(&number(value)).is_some(), "{value}");
-        }
-        for value in [number("0"), number("-12.34"), number("1e125"), number("1e-130"), text(""), Attribute::Null] {
-            assert_eq!(refused(&value), None, "{value:?}");
-        }
     }
 }

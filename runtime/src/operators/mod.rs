@@ -6,4 +6,5 @@ pub mod files;
 pub mod keyed;
 pub mod source;
 pub mod stream;
+pub mod table;
 pub mod window;

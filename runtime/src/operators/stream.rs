@@ -10,8 +10,8 @@ use leat_runtime_core::key::partition_hash;
 use leat_runtime_core::wire::{Damaged, Reader, Writer};
 
 use super::evaluate::{self, Failure};
-use super::keyed::{Attribute, attribute};
-use crate::engine::ports::StreamRecord;
+use super::table::attribute;
+use crate::output::{Attribute, StreamRecord};
 
 /// Most bytes of a row: with its id and key a record has at most 1 MiB (Kinesis Data Streams quotas).
 const LONGEST_ROW: usize = (1 << 20) - 2_048;

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use leat_compile::program::RECORD_ID;
-use leat_runtime::engine::ports::StreamRecord;
+use leat_runtime::output::StreamRecord;
 use leat_runtime_core::position::Offset;
 use leat_runtime_core::row::{Origin, Status};
 use leat_runtime_core::rules::Rule;

@@ -11,11 +11,10 @@ use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 use leat_runtime::batch::SourceBatch;
 use leat_runtime::engine::ports::{
-    Call, Clock, Completed, Files, Guard, Log, Objects, PortError, Ports, Read, Rows, Shard, Source, StoredRow, StreamRecord, Streams,
-    Tables,
+    Call, Clock, Completed, Files, Guard, Log, Objects, PortError, Ports, Read, Rows, Shard, Source, StoredRow, Streams, Tables,
 };
 use leat_runtime::engine::task::Control;
-use leat_runtime::operators::keyed::{Attribute, Item};
+use leat_runtime::output::{Attribute, Item, StreamRecord};
 use leat_runtime_core::position::{Lineage, Offset};
 use leat_runtime_core::row::{Expect, Part, PipelineRow, Status};
 use leat_runtime_core::watermark::Watermark;

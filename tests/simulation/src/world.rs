@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::task::Waker;
 
 use bytes::Bytes;
-use leat_runtime::engine::ports::{PortError, StoredRow, StreamRecord};
-use leat_runtime::operators::keyed::Item;
+use leat_runtime::engine::ports::{PortError, StoredRow};
+use leat_runtime::output::{Item, StreamRecord};
 use leat_runtime_core::key::{HashRange, partition_hash};
 use leat_runtime_core::position::{Lineage, Offset};
 use leat_runtime_core::row::{Expect, KeyedRow, PipelineRow, SourceRow};

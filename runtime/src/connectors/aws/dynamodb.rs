@@ -15,7 +15,7 @@ use leat_runtime_core::path;
 use leat_runtime_core::row::{Expect, Fence};
 
 use crate::engine::ports::{Call, Guard, PortError, Rows, StoredRow, Tables};
-use crate::operators::keyed::{Attribute, Item};
+use crate::output::{Attribute, Item};
 
 /// Attribute names of a row.
 const KIND: &str = "leaseKind";

@@ -17,7 +17,8 @@ use leat_runtime_core::key::HashRange;
 use leat_runtime_core::position::{Lineage, Offset};
 
 use crate::batch::SourceBatch;
-use crate::engine::ports::{Call, Log, PortError, Read, Shard, Source, StreamRecord, Streams};
+use crate::engine::ports::{Call, Log, PortError, Read, Shard, Source, Streams};
+use crate::output::StreamRecord;
 
 /// Least time between two reads of a shard.
 const READ_INTERVAL: Duration = Duration::from_millis(200);

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::fatal;
 use crate::engine::ports::{Call, Guard, PortError, Rows, StoredRow, Tables};
-use crate::operators::keyed::{Attribute, Item};
+use crate::output::{Attribute, Item};
 
 const ROWS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("rows");
 const ITEMS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("items");

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::fatal;
-use crate::engine::ports::{Call, PortError, StreamRecord, Streams};
+use crate::engine::ports::{Call, PortError, Streams};
+use crate::output::StreamRecord;
 
 /// Streams that sinks write, by the names that the manifest gives them.
 pub struct LocalStreams {

@@ -14,9 +14,9 @@ use crate::engine::file::{self, FileWriter};
 use crate::engine::ports::{Guard, Ports};
 use crate::engine::task::{self, TaskError};
 use crate::operators::files::{by_folder, read_batches};
-use crate::operators::keyed::Item;
 use crate::operators::source::millis;
 use crate::operators::stream;
+use crate::output::Item;
 
 /// A cut that was made.
 pub(super) struct Done {
