@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use leat_compile::program::{EdgeKind, Encoding, Input, Program};
+use leat_crds::spec::Stream;
 use leat_operator_core::plan::{Found, Observed};
 use leat_operator_core::resource::{self, Owner, Resource, Wish};
 use leat_operator_core::{desired, plan};
@@ -25,9 +26,10 @@ use leat_runtime::connectors::local::store::Store;
 use leat_runtime::connectors::local::streams::{LocalLog, LocalSource, LocalStream};
 use leat_runtime::connectors::local::written::LocalStreams;
 use leat_runtime::engine::coordinator;
+use leat_runtime::engine::keyed;
 use leat_runtime::engine::ports::{Guard, Objects, Ports, Rows, StoredRow, Tables};
 use leat_runtime::engine::task::{self, Settings};
-use leat_runtime::engine::worker::Worker;
+use leat_runtime::engine::worker::{Shared, Worker};
 use leat_runtime_core::path;
 use leat_runtime_core::position::{Lineage, Offset};
 use leat_runtime_core::row::{Expect, Fence, KeyedRow, Seal, SourceRow, Status};
@@ -86,15 +88,20 @@ pub fn run(program: Program, options: &Options, stop: &Arc<AtomicBool>) -> Resul
 fn open(program: Program, options: &Options) -> Result<World> {
     let document = &program.document;
     let folder = options.state.join(&document.namespace).join(&document.name);
-    if options.fresh && folder.exists() {
-        std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
-    }
     let fed: Vec<&str> = options.feeds.iter().map(|(name, _)| name.as_str()).collect();
     let known: Vec<&str> = document.spec.sources.iter().filter_map(|s| s.stream.as_deref()).collect();
     if let Some(unknown) = fed.iter().find(|f| !known.contains(f)) {
         bail!("no source reads a stream `{unknown}` that could be fed; {}", leat_crds::problem::suggest(unknown, known));
     }
     options.stand_ins.check(&program)?;
+    for (_, feed) in &options.feeds {
+        feed.id()?;
+    }
+    if options.fresh && folder.exists() {
+        // Who has the state open has its lock; only then it may go.
+        drop(Store::open(&folder.join("store.redb"))?);
+        std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let now = feed::now();
     let store = Arc::new(Store::open(&folder.join("store.redb"))?);
@@ -117,7 +124,14 @@ fn open(program: Program, options: &Options) -> Result<World> {
         waits.block_on(Tables::put(store.as_ref(), &table.name, &items, Guard { born: i64::MIN, cut: 0 }))?;
     }
     let before = waits.block_on(coordinator::job_that_runs(store.as_ref(), objects.as_ref()))?;
-    for stream in before.iter().flat_map(|p| &p.document.spec.streams).filter(|s| !streams.contains_key(&s.name)).collect::<Vec<_>>() {
+    let name = |s: &Stream| s.kinesis.as_ref().map(|k| k.stream_name.clone()).unwrap_or_default();
+    let streams_before = || before.iter().flat_map(|p| &p.document.spec.streams);
+    let renamed = |was: &&Stream| document.spec.streams.iter().find(|is| is.name == was.name && name(is) != name(was));
+    if let Some((was, is)) = streams_before().find_map(|was| Some((was, renamed(&was)?))) {
+        let why = "positions belong to a stream: declare the other one under another name, or start over with --fresh";
+        bail!("the stream `{}` was {} and is {} now; {why}", was.name, name(was), name(is));
+    }
+    for stream in streams_before().filter(|s| !streams.contains_key(&s.name)).collect::<Vec<_>>() {
         let Some(kinesis) = &stream.kinesis else { continue };
         let opened = LocalStream::open(&folder.join("streams").join(&kinesis.stream_name), 1, now)?;
         streams.insert(stream.name.clone(), Arc::new(opened));
@@ -136,7 +150,7 @@ fn open(program: Program, options: &Options) -> Result<World> {
                 let path = options.stand_ins.path(&options.base, path);
                 let framing = match &source.decode.encoding {
                     Encoding::Json => Framing::Lines,
-                    Encoding::Csv(csv) => Framing::Csv { header: csv.header.is_empty() },
+                    Encoding::Csv(csv) => Framing::Csv { header: csv.header.is_empty(), delimiter: csv.delimiter },
                 };
                 let files = FileSource::new(&path, framing, now)
                     .with_context(|| format!("source `{}`: cannot read {}", source.name, path.display()))?;
@@ -190,6 +204,10 @@ fn provision(program: &Program, store: &Arc<Store>, registry: &Path, options: &O
     if options.talk {
         rows.iter().flat_map(|row| &row.changes).filter(|c| c.made()).for_each(|change| eprintln!("  {change}"));
     }
+    let changes = || rows.iter().flat_map(|row| &row.changes);
+    if let Some(key) = changes().find(|c| matches!(&c.action, plan::Action::Blocked(why) if why.starts_with("key "))) {
+        bail!("{key}; --fresh starts over");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
     runtime.block_on(store.put_note("resources", serde_json::to_vec(&made)?))?;
     Ok(())
@@ -241,18 +259,42 @@ async fn drive(world: &World, options: &Options, stop: &Arc<AtomicBool>) -> Resu
             }
         }
     }
+    let outcome = rounds(world, options, stop, &mut worker, &mut feeds, before).await;
+    feeds.iter().for_each(|(fed, _)| fed.stop.store(true, Ordering::Relaxed));
+    for (_, thread) in &mut feeds {
+        if let Some(thread) = thread.take() {
+            thread.join().map_err(|_| anyhow::anyhow!("a feed stopped unexpectedly"))??;
+        }
+    }
+    let Ok(done) = outcome else {
+        worker.stop();
+        return Err(outcome.err().unwrap_or_else(|| anyhow::anyhow!("the run stopped")));
+    };
+    worker.leave(PATIENCE).await?;
+    outcome::report(world, done, before, started.elapsed().as_secs_f64()).await
+}
+
+/// Works until everything is delivered, or `stop` is set; answers whether it is.
+async fn rounds(
+    world: &World,
+    options: &Options,
+    stop: &Arc<AtomicBool>,
+    worker: &mut Worker,
+    feeds: &mut [Running],
+    before: u64,
+) -> Result<bool> {
     let mut progress = Progress::new(&world.program, before);
     let mut done = false;
     while !stop.load(Ordering::Relaxed) && !done {
         worker.round().await?;
-        for (_, thread) in &mut feeds {
+        for (_, thread) in feeds.iter_mut() {
             if let Some(ended) = thread.take_if(|t| t.is_finished()) {
                 ended.join().map_err(|_| anyhow::anyhow!("a feed stopped unexpectedly"))??;
             }
         }
         let fed = feeds.iter().all(|(_, thread)| thread.is_none());
         if options.until_done && fed {
-            done = seal(world).await?;
+            done = seal(world, &worker.shared).await?;
         }
         if options.talk {
             progress.show(&worker.shared, feeds.iter().map(|(fed, _)| fed.records.load(Ordering::Relaxed)).sum());
@@ -261,18 +303,7 @@ async fn drive(world: &World, options: &Options, stop: &Arc<AtomicBool>) -> Resu
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
-    feeds.iter().for_each(|(fed, _)| fed.stop.store(true, Ordering::Relaxed));
-    for (_, thread) in &mut feeds {
-        if let Some(thread) = thread.take() {
-            thread.join().map_err(|_| anyhow::anyhow!("a feed stopped unexpectedly"))??;
-        }
-    }
-    if done {
-        worker.stop();
-    } else {
-        worker.leave(PATIENCE).await?;
-    }
-    outcome::report(world, done, before, started.elapsed().as_secs_f64()).await
+    Ok(done)
 }
 
 /// Records taken by all lineages.
@@ -332,7 +363,7 @@ async fn change_pipeline(world: &World, decide: &dyn Fn(&leat_runtime_core::row:
 
 /// Ends bounded input: the ends are noted, then, when all lineages have come to them, the watermark that closes every
 /// window. Answers whether everything is delivered.
-async fn seal(world: &World) -> Result<bool> {
+async fn seal(world: &World, shared: &Shared) -> Result<bool> {
     let Some((_, pipeline)) = coordinator::read_pipeline(&world.ports).await? else { return Ok(false) };
     if pipeline.draining_for.is_some() || pipeline.job_hash != leat_compile::job_hash(&world.program.document) {
         return Ok(false);
@@ -370,7 +401,27 @@ async fn seal(world: &World) -> Result<bool> {
     });
     let closed =
         keyed(world).await?.iter().all(|k| k.watermark >= watermark && k.unsent.is_empty() && k.complete.is_empty() && k.dirty == 0);
-    Ok(settled && closed)
+    Ok(settled && closed && nothing_under_way(world, shared).await?)
+}
+
+/// What no row tells: that no task holds anything back, and that keyed tasks have consumed all that was sent to them.
+async fn nothing_under_way(world: &World, shared: &Shared) -> Result<bool> {
+    let mut cuts = BTreeMap::new();
+    let mut live = 0;
+    for (key, row) in world.ports.rows.list(path::SOURCES).await? {
+        let (source, lineage) = (task::decode::<SourceRow>(&row.body)?, coordinator::lineage_of(&key));
+        // Nobody runs lineages of sources that an earlier job had.
+        if world.program.sources.iter().any(|s| s.name == lineage.source()) {
+            live += usize::from(source.status != Status::Retired);
+            cuts.insert(lineage, row.fence.cut);
+        }
+    }
+    let (sources, keyed) = (shared.sources(), shared.keyed());
+    let partitions = world.ports.rows.list(path::KEYED).await?.len();
+    let consumed = |k: &keyed::Progress| {
+        k.settled && k.consumed.as_ref().is_some_and(|c| cuts.iter().all(|(lineage, cut)| c.get(lineage).is_none_or(|seen| seen >= cut)))
+    };
+    Ok(sources.len() >= live && sources.values().all(|s| s.settled) && keyed.len() >= partitions && keyed.values().all(consumed))
 }
 
 /// A feed and its thread, until that has ended.

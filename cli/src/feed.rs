@@ -1,6 +1,7 @@
 //! Input of the laptop: generated events and files, into local streams. How far a feed has come is kept with the
 //! records themselves, so that a run that was killed goes on exactly where it stopped.
 
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,7 +12,8 @@ use arrow::datatypes::DataType;
 use bytes::Bytes;
 use leat_compile::definition::Kind;
 use leat_compile::program::{Encoding, Input, Program};
-use leat_runtime::codecs::csv::Splitter;
+use leat_crds::problem::suggest;
+use leat_runtime::codecs::csv::{BOM, Splitter, open_quote};
 use leat_runtime::connectors::local::files::{self, Framing};
 use leat_runtime::connectors::local::shard::Record;
 use leat_runtime::connectors::local::streams::LocalStream;
@@ -35,11 +37,22 @@ pub enum Feed {
 
 impl Feed {
     /// Identity of the feed: the same one goes on, another one starts.
-    fn id(&self) -> Result<String> {
+    pub fn id(&self) -> Result<String> {
         Ok(match self {
             Feed::Generate(_) => format!("generate:{SEED}"),
             Feed::File(path) => {
-                format!("file:{}", path.canonicalize().with_context(|| format!("cannot read {}", path.display()))?.display())
+                let unreadable = || format!("cannot read {}", path.display());
+                let place = path.canonicalize().with_context(unreadable)?;
+                if !place.is_file() {
+                    bail!("{} is no file", path.display());
+                }
+                // Another file at the same place is another feed; one that only grows is the same.
+                let (mut lines, mut start) = (files::open(&place).with_context(unreadable)?, Vec::new());
+                let framing = if files::is_csv(&place) { Framing::Csv { header: true, delimiter: b',' } } else { Framing::Lines };
+                for _ in 0..if framing == Framing::Lines { 1 } else { 2 } {
+                    framing.next(&mut *lines, &mut start).with_context(unreadable)?;
+                }
+                format!("file:{}#{:016x}", place.display(), leat_runtime_core::key::hash(&start))
             }
         })
     }
@@ -118,20 +131,21 @@ impl Sink<'_> {
 }
 
 fn file(path: &Path, program: &Program, name: &str, sink: &mut Sink<'_>, done: u64, fed: &Fed) -> Result<()> {
-    let mut lines = files::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let csv = files::is_csv(path);
-    let framing = if csv { Framing::Csv { header: true } } else { Framing::Lines };
-    let mut line = Vec::new();
-    let mut rows = None;
-    if csv {
-        framing.next(&mut *lines, &mut line)?;
-        rows = Some(Rows::new(&line, program, name).with_context(|| format!("the first line of {}", path.display()))?);
-    }
+    let (mut lines, framing, mut line) = opened(path, program, name)?;
+    let mut rows = match framing {
+        Framing::Csv { delimiter, .. } => {
+            Some(Rows::new(&line, delimiter, program, name).with_context(|| format!("the first line of {}", path.display()))?)
+        }
+        Framing::Lines => None,
+    };
     let mut number = 0;
     while !fed.stop.load(Ordering::Relaxed) {
         line.clear();
         if !framing.next(&mut *lines, &mut line)? {
             break;
+        }
+        if number == 0 && line.starts_with(BOM) {
+            line.drain(..BOM.len());
         }
         if line.is_empty() {
             continue;
@@ -147,6 +161,37 @@ fn file(path: &Path, program: &Program, name: &str, sink: &mut Sink<'_>, done: u
         sink.end_record(fed)?;
     }
     Ok(())
+}
+
+/// A file, how it is divided, and the line that names its fields.
+type Opened = (Box<dyn BufRead + Send>, Framing, Vec<u8>);
+
+/// Opens a file. One of CSV has the delimiter of the source that reads the stream, if its first line then names the
+/// source's fields, else the comma.
+fn opened(path: &Path, program: &Program, stream: &str) -> Result<Opened> {
+    let unreadable = || format!("cannot read {}", path.display());
+    let open = || files::open(path).with_context(unreadable);
+    let mut line = Vec::new();
+    if !files::is_csv(path) {
+        return Ok((open()?, Framing::Lines, line));
+    }
+    let of_source = encoding(program, stream).and_then(|e| if let Encoding::Csv(csv) = e { Some(csv) } else { None });
+    for delimiter in of_source.map(|csv| csv.delimiter).into_iter().chain([b',']) {
+        let framing = Framing::Csv { header: true, delimiter };
+        let mut lines = open()?;
+        line.clear();
+        framing.next(&mut *lines, &mut line).with_context(unreadable)?;
+        let names = Splitter::new(delimiter).names(&line).unwrap_or_default();
+        if delimiter == b',' || of_source.is_some_and(|csv| csv.header.iter().all(|n| names.contains(n))) {
+            return Ok((lines, framing, line));
+        }
+    }
+    bail!("{} has no line of names", path.display())
+}
+
+/// How the source that reads a stream decodes its records.
+pub fn encoding<'a>(program: &'a Program, stream: &str) -> Option<&'a Encoding> {
+    program.sources.iter().find(|s| s.input == Input::Stream(stream.to_owned())).map(|s| &s.decode.encoding)
 }
 
 /// Rows of a CSV file as the records that the reading source decodes: CSV with its fields in the source's order, or JSON
@@ -166,19 +211,26 @@ enum Form {
 }
 
 impl Rows {
-    fn new(header: &[u8], program: &Program, stream: &str) -> Result<Self> {
-        let mut splitter = Splitter::new(b',');
+    fn new(header: &[u8], delimiter: u8, program: &Program, stream: &str) -> Result<Self> {
+        let mut splitter = Splitter::new(delimiter);
         let names = splitter.names(header).map_err(|why| anyhow::anyhow!("no names of fields: {why}"))?;
         if names.is_empty() {
             bail!("no names of fields: it is empty");
         }
         let fields = names.len();
+        let known: Vec<&str> = names.iter().map(String::as_str).collect();
         let source = program.sources.iter().find(|s| s.input == Input::Stream(stream.to_owned()));
         let to = match source.map(|s| &s.decode.encoding) {
             Some(Encoding::Csv(csv)) => {
+                if let Some(missing) = csv.header.iter().find(|n| !names.contains(n)) {
+                    bail!("it does not name `{missing}`, which the source reads; {}", suggest(missing, known));
+                }
                 Form::Csv(csv.header.iter().map(|n| names.iter().position(|name| name == n)).collect(), csv.delimiter)
             }
             _ => {
+                if source.is_some_and(|s| !s.decode.fields.iter().any(|f| names.contains(&f.name))) {
+                    bail!("it names no field of the source; it names {}", known.join(", "));
+                }
                 let is_number = |name: &str| {
                     source.and_then(|s| s.decode.fields.iter().find(|f| f.name == name)).is_some_and(|f| {
                         matches!(f.kind, Kind::Scalar(DataType::Int64 | DataType::Float64 | DataType::Decimal128(..) | DataType::Boolean))
@@ -195,11 +247,11 @@ impl Rows {
         let count = self.splitter.split(line);
         if count != Ok(self.fields) {
             out.extend_from_slice(line);
-            if let (Form::Csv(fields, delimiter), Ok(count)) = (&self.to, count)
-                && count == fields.len()
+            // A quote that is never closed: whatever the source's delimiter and number of fields, it is refused.
+            if let Form::Csv(_, delimiter) = &self.to
+                && !open_quote(false, line, *delimiter)
             {
-                // By accident so many as the source has: one more, or they would pass for others.
-                out.push(*delimiter);
+                out.extend_from_slice(&[*delimiter, b'"']);
             }
             return Ok(());
         }

@@ -1,5 +1,6 @@
 //! `leat`: validate a pipeline, and run it on the laptop.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -98,10 +99,27 @@ fn main() -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", chain(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error with its causes, each said once.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
+        }
+    }
+    text
+}
+
+/// Writes to standard output, which may be full or gone.
+fn say(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to standard output")
 }
 
 fn load(files: &Files) -> Result<Result<Pipeline, Vec<Located>>> {
@@ -135,7 +153,7 @@ fn validate(files: &Files) -> Result<ExitCode> {
     Ok(match load(files)? {
         Ok(pipeline) => {
             let document = &pipeline.program.document;
-            println!("{}/{} is valid", document.namespace, document.name);
+            say(&format!("{}/{} is valid\n", document.namespace, document.name))?;
             ExitCode::SUCCESS
         }
         Err(problems) => complain(&problems),
@@ -162,11 +180,15 @@ fn run_dev(dev: &Dev) -> Result<ExitCode> {
     let mut stand_ins = StandIns::default();
     for table in &dev.table {
         let (name, file) = pair(table, "--table TABLE=FILE")?;
-        stand_ins.tables.insert(name, file.into());
+        if stand_ins.tables.insert(name.clone(), file.into()).is_some() {
+            bail!("--table {name} is there twice");
+        }
     }
     for object in &dev.object {
         let (uri, file) = pair(object, "--object S3-URI=FILE")?;
-        stand_ins.objects.insert(uri, file.into());
+        if stand_ins.objects.insert(uri.clone(), file.into()).is_some() {
+            bail!("--object {uri} is there twice");
+        }
     }
     for secret in &dev.secret {
         // The value is a secret: a message never shows it.
@@ -192,9 +214,9 @@ fn run_dev(dev: &Dev) -> Result<ExitCode> {
     stop_on_signal(Arc::clone(&stop))?;
     let report = dev::run(pipeline.program, &options, &stop)?;
     match dev.output {
-        OutputFormat::Text => print!("\n{}", report.text()),
-        OutputFormat::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-    }
+        OutputFormat::Text => say(&format!("\n{}", report.text())),
+        OutputFormat::Json => say(&format!("{}\n", serde_json::to_string_pretty(&report)?)),
+    }?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -207,7 +229,7 @@ fn run_plan(plan: &Plan) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     match runtime.block_on(leat::plan::plan(&documents, &plan.installation))? {
         Ok(planned) => {
-            print!("{}", planned.text());
+            say(&planned.text())?;
             Ok(if planned.unknown > 0 {
                 ExitCode::FAILURE
             } else if planned.changes.is_empty() {

@@ -31,6 +31,10 @@ pub struct Located {
 
 impl std::fmt::Display for Located {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Where no file had anything to say, there is no place either.
+        if self.file.is_empty() {
+            return write!(f, "{}", self.problem);
+        }
         write!(f, "{}:{}:{}: {}", self.file, self.line, self.column, self.problem)
     }
 }
@@ -65,6 +69,21 @@ impl Document {
     fn text(&self, pointer: &str) -> Option<&str> {
         self.value.pointer(pointer).and_then(Value::as_str)
     }
+}
+
+/// Removes the member at a path such as `spec.sources[0].stream` from a spec.
+fn remove(spec: &mut Value, path: &str) {
+    let pointer = path.strip_prefix("spec").unwrap_or_default().replace('[', ".").replace(']', "").replace('.', "/");
+    let Some((parent, member)) = pointer.rsplit_once('/') else { return };
+    if let Some(object) = spec.pointer_mut(parent).and_then(Value::as_object_mut) {
+        object.remove(member);
+    }
+}
+
+/// Whether a text is a label of DNS (RFC 1123).
+fn is_label(text: &str) -> bool {
+    let letter = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    text.len() <= 63 && text.chars().all(|c| letter(c) || c == '-') && text.starts_with(letter) && text.ends_with(letter)
 }
 
 /// The YAML documents of a text; empty ones are left out.
@@ -264,12 +283,34 @@ pub fn pipeline(documents: &[Document], mut references: References) -> Result<Pi
     if name.is_empty() {
         found.push(Problem::new("metadata", "`name` is missing", ""));
     }
+    for member in ["name", "namespace"] {
+        match document.value.pointer(&format!("/metadata/{member}")) {
+            None | Some(Value::Null) => {}
+            Some(Value::String(text)) if text.is_empty() || is_label(text) => {}
+            Some(_) => {
+                let message = format!("this is no {member} of Kubernetes");
+                let hint = "at most 63 lower-case letters, digits and `-`, with a letter or digit first and last";
+                found.push(Problem::new(format!("metadata.{member}"), message, hint));
+            }
+        }
+    }
     for key in document.value.as_object().into_iter().flat_map(Map::keys) {
         if !["apiVersion", "kind", "metadata", "spec", "status"].contains(&key.as_str()) {
             found.push(Problem::new(key, format!("`{key}` is not a field of this object"), "did you mean to put it under `spec`?"));
         }
     }
-    if found.is_empty() {
+    if !found.is_empty() {
+        // What has the wrong shape is left out, and the rest is looked at too; what is only missing for that is not said.
+        let broken: Vec<String> = found.iter().map(|p| p.path.clone()).collect();
+        let mut rest = spec.clone();
+        broken.iter().for_each(|path| remove(&mut rest, path));
+        if let Ok(typed) = serde_json::from_value::<StreamingPipelineSpec>(rest)
+            && let Err(more) = leat_compile::compile("default", name, typed, &references)
+        {
+            let related = |p: &Problem| broken.iter().any(|b| b.starts_with(p.path.as_str()) || p.path.starts_with(b.as_str()));
+            found.extend(more.into_iter().filter(|p| !related(p)));
+        }
+    } else {
         match serde_json::from_value::<StreamingPipelineSpec>(spec.clone()) {
             Err(e) => found.push(Problem::new("spec", e.to_string(), "")),
             Ok(typed) => match leat_compile::compile(document.text("/metadata/namespace").unwrap_or("default"), name, typed, &references) {

@@ -72,7 +72,7 @@ fn rows(path: &Path) -> Result<Vec<Map<String, Value>>> {
     let unreadable = || format!("cannot read {}", path.display());
     let mut lines = files::open(path).with_context(unreadable)?;
     let csv = files::is_csv(path);
-    let framing = if csv { Framing::Csv { header: true } } else { Framing::Lines };
+    let framing = if csv { Framing::Csv { header: true, delimiter: b',' } } else { Framing::Lines };
     let mut splitter = Splitter::new(b',');
     let (mut line, mut names, mut rows) = (Vec::new(), Vec::new(), Vec::new());
     while framing.next(&mut *lines, &mut line).with_context(unreadable)? {
@@ -84,6 +84,9 @@ fn rows(path: &Path) -> Result<Vec<Map<String, Value>>> {
             names = splitter.names(&line).map_err(said)?;
         } else {
             let values = splitter.names(&line).map_err(said)?;
+            if values.len() != names.len() {
+                bail!("{} row {}: {} fields, the header names {}", path.display(), rows.len() + 1, values.len(), names.len());
+            }
             let value = |v: String| if v.is_empty() { Value::Null } else { Value::String(v) };
             rows.push(names.iter().cloned().zip(values.into_iter().map(value)).collect());
         }

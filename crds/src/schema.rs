@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::problem::{Problem, suggest};
 use crate::spec::StreamingPipelineSpec;
+use crate::values::mismatch;
 
 /// JSON Schema of `spec`, without references.
 pub fn spec_schema() -> Value {
@@ -62,6 +63,9 @@ fn check(value: &Value, schema: &Value, path: &str, out: &mut Vec<Problem>) {
         Value::String(text) => {
             let length = text.chars().count() as f64;
             check_bound(length, schema, ("minLength", "maxLength"), path, "characters", out);
+            if let Some(message) = schema.get("pattern").and_then(Value::as_str).and_then(|pattern| mismatch(pattern, text)) {
+                out.push(Problem::new(path, message, ""));
+            }
         }
         Value::Number(number) => {
             if let Some(number) = number.as_f64() {
@@ -185,15 +189,20 @@ mod tests {
         let spec = json!({
             "sources": [{"name": "clicks", "strem": "events", "partitionedBy": "cookie_id"}],
             "steps": [{"name": "a", "from": ["clicks"], "emit": {"mode": "onUpdate"}, "filter": 5}],
+            "streams": [{"name": "s", "kinesis": {"streamName": "../x", "retention": "7days"}}],
+            "sinks": [{"name": "o", "s3": {"location": "o/", "format": "Parquet", "roll": {"size": "12Q"}}}],
             "workers": {"replicas": -1}
         });
         assert_eq!(
             said(spec),
             [
+                "spec.sinks[0].s3.roll.size: `12Q` is not a size; write for example 64Ki, 128Mi or 1Gi",
                 "spec.sources[0].partitionedBy: a text where a list is wanted; write a list: [cookie_id]",
                 "spec.sources[0].strem: `strem` is not a field of this object; did you mean `stream`?",
                 "spec.steps[0].emit.mode: `onUpdate` is not a value of this field; did you mean `OnUpdate`?",
                 "spec.steps[0].filter: a number where a text is wanted; put it in quotes: \"5\"",
+                "spec.streams[0].kinesis.retention: `7days` is not a duration; write for example 250ms, 30s, 5m, 24h or 7d",
+                "spec.streams[0].kinesis.streamName: `../x` is no name in AWS; letters, digits, `_`, `.` and `-` are",
                 "spec.workers.replicas: -1 are too few; at least 0",
             ]
         );

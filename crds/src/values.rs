@@ -114,6 +114,25 @@ impl std::fmt::Display for Size {
     }
 }
 
+const DURATION_PATTERN: &str = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h|d))+$";
+const SIZE_PATTERN: &str = r"^[0-9]+(k|M|G|T|Ki|Mi|Gi|Ti)?$";
+/// What AWS allows in the names of streams and tables.
+pub(crate) const AWS_NAME_PATTERN: &str = r"^[a-zA-Z0-9_.-]+$";
+
+/// What is wrong with a text for which the schema has this pattern.
+pub(crate) fn mismatch(pattern: &str, text: &str) -> Option<String> {
+    match pattern {
+        DURATION_PATTERN => Duration::parse(text).err(),
+        SIZE_PATTERN => Size::parse(text).err(),
+        AWS_NAME_PATTERN => {
+            let fits = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+            let wrong = !text.chars().all(fits) || text.chars().all(|c| c == '.');
+            wrong.then(|| format!("`{text}` is no name in AWS; letters, digits, `_`, `.` and `-` are"))
+        }
+        _ => None,
+    }
+}
+
 macro_rules! text_value {
     ($type:ident, $pattern:expr, $about:expr) => {
         impl Serialize for $type {
@@ -145,8 +164,8 @@ macro_rules! text_value {
     };
 }
 
-text_value!(Duration, r"^([0-9]+(\.[0-9]+)?(ms|s|m|h|d))+$", "A duration: 250ms, 30s, 5m, 24h, 7d.");
-text_value!(Size, r"^[0-9]+(k|M|G|T|Ki|Mi|Gi|Ti)?$", "A size in bytes: 64Ki, 128Mi, 1Gi.");
+text_value!(Duration, DURATION_PATTERN, "A duration: 250ms, 30s, 5m, 24h, 7d.");
+text_value!(Size, SIZE_PATTERN, "A size in bytes: 64Ki, 128Mi, 1Gi.");
 
 #[cfg(test)]
 mod tests {

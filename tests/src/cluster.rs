@@ -139,4 +139,13 @@ impl Cluster {
         })
         .await
     }
+
+    /// Waits until a condition has a reason; answers its message.
+    pub async fn wait_for(&self, namespace: &str, pipeline: &str, kind: &str, reason: &str) -> String {
+        until(&format!("{kind} of {pipeline} to be {reason}"), Duration::from_secs(60), async || {
+            let (status, found, message) = self.condition(namespace, pipeline, kind)?;
+            if found == reason { Ok(message) } else { Err(format!("{kind}={status}: {found}: {message}")) }
+        })
+        .await
+    }
 }

@@ -352,3 +352,103 @@ fn a_changed_schema_is_the_next_version_in_the_registry() {
     let newest: Value = serde_json::from_slice(&std::fs::read(versions.join("v2.json")).expect("a version")).expect("JSON");
     assert_eq!(newest["properties"], second);
 }
+
+#[test]
+fn done_means_that_nothing_is_held_back() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let manifest = json!({
+        "apiVersion": "leat.dev/v1alpha1", "kind": "StreamingPipeline", "metadata": {"name": "small", "namespace": "tests"},
+        "spec": {
+            "streams": [
+                {"name": "events", "kinesis": {"streamName": "events", "shards": {"initial": 1}}},
+                {"name": "out", "kinesis": {"streamName": "out", "shards": {"initial": 1}}}
+            ],
+            "tables": [{"name": "t", "dynamodb": {"tableName": "tab", "partitionKey": {"name": "id", "type": "N"}}}],
+            "sources": [{"name": "in", "stream": "events", "columns": {"id": "BIGINT", "ts": "BIGINT"}, "eventTime": {"field": "ts"}}],
+            "steps": [{"name": "unique", "from": ["in"], "deduplicate": {"by": ["id"], "within": "30d"}}],
+            "sinks": [
+                {"name": "forward", "from": ["in"], "stream": {"name": "out"}}, files("all", "in"), files("distinct", "unique"),
+                {"name": "newest", "from": ["in"], "dynamodb": {"table": "t"}}
+            ]
+        }
+    })
+    .to_string();
+    let record = |id: u64, ts: u64| json!({"id": id, "ts": ts}).to_string().into_bytes();
+    let check = |report: &Value, wanted: u64| {
+        assert_eq!(report["done"], true);
+        let text = std::fs::read_to_string(folder.path().join("state/tests/small/written/out.jsonl")).expect("records");
+        let ids: std::collections::BTreeSet<&str> = text.lines().collect();
+        assert_eq!(ids.len() as u64, wanted, "each row has one id, and all are there");
+        assert_eq!((rows(folder.path(), "out/all").len() as u64, rows(folder.path(), "out/distinct").len() as u64), (wanted, wanted));
+        assert_eq!(report["tables"][0]["items"], wanted);
+    };
+    // More than a sink takes at once.
+    let events: Vec<Vec<u8>> = (0..60_000).map(|id| record(id, 2_000_000)).collect();
+    check(&run(folder.path(), &manifest, &events), 60_000);
+    // What comes later and is older raises no watermark, and is not held back for that.
+    let older: Vec<Vec<u8>> = (60_000..65_000).map(|id| record(id, 1_000_000)).collect();
+    check(&run(folder.path(), &manifest, &older), 65_000);
+}
+
+#[test]
+fn fresh_takes_nothing_away_before_everything_is_checked() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let manifest = manifest("in", &json!([]), &json!([files("all", "in")]));
+    run(folder.path(), &manifest, &[event(1, 1000)]);
+    let said = dev(folder.path(), &manifest, &["--fresh", "--input", "evnts=x"]).expect_err("there is no such stream");
+    assert!(said.contains("did you mean `events`?"), "{said}");
+    let said = dev(folder.path(), &manifest, &["--fresh", "--input", "events=missing.ndjson"]).expect_err("there is no such file");
+    assert!(said.contains("cannot read missing.ndjson"), "{said}");
+    assert_eq!(rows(folder.path(), "out/all").len(), 1, "the state is still there");
+    for (member, name) in [("name", "../../victim"), ("namespace", "a/b")] {
+        let mut wrong: Value = serde_json::from_str(&manifest).expect("JSON");
+        wrong["metadata"][member] = json!(name);
+        let said = dev(folder.path(), &wrong.to_string(), &["--fresh"]).expect_err("this is no name");
+        assert!(said.contains(&format!("metadata.{member}: this is no {member} of Kubernetes")), "{said}");
+    }
+}
+
+#[test]
+fn a_file_that_does_not_fit_the_source_is_refused_before_it_is_fed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let columns = json!({"id": "BIGINT", "name": "TEXT"});
+    let manifest = json!({
+        "apiVersion": "leat.dev/v1alpha1", "kind": "StreamingPipeline", "metadata": {"name": "small", "namespace": "tests"},
+        "spec": {
+            "streams": [{"name": "s", "kinesis": {"streamName": "s", "shards": {"initial": 1}}}],
+            "sources": [{"name": "in", "stream": "s", "format": "Csv", "csv": {"header": ["id", "name"], "delimiter": ";"}, "columns": columns}],
+            "sinks": [files("all", "in")]
+        }
+    })
+    .to_string();
+    let input = format!("s={}", folder.path().join("in.csv").display());
+    let feed = |text: &str| {
+        std::fs::write(folder.path().join("in.csv"), text).expect("a file");
+        dev(folder.path(), &manifest, &["--fresh", "--input", &input])
+    };
+    let said = feed("id,nmae\n1,a\n").expect_err("a name is wrong");
+    assert!(said.contains("it does not name `name`, which the source reads; did you mean `nmae`?"), "{said}");
+    // The source's own delimiter, a quote within a field, and lines that have other fields than the first.
+    let report = feed("id;name\n1;5\" disk\n2;b;c\n3\n4;\"d\"\n").expect("it runs");
+    assert_eq!((count(&report, "in", "passed"), report["deadLetters"]["in: malformed"].as_u64()), (2, Some(2)), "{report}");
+    let report = feed("name,id\na,1\n1;2\nb,2\n").expect("it runs");
+    assert_eq!((count(&report, "in", "passed"), report["deadLetters"]["in: malformed"].as_u64()), (2, Some(1)), "{report}");
+    // Another file at the same place is another input.
+    std::fs::write(folder.path().join("in.csv"), "id;name\n7;x\n8;y\n").expect("a file");
+    let report = dev(folder.path(), &manifest, &["--input", &input]).expect("it runs");
+    assert_eq!(report["taken"], 2, "{report}");
+}
+
+#[test]
+fn an_attribute_may_be_called_as_the_time_that_travels_with_events() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let sinks = json!([{"name": "newest", "from": ["in"], "dynamodb": {"table": "t", "columns": {"at": "k", "leat_event_time": "id"}}}]);
+    let events: Vec<Vec<u8>> = (0..70).map(|i| event(i, 1_000_000 - 1000 * i)).collect();
+    let report = run(folder.path(), &manifest("in", &json!([]), &sinks), &events);
+    let table = &report["tables"][0];
+    let place = |name: &str| table["columns"].as_array().expect("columns").iter().position(|c| c == name).expect(name);
+    assert_eq!(table["items"], 7, "{report}");
+    for row in table["rows"].as_array().expect("rows") {
+        assert!(row[place("leat_event_time")].as_str().and_then(|id| id.parse::<u64>().ok()).is_some_and(|id| id < 7), "{row}");
+    }
+}

@@ -140,3 +140,44 @@ spec:
     ];
     says(&said, &expect);
 }
+
+#[test]
+fn what_would_get_in_its_own_way_is_refused() {
+    let manifest = r#"apiVersion: leat.dev/v1alpha1
+kind: StreamingPipeline
+metadata: {name: broken}
+spec:
+  streams:
+    - {name: events, kinesis: {streamName: events, retention: 7days}}
+    - {name: again, kinesis: {streamName: events}}
+  tables:
+    - {name: t, dynamodb: {tableName: tab, partitionKey: {name: id, type: S}, sortKey: {name: id, type: S}, timeToLive: id}}
+  sources:
+    - {name: clicks, stream: events, partitionedBy: [at], columns: {id: TEXT, at: TIMESTAMP}, eventTime: {field: at}}
+    - {name: old, files: {path: old/, format: Csv}, format: Json, columns: {id: TEXT}}
+  steps:
+    - {name: f, from: [clicks, clicks], filter: "id IS NOT NULL"}
+  sinks:
+    - {name: one, from: [clicks], dynamodb: {table: t}}
+    - {name: two, from: [clicks], dynamodb: {table: t}}
+    - {name: root, from: [clicks], s3: {location: /etc/x, format: JsonLines}}
+    - {name: up, from: [clicks], s3: {location: "s3://o/../../x", format: JsonLines}}
+    - {name: late, from: [f.late], s3: {location: late/, format: JsonLines}}
+"#;
+    let (fine, said) = validate(manifest);
+    assert!(!fine);
+    let expect = [
+        "6:52: spec.streams[0].kinesis.retention: `7days` is not a duration; write for example 250ms, 30s, 5m, 24h or 7d",
+        "spec.streams[1].kinesis.streamName: `events` is there twice",
+        "spec.tables[0].dynamodb.sortKey: this is the partition key too",
+        "spec.tables[0].dynamodb.timeToLive: this is the table's key",
+        "spec.sources[0].partitionedBy[0]: a partition key is a text, and `at` is TIMESTAMP",
+        "spec.sources[1].format: the files are Csv",
+        "spec.steps[0].from[1]: `clicks` is there twice",
+        "spec.sinks[1].dynamodb.table: `t` is there twice",
+        "spec.sinks[2].s3.location: `/etc/x` is no place for files",
+        "spec.sinks[3].s3.location: `s3://o/../../x` is no place for files",
+        "spec.sinks[4].from[0]: nothing is late at `f`",
+    ];
+    says(&said, &expect);
+}

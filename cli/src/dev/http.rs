@@ -10,11 +10,12 @@ use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::StatusCode;
 use axum::routing::post;
-use leat_compile::program::Program;
+use leat_compile::program::{Encoding, Program};
+use leat_runtime::connectors::local::files::Framing;
 use leat_runtime::connectors::local::shard::Record;
 use leat_runtime::connectors::local::streams::LocalStream;
 
-use crate::feed::now;
+use crate::feed::{self, now};
 use crate::sample::Keys;
 
 /// Largest request, in bytes.
@@ -38,18 +39,7 @@ async fn append(State(world): State<Arc<Streams>>, Path(name): Path<String>, bod
         return (StatusCode::NOT_FOUND, format!("there is no stream `{name}`; {hint}\n"));
     };
     let wrote = tokio::task::spawn_blocking(move || {
-        let mut data = Vec::with_capacity(body.len());
-        let mut ends = Vec::new();
-        // A body that is one JSON value is one event, however many lines it has.
-        if serde_json::from_slice::<serde::de::IgnoredAny>(&body).is_ok() {
-            data.extend_from_slice(&body);
-            ends.push(data.len());
-        } else {
-            for line in body.split(|b| *b == b'\n').map(|l| l.strip_suffix(b"\r").unwrap_or(l)).filter(|l| !l.is_empty()) {
-                data.extend_from_slice(line);
-                ends.push(data.len());
-            }
-        }
+        let (data, ends) = records(&body, feed::encoding(&world.0, &name));
         let data = bytes::Bytes::from(data);
         let keys = Keys::new(&world.0, &name).of(&data, &ends);
         let mut start = 0;
@@ -66,4 +56,24 @@ async fn append(State(world): State<Arc<Streams>>, Path(name): Path<String>, bod
         Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }
+}
+
+/// The records of a body, without what divides them, and where each ends.
+fn records(body: &[u8], encoding: Option<&Encoding>) -> (Vec<u8>, Vec<usize>) {
+    // A body that is one JSON value is one event, however many lines it has.
+    if matches!(encoding, Some(Encoding::Json)) && serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok() {
+        return (body.to_vec(), vec![body.len()]);
+    }
+    let framing = match encoding {
+        Some(Encoding::Csv(csv)) => Framing::Csv { header: false, delimiter: csv.delimiter },
+        _ => Framing::Lines,
+    };
+    let (mut rest, mut data, mut ends) = (body, Vec::with_capacity(body.len()), Vec::new());
+    // Reading from memory does not fail.
+    while framing.next(&mut rest, &mut data).unwrap_or_default() {
+        if ends.last().copied().unwrap_or_default() < data.len() {
+            ends.push(data.len());
+        }
+    }
+    (data, ends)
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use leat_crds::problem::Problem;
-use leat_crds::spec::{RecordFormat, Sink, Source, Step, StreamingPipelineSpec};
+use leat_crds::spec::{Aws, RecordFormat, Sink, Source, Step, StreamingPipelineSpec};
 
 /// Words that YAML 1.1 reads as something else.
 const YAML_WORDS: [&str; 9] = ["on", "off", "yes", "no", "y", "n", "null", "true", "false"];
@@ -79,7 +79,12 @@ pub fn check(spec: &StreamingPipelineSpec) -> Vec<Problem> {
     for (i, sink) in spec.sinks.iter().enumerate() {
         check_sink(sink, &format!("spec.sinks[{i}]"), &mut out);
     }
+    collisions(spec, &mut out);
+    if let Some(storage) = &spec.storage {
+        location("spec.storage.location", &storage.location, &mut out);
+    }
     if let Some(dead_letter) = &spec.dead_letter {
+        location("spec.deadLetter.s3.location", &dead_letter.s3.location, &mut out);
         planned(dead_letter.notify.is_some(), "spec.deadLetter.notify".to_owned(), "notify", &mut out);
     }
     if let Some(scaling) = spec.workers.as_ref().and_then(|w| w.autoscaling.as_ref()) {
@@ -90,6 +95,64 @@ pub fn check(spec: &StreamingPipelineSpec) -> Vec<Problem> {
         }
     }
     out
+}
+
+/// What would get in its own way in AWS: two streams or tables of one name, two sinks that write the same items.
+fn collisions(spec: &StreamingPipelineSpec, out: &mut Vec<Problem>) {
+    let streams = spec.streams.iter().map(|s| s.kinesis.as_ref().map(|k| (k.stream_name.as_str(), s.aws.as_ref())));
+    twice(streams, &|i| format!("spec.streams[{i}].kinesis.streamName"), "a stream is declared once", out);
+    let tables = spec.tables.iter().map(|t| t.dynamodb.as_ref().map(|d| (d.table_name.as_str(), t.aws.as_ref())));
+    twice(tables, &|i| format!("spec.tables[{i}].dynamodb.tableName"), "a table is declared once", out);
+    let written = spec.sinks.iter().map(|s| s.dynamodb.as_ref().map(|d| (d.table.as_str(), None)));
+    twice(written, &|i| format!("spec.sinks[{i}].dynamodb.table"), "of two sinks into one table one replaces the other's items", out);
+    for (i, table) in spec.tables.iter().enumerate() {
+        let Some(dynamodb) = &table.dynamodb else { continue };
+        let path = format!("spec.tables[{i}].dynamodb");
+        let sort = dynamodb.sort_key.as_ref().map(|k| &k.name);
+        if sort == Some(&dynamodb.partition_key.name) {
+            out.push(Problem::new(format!("{path}.sortKey"), "this is the partition key too", "two attributes, or no sort key"));
+        }
+        if dynamodb.time_to_live.as_ref().is_some_and(|t| *t == dynamodb.partition_key.name || Some(t) == sort) {
+            out.push(Problem::new(format!("{path}.timeToLive"), "this is the table's key", "an attribute of its own"));
+        }
+    }
+}
+
+fn twice<'a>(
+    names: impl Iterator<Item = Option<(&'a str, Option<&'a Aws>)>>,
+    path: &dyn Fn(usize) -> String,
+    hint: &str,
+    out: &mut Vec<Problem>,
+) {
+    let mut seen: Vec<(&str, Option<&Aws>)> = Vec::new();
+    for (i, name) in names.enumerate().filter_map(|(i, name)| Some((i, name?))) {
+        if seen.contains(&name) {
+            out.push(Problem::new(path(i), format!("`{}` is there twice", name.0), hint));
+        }
+        seen.push(name);
+    }
+}
+
+/// A place for files: `s3://bucket/prefix/`, or a relative path.
+fn location(path: &str, location: &str, out: &mut Vec<Problem>) {
+    let relative = match location.strip_prefix("s3://") {
+        Some(rest) => rest.split('/').next().is_some_and(|bucket| !bucket.is_empty()).then_some(rest),
+        None => (!location.contains("://") && !location.starts_with('/')).then_some(location),
+    };
+    let plain = |part: &str| part != "." && part != ".." && !part.chars().any(char::is_control);
+    if !relative.is_some_and(|r| !r.trim().is_empty() && r.split('/').all(plain)) {
+        out.push(Problem::new(
+            path,
+            format!("`{}` is no place for files", location.escape_debug()),
+            "write s3://bucket/prefix/, or a relative prefix",
+        ));
+    }
+}
+
+fn from(from: &[String], path: &str, out: &mut Vec<Problem>) {
+    for (i, name) in from.iter().enumerate().filter(|(i, name)| from[..*i].contains(name)) {
+        out.push(Problem::new(format!("{path}.from[{i}]"), format!("`{name}` is there twice"), "each row would come twice"));
+    }
 }
 
 fn planned(present: bool, path: String, name: &str, out: &mut Vec<Problem>) {
@@ -134,6 +197,11 @@ fn check_source(source: &Source, path: &str, out: &mut Vec<Problem>) {
     planned(source.changelog.is_some(), format!("{path}.changelog"), "changelog", out);
     exactly_one("description of records", &[("schema", source.schema.is_some()), ("columns", !source.columns.is_empty())], path, out);
     check_csv(source, path, out);
+    if let (Some(format), Some(of_files)) = (source.format, source.files.as_ref().and_then(|f| f.format))
+        && format != of_files
+    {
+        out.push(Problem::new(format!("{path}.format"), format!("the files are {of_files:?}"), "say the format once"));
+    }
     if source.files.is_some() && !source.partitioned_by.is_empty() {
         out.push(Problem::new(format!("{path}.partitionedBy"), "files have no partition keys", "leave it out"));
     }
@@ -184,6 +252,7 @@ fn check_step(step: &Step, path: &str, out: &mut Vec<Problem>) {
         ("crossing", step.crossing.is_some()),
     ];
     exactly_one("verb", &verbs, path, out);
+    from(&step.from, path, out);
     for (verb, present) in &verbs[6..] {
         planned(*present, format!("{path}.{verb}"), verb, out);
     }
@@ -229,6 +298,10 @@ fn check_sink(sink: &Sink, path: &str, out: &mut Vec<Problem>) {
     exactly_one("kind", &kinds, path, out);
     for (kind, present) in &kinds[3..] {
         planned(*present, format!("{path}.{kind}"), kind, out);
+    }
+    from(&sink.from, path, out);
+    if let Some(s3) = &sink.s3 {
+        location(&format!("{path}.s3.location"), &s3.location, out);
     }
     let size = sink.s3.as_ref().and_then(|s| s.roll.as_ref()).and_then(|r| r.size).map_or(0, |s| s.bytes());
     if size > LARGEST_FILE {

@@ -94,6 +94,13 @@ impl<'a> Lowering<'a> {
         let schema: SchemaRef = Arc::new(Schema::new(columns.collect::<Vec<_>>()));
         let partition_column = source.partitioned_by.first().cloned();
         let partitioned_by = partition_column.as_ref().and_then(|name| self.column(&format!("{path}.partitionedBy[0]"), name, &schema));
+        if let Some(column) = partitioned_by
+            && !matches!(schema.field(column).data_type(), DataType::Utf8 | DataType::Int64)
+        {
+            let name = type_name(schema.field(column).data_type());
+            let message = format!("a partition key is a text, and `{}` is {name}", schema.field(column).name());
+            self.problem(&format!("{path}.partitionedBy[0]"), message, "declare the field as a text or an integer");
+        }
         let event_time = source.event_time.as_ref().and_then(|time| {
             let column = self.column(&format!("{path}.eventTime.field"), &time.field, &schema)?;
             match schema.field(column).data_type() {

@@ -7,7 +7,7 @@ use leat_crds::problem::suggest;
 use leat_crds::spec::{FileFormat, FilePartition, S3Sink, Sink, StreamSink, StreamingPipelineSpec};
 use leat_crds::values::{Duration, Size};
 
-use super::lower::{Lowering, Place, TIMESTAMP, label};
+use super::lower::{Lowering, Place, TIMESTAMP, base, label};
 use crate::program::{FilesSpec, From, Node, Op, Port, RECORD_ID, Side, StreamSpec};
 
 /// Name of the sink that takes what nothing else reads.
@@ -35,6 +35,13 @@ pub fn dead_letter_schema() -> SchemaRef {
 pub(super) fn files(l: &mut Lowering<'_>, path: &str, sink: &Sink, s3: &S3Sink) {
     let Some((input, inputs)) = l.inputs(path, &sink.from) else { return };
     let refused = inputs.iter().filter(|(_, side)| *side != Side::Passed).count();
+    for (i, name) in sink.from.iter().enumerate().filter(|(_, name)| name.ends_with(".late")) {
+        let step = base(name);
+        let nodes = l.program.sources.iter().flat_map(|s| &s.nodes).filter(|n| n.name == step);
+        if !nodes.into_iter().any(|n| sides(&n.op).1) {
+            l.problem(&format!("{path}.from[{i}]"), format!("nothing is late at `{step}`"), "windows and deduplication have late rows");
+        }
+    }
     let raw = s3.format == FileFormat::Raw;
     if refused > 0 && (refused < inputs.len() || s3.format != FileFormat::JsonLines) {
         l.problem(

@@ -180,7 +180,8 @@ fn events(l: &mut Lowering<'_>, path: &str, sink: &Sink, shape: Shape, input: Ou
         Arc::new(Schema::new(fields.into_iter().chain([ArrowField::new(EVENT_TIME, TIMESTAMP, false)]).collect::<Vec<_>>()));
     let rows = RowsSpec { schema: Arc::clone(&schema), key: shape.key(), deduplicate: None };
     l.program.keyed.edges.push(Edge { name, kind: EdgeKind::Rows(rows), schema: Arc::clone(&stamped) });
-    let attributes = columns(l, &stamped, |name| name != EVENT_TIME);
+    // The time is the last column, so that those before it keep their places whatever they are called.
+    let attributes = columns(l, &schema, |_| true);
     let keyed = Output { schema: stamped, place: Place::Keyed(From::Edge(edge)), ..items };
     let version = attributes.len();
     Some((Shape { attributes, ..shape }, version, keyed.clone(), vec![(keyed, Side::Passed)]))

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Planned;
-use crate::values::Duration;
+use crate::values::{AWS_NAME_PATTERN, Duration};
 
 /// Account, region and tags.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -139,7 +139,7 @@ pub struct Stream {
 #[schemars(extend("x-kubernetes-validations" = [{"rule": "!(has(self.shards) && has(self.onDemand))", "message": "shards or onDemand, not both"}]))]
 pub struct Kinesis {
     /// Name in AWS. Immutable: another name is another stream.
-    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[a-zA-Z0-9_.-]+$"))]
+    #[schemars(length(min = 1, max = 128), regex(pattern = AWS_NAME_PATTERN))]
     pub stream_name: String,
     /// Provisioned shards.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -299,7 +299,7 @@ pub struct Table {
 #[schemars(extend("x-kubernetes-validations" = [{"rule": "self.tableName != oldSelf.tableName || self.partitionKey == oldSelf.partitionKey", "message": "the partition key of a table does not change: another key is another table"}, {"rule": "self.tableName != oldSelf.tableName || (has(self.sortKey) == has(oldSelf.sortKey) && (!has(self.sortKey) || self.sortKey == oldSelf.sortKey))", "message": "the sort key of a table does not change: another key is another table"}]))]
 pub struct DynamoDbTable {
     /// Name in AWS. Immutable: another name is another table.
-    #[schemars(length(min = 3, max = 255), regex(pattern = r"^[a-zA-Z0-9_.-]+$"))]
+    #[schemars(length(min = 3, max = 255), regex(pattern = AWS_NAME_PATTERN))]
     pub table_name: String,
     /// Partition key. Immutable.
     pub partition_key: KeyAttribute,

@@ -12,8 +12,12 @@ use super::column::{Column, Scalar};
 use super::record::{self, Decoded, Form, Reject, Stop, breach, malformed, wanted};
 use crate::batch::SourceBatch;
 
+/// The mark that some programs put at the start of a text in UTF-8.
+pub const BOM: &[u8] = b"\xef\xbb\xbf";
+
 /// Takes records apart.
 pub struct Splitter {
+    delimiter: u8,
     reader: csv_core::Reader,
     text: Vec<u8>,
     ends: Vec<usize>,
@@ -22,13 +26,13 @@ pub struct Splitter {
 impl Splitter {
     /// For fields divided by `delimiter`.
     pub fn new(delimiter: u8) -> Self {
-        Self { reader: csv_core::ReaderBuilder::new().delimiter(delimiter).build(), text: vec![0; 4096], ends: vec![0; 64] }
+        Self { delimiter, reader: csv_core::ReaderBuilder::new().delimiter(delimiter).build(), text: vec![0; 4096], ends: vec![0; 64] }
     }
 
     /// Takes one record apart; answers the number of its fields, or what is wrong with it.
     pub fn split(&mut self, record: &[u8]) -> Result<usize, &'static str> {
         use csv_core::ReadRecordResult::{End, InputEmpty, OutputEndsFull, OutputFull, Record};
-        if open_quote(record) {
+        if open_quote(false, record, self.delimiter) {
             return Err("a quote is not closed");
         }
         let mut rest = trim_line_end(record);
@@ -61,15 +65,37 @@ impl Splitter {
 
     /// The fields of the first line of a file.
     pub fn names(&mut self, line: &[u8]) -> Result<Vec<String>, &'static str> {
-        let count = self.split(line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line))?;
+        let count = self.split(line.strip_prefix(BOM).unwrap_or(line))?;
         let name = |(start, end): (usize, usize)| String::from_utf8(self.text[start..end].to_vec()).map_err(|_| "it is not UTF-8");
         (0..count).map(|i| name(self.field(i))).collect()
     }
 }
 
-/// Whether a quoted field goes on behind these bytes: quotes come in pairs.
-pub fn open_quote(bytes: &[u8]) -> bool {
-    memchr::memchr_iter(b'"', bytes).count() % 2 == 1
+/// Whether a quoted field goes on behind these bytes, which begin a record or, if `open`, go on within quotes. A quote that
+/// does not begin a field is a character like others.
+pub fn open_quote(mut open: bool, bytes: &[u8], delimiter: u8) -> bool {
+    let mut at = 0;
+    loop {
+        if open {
+            // Two quotes stand for one.
+            match memchr::memchr(b'"', &bytes[at..]) {
+                None => return true,
+                Some(found) if bytes.get(at + found + 1) == Some(&b'"') => at += found + 2,
+                Some(found) => {
+                    open = false;
+                    at += found + 1;
+                }
+            }
+        } else if bytes.get(at) == Some(&b'"') && (at == 0 || bytes[at - 1] == delimiter) {
+            open = true;
+            at += 1;
+        } else {
+            match memchr::memchr(delimiter, &bytes[at..]) {
+                None => return false,
+                Some(found) => at += found + 1,
+            }
+        }
+    }
 }
 
 fn trim_line_end(record: &[u8]) -> &[u8] {
@@ -161,8 +187,11 @@ impl CsvDecoder {
 fn places(fields: &[Field], names: &[String]) -> Result<Vec<Option<usize>>, String> {
     let place = |field: &Field| {
         let mut found = names.iter().enumerate().filter(|(_, n)| **n == field.name).map(|(i, _)| i);
-        let first = found.next();
-        if found.next().is_some() { Err(format!("the header names `{}` twice", field.name)) } else { Ok(first) }
+        match (found.next(), found.next()) {
+            (_, Some(_)) => Err(format!("the header names `{}` twice", field.name)),
+            (None, _) => Err(format!("the header does not name `{}`", field.name)),
+            (first, None) => Ok(first),
+        }
     };
     fields.iter().map(place).collect()
 }
@@ -249,6 +278,18 @@ mod tests {
                 (6, "another line follows"),
             ]
         );
+    }
+
+    #[test]
+    fn a_quote_within_a_field_is_a_character() {
+        for (text, open) in
+            [("5\" disk,x", false), ("\"5\"\" disk\",x", false), ("x,\"y", true), ("x,\"y\"\"", true), ("\"\",\"\"", false), ("a\"", false)]
+        {
+            assert_eq!(open_quote(false, text.as_bytes(), b','), open, "{text}");
+        }
+        assert!(!open_quote(true, b"rest\",5\"", b','));
+        let decoded = decoder(&json!({"header": ["id", "name", "price", "at", "paid"]})).decode(&batch(&["1,5\" disk,,,"]));
+        assert_eq!(decoded.rows.column_by_name("name").expect("name").as_string::<i32>().value(0), "5\" disk");
     }
 
     #[test]

@@ -46,7 +46,12 @@ pub struct KeyedJob {
 }
 
 /// What the rows of all lineages said at one look.
-type Look = (PipelineRow, BTreeMap<Lineage, Seen>, Vec<Lineage>);
+struct Look {
+    pipeline: PipelineRow,
+    view: BTreeMap<Lineage, Seen>,
+    cuts: BTreeMap<Lineage, u64>,
+    retired: Vec<Lineage>,
+}
 
 enum Event {
     Read(Result<Vec<(Offset, Bytes)>, PortError>),
@@ -70,6 +75,8 @@ pub struct KeyedTask<C> {
     chain: KeyedChain,
     merge: Merge,
     view: BTreeMap<Lineage, Seen>,
+    /// Number of the cut at which each lineage was seen.
+    cuts: BTreeMap<Lineage, u64>,
     position: Option<Offset>,
     roots_version: u64,
     /// The pipeline was draining at the last look, so no lineage that had no row then gets one under this job.
@@ -104,6 +111,9 @@ pub struct Progress {
     pub ledger: Ledger,
     /// Nothing is left to do: everything read, cut and acknowledged.
     pub settled: bool,
+    /// When settled, per lineage the cut up to which everything sent here was consumed; 0: not all of it. `None`: the
+    /// lineages are not known.
+    pub consumed: Option<BTreeMap<Lineage, u64>>,
 }
 
 impl<C: Control> KeyedTask<C> {
@@ -131,6 +141,7 @@ impl<C: Control> KeyedTask<C> {
             progress,
             merge: Merge::default(),
             view: BTreeMap::new(),
+            cuts: BTreeMap::new(),
             position: None,
             roots_version: row.roots_version,
             looked_draining: false,
@@ -284,24 +295,35 @@ impl<C: Control> KeyedTask<C> {
             }
         }
         let (rows_for_files, outstanding) = (self.rows_for_files(), self.outstanding());
+        let settled = !self.changed && !self.cutting && !outstanding && self.acknowledged.is_empty() && rows_for_files == 0;
+        let seen = |(lineage, seen): (&Lineage, &Seen)| {
+            let cut = if self.has_consumed(lineage, seen) { self.cuts.get(lineage).copied().unwrap_or_default() } else { 0 };
+            (lineage.clone(), cut)
+        };
+        let consumed = (settled && !self.view.is_empty()).then(|| self.view.iter().map(seen).collect());
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         progress.watermark = self.chain.watermark.0;
         progress.open = self.chain.open().0;
-        progress.settled = !self.changed && !self.cutting && !outstanding && self.acknowledged.is_empty() && rows_for_files == 0;
+        progress.settled = settled;
+        progress.consumed = consumed;
         Ok(None)
+    }
+
+    /// Whether everything that a lineage has assigned to this partition was consumed.
+    fn has_consumed(&self, lineage: &Lineage, seen: &Seen) -> bool {
+        seen.numbers.iter().all(|(edge, numbers)| {
+            let cursors = self.chain.cursors.get(&(lineage.clone(), edge.clone()));
+            numbers
+                .iter()
+                .filter(|(group, _)| self.chain.mine(*group))
+                .all(|(group, last)| cursors.and_then(|c| c.get(&group)).map_or(0, |c| c.seen_to()) >= last)
+        })
     }
 
     /// Whether everything that drained lineages have assigned was consumed: key groups can move only then.
     fn consumed(&self) -> bool {
-        self.view.iter().all(|(lineage, seen)| {
-            seen.numbers.iter().all(|(edge, numbers)| {
-                let cursors = self.chain.cursors.get(&(lineage.clone(), edge.clone()));
-                numbers
-                    .iter()
-                    .filter(|(group, _)| self.chain.mine(*group))
-                    .all(|(group, last)| cursors.and_then(|c| c.get(&group)).map_or(0, |c| c.seen_to()) >= last)
-            })
-        }) && self.looked_draining
+        self.view.iter().all(|(lineage, seen)| self.has_consumed(lineage, seen))
+            && self.looked_draining
             && self.view.values().all(|s| s.drained)
     }
 
@@ -396,8 +418,7 @@ impl<C: Control> KeyedTask<C> {
             Event::Looked(look) => {
                 self.looking = false;
                 self.last_look = self.ports.clock.now();
-                let (pipeline, view, retired) = look?;
-                self.looked(&pipeline, view, &retired);
+                self.looked(look?);
             }
             Event::Cut(done) => {
                 let done = *done?;
@@ -428,7 +449,8 @@ impl<C: Control> KeyedTask<C> {
         Ok(())
     }
 
-    fn looked(&mut self, pipeline: &PipelineRow, view: BTreeMap<Lineage, Seen>, retired: &[Lineage]) {
+    fn looked(&mut self, Look { pipeline, view, cuts, retired }: Look) {
+        self.cuts = cuts;
         self.looked_draining = pipeline.draining_for.is_some();
         let join = self.rules().hold(Rule::Join);
         if !pipeline.joining.is_empty() && join {
@@ -543,11 +565,13 @@ async fn look(ports: &Ports, rules: Rules) -> Result<Look, TaskError> {
     let mut rows = BTreeMap::new();
     let mut drained = BTreeSet::new();
     let mut retired = Vec::new();
+    let mut cuts = BTreeMap::new();
     for (key, row) in ports.insist(|| ports.rows.list(path::SOURCES)).await? {
         let mut parts = key[path::SOURCES.len()..].splitn(3, '/');
         let mut part = || parts.next().unwrap_or_default();
         let lineage = Lineage::new(part(), part(), part());
         let body: SourceRow = task::decode(&row.body)?;
+        cuts.insert(lineage.clone(), row.fence.cut);
         if row.fence.drained || body.status == Status::Retired {
             drained.insert(lineage.clone());
         }
@@ -558,5 +582,5 @@ async fn look(ports: &Ports, rules: Rules) -> Result<Look, TaskError> {
     }
     let mut view = merge::view(&pipeline, &rows, rules);
     view.iter_mut().for_each(|(lineage, seen)| seen.drained = seen.watermark.is_none() || drained.contains(lineage));
-    Ok((pipeline, view, retired))
+    Ok(Look { pipeline, view, cuts, retired })
 }

@@ -100,7 +100,8 @@ pub struct SourceTask<C> {
     reading: bool,
     cutting: bool,
     snapshotting: bool,
-    sending_replayable: bool,
+    /// Position of the first record whose output is on its way.
+    sending_replayable: Option<Offset>,
     looking: bool,
     ended: bool,
     children: Vec<Lineage>,
@@ -118,6 +119,8 @@ pub struct Progress {
     pub watermark: i64,
     /// Nothing newer was there at the last read.
     pub at_tip: bool,
+    /// Nothing is left to do: everything taken is cut, nothing is held back, and all output is acknowledged.
+    pub settled: bool,
     /// Where records went, as of the last cut.
     pub ledger: Ledger,
 }
@@ -161,7 +164,7 @@ impl<C: Control> SourceTask<C> {
             reading: false,
             cutting: false,
             snapshotting: false,
-            sending_replayable: false,
+            sending_replayable: None,
             looking: false,
             ended: row.status != Status::Live,
             children: row.children.clone(),
@@ -211,13 +214,27 @@ impl<C: Control> SourceTask<C> {
 
     fn outstanding(&self) -> bool {
         !self.replayable.waiting.is_empty()
-            || self.sending_replayable
+            || self.sending_replayable.is_some()
             || self.pending.iter().any(|p| !self.acknowledged.contains(&p.staged.object))
             || self.complete.keys().any(|d| !self.acknowledged.contains(d))
     }
 
-    /// Starts whatever can be under way now; answers when the task is done.
+    /// Starts whatever can be under way now, and says what others may see; answers when the task is done.
     fn decide(&mut self, busy: &mut FuturesUnordered<LocalBoxFuture<'static, Event>>) -> Result<Option<Exit>, TaskError> {
+        let exit = self.begin(busy)?;
+        let settled = exit.is_some()
+            || (!self.changed
+                && !self.cutting
+                && !self.outstanding()
+                && self.acknowledged.is_empty()
+                && !self.chain.has_partials()
+                && self.nothing_buffered()
+                && self.row.position == self.position);
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).settled = settled;
+        Ok(exit)
+    }
+
+    fn begin(&mut self, busy: &mut FuturesUnordered<LocalBoxFuture<'static, Event>>) -> Result<Option<Exit>, TaskError> {
         if self.row.status == Status::Retired {
             return Ok(Some(Exit::Retired));
         }
@@ -276,7 +293,10 @@ impl<C: Control> SourceTask<C> {
                 self.raise(sealed);
                 busy.push(self.cut(Status::Live, false)?);
             } else if (now - self.last_cut >= self.settings.cut_interval || sealed != Watermark::MIN)
-                && (self.changed || self.files_due(now) || !self.acknowledged.is_empty())
+                && (self.changed
+                    || self.files_due(now)
+                    || !self.acknowledged.is_empty()
+                    || (sealed != Watermark::MIN && !self.nothing_buffered()))
             {
                 busy.push(self.cut(Status::Live, false)?);
             } else if self.idle(now) != self.row.idle {
@@ -329,11 +349,11 @@ impl<C: Control> SourceTask<C> {
                 }
             }
         }
-        if !self.sending_replayable {
+        if self.sending_replayable.is_none() {
             let (position, rules) = (self.row.position, self.rules());
             let records = self.replayable.take(|r| Some(r.position) <= position || !rules.hold(Rule::AfterCut));
-            if !records.is_empty() {
-                self.sending_replayable = true;
+            if let Some(first) = records.first() {
+                self.sending_replayable = Some(first.position);
                 let (ports, job) = (self.ports.clone(), self.job.clone());
                 busy.push(Box::pin(async move { Event::SentReplayable(leave(&ports, &job, records).await) }));
             }
@@ -391,7 +411,7 @@ impl<C: Control> SourceTask<C> {
                 left => self.pend(&object, left),
             },
             Event::SentReplayable(left) => {
-                self.sending_replayable = false;
+                self.sending_replayable = None;
                 self.replayable.again(left?);
             }
             Event::Completed(destination, done) => {

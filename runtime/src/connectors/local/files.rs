@@ -30,6 +30,8 @@ pub enum Framing {
     Csv {
         /// The first record names the fields.
         header: bool,
+        /// The character between fields.
+        delimiter: u8,
     },
 }
 
@@ -43,7 +45,9 @@ impl Framing {
             if lines.read_until(b'\n', out)? == 0 {
                 break;
             }
-            open ^= self != Framing::Lines && open_quote(&out[line..]);
+            if let Framing::Csv { delimiter, .. } = self {
+                open = open_quote(open, &out[line..], delimiter);
+            }
             if !open || out.len() - start > LONGEST_RECORD {
                 break;
             }
@@ -135,7 +139,7 @@ impl FileSource {
             None => {
                 let mut lines = self::open(path).map_err(failed)?;
                 let mut header = Vec::new();
-                if self.framing == (Framing::Csv { header: true }) {
+                if let Framing::Csv { header: true, .. } = self.framing {
                     self.framing.next(&mut *lines, &mut header).map_err(failed)?;
                 }
                 let mut skipped = Vec::new();

@@ -132,7 +132,9 @@ impl<C: Control> SourceTask<C> {
         }
         let mut used_snapshot = false;
         if let Some(ready) = &self.snapshot {
-            let unacknowledged = self.sending_replayable || self.replayable.waiting.iter().any(|r| Some(r.position) <= ready.position);
+            // Both are in the order of their records, so the first of each tells.
+            let first = self.sending_replayable.into_iter().chain(self.replayable.waiting.front().map(|r| r.position)).min();
+            let unacknowledged = first.is_some_and(|first| Some(first) <= ready.position);
             if !unacknowledged || !self.rules().hold(Rule::Ack) {
                 row.snapshot = Some(ready.clone());
                 // A raise shows in one row at least, also when a snapshot contains it by then.

@@ -6,7 +6,8 @@ use leat_runtime_core::row::Origin;
 use leat_runtime_core::rules::Rule;
 use leat_runtime_core::watermark::Watermark;
 
-use super::SourceTask;
+use super::send::leave;
+use super::{QUEUE_BYTES, SourceTask};
 use crate::batch::SourceBatch;
 use crate::engine::file::FileWriter;
 use crate::engine::task::{Control, TaskError};
@@ -60,6 +61,11 @@ impl<C: Control> SourceTask<C> {
                 let again = self.chain.process(&now);
                 if self.rules().hold(Rule::Ack) {
                     self.replayable.extend(again);
+                }
+                // All of it is behind the row's cut: what is too much to hold is sent on the way.
+                while self.replayable.bytes >= QUEUE_BYTES {
+                    let records = self.replayable.take(|_| true);
+                    self.replayable.again(leave(&self.ports, &self.job, records).await?);
                 }
                 at = now.positions.last().copied();
                 self.apply_raises(&raises, at, false);
