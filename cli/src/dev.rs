@@ -87,55 +87,22 @@ pub fn run(program: Program, options: &Options, stop: &Arc<AtomicBool>) -> Resul
 
 fn open(program: Program, options: &Options) -> Result<World> {
     let document = &program.document;
-    let folder = options.state.join(&document.namespace).join(&document.name);
-    let fed: Vec<&str> = options.feeds.iter().map(|(name, _)| name.as_str()).collect();
-    let known: Vec<&str> = document.spec.sources.iter().filter_map(|s| s.stream.as_deref()).collect();
-    if let Some(unknown) = fed.iter().find(|f| !known.contains(f)) {
-        bail!("no source reads a stream `{unknown}` that could be fed; {}", leat_crds::problem::suggest(unknown, known));
-    }
-    options.stand_ins.check(&program)?;
-    for (_, feed) in &options.feeds {
-        feed.id()?;
-    }
-    if options.fresh && folder.exists() {
-        // Who has the state open has its lock; only then it may go.
-        drop(Store::open(&folder.join("store.redb"))?);
-        std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
-    }
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let folder = prepared(&program, options)?;
     let now = feed::now();
     let store = Arc::new(Store::open(&folder.join("store.redb"))?);
-    provision(&program, &store, &folder.join("registry"), options)?;
-    let mut streams = BTreeMap::new();
-    let is_read = |name: &String| document.spec.sources.iter().any(|s| s.stream.as_ref() == Some(name));
-    for stream in document.spec.streams.iter().filter(|s| is_read(&s.name)) {
-        let Some(kinesis) = &stream.kinesis else { continue };
-        let shards = kinesis.shards.as_ref().map_or(4, |s| s.initial);
-        let opened = LocalStream::open(&folder.join("streams").join(&kinesis.stream_name), shards, now)?;
-        streams.insert(stream.name.clone(), Arc::new(opened));
-    }
-    let mut by_source = BTreeMap::new();
-    let mut file_sources = BTreeMap::new();
     let objects: Arc<dyn Objects> = Arc::new(LocalObjects::new(&folder.join("objects")));
-    // A job that ran before may have to be drained, with sources that this one does not have.
     let waits = tokio::runtime::Builder::new_current_thread().build()?;
+    // A job that ran before may have to be drained, with streams and sources that this one does not have.
+    let before = waits.block_on(coordinator::job_that_runs(store.as_ref(), objects.as_ref()))?;
+    same_streams(&program, before.as_ref())?;
+    provision(&program, &store, &folder.join("registry"), options)?;
     for (table, dynamodb) in document.spec.tables.iter().filter_map(|t| Some((t, t.dynamodb.as_ref()?))) {
         let items = options.stand_ins.items(&table.name, dynamodb)?;
         waits.block_on(Tables::put(store.as_ref(), &table.name, &items, Guard { born: i64::MIN, cut: 0 }))?;
     }
-    let before = waits.block_on(coordinator::job_that_runs(store.as_ref(), objects.as_ref()))?;
-    let name = |s: &Stream| s.kinesis.as_ref().map(|k| k.stream_name.clone()).unwrap_or_default();
-    let streams_before = || before.iter().flat_map(|p| &p.document.spec.streams);
-    let renamed = |was: &&Stream| document.spec.streams.iter().find(|is| is.name == was.name && name(is) != name(was));
-    if let Some((was, is)) = streams_before().find_map(|was| Some((was, renamed(&was)?))) {
-        let why = "positions belong to a stream: declare the other one under another name, or start over with --fresh";
-        bail!("the stream `{}` was {} and is {} now; {why}", was.name, name(was), name(is));
-    }
-    for stream in streams_before().filter(|s| !streams.contains_key(&s.name)).collect::<Vec<_>>() {
-        let Some(kinesis) = &stream.kinesis else { continue };
-        let opened = LocalStream::open(&folder.join("streams").join(&kinesis.stream_name), 1, now)?;
-        streams.insert(stream.name.clone(), Arc::new(opened));
-    }
+    let streams = local_streams(&program, before.as_ref(), &folder.join("streams"), now)?;
+    let mut by_source = BTreeMap::new();
+    let mut file_sources = BTreeMap::new();
     for lost in before.iter().flat_map(|before| leat_compile::state::lost(before, &program)) {
         if options.talk {
             eprintln!("  lost with this change: {lost}");
@@ -172,6 +139,54 @@ fn open(program: Program, options: &Options) -> Result<World> {
         clock: Arc::new(SystemClock),
     };
     Ok(World { program: Arc::new(program), store, files, written, streams, ports })
+}
+
+/// Looks at everything that can be wrong before anything is changed; answers the folder of the state, which exists then.
+fn prepared(program: &Program, options: &Options) -> Result<PathBuf> {
+    let document = &program.document;
+    let folder = options.state.join(&document.namespace).join(&document.name);
+    let known: Vec<&str> = document.spec.sources.iter().filter_map(|s| s.stream.as_deref()).collect();
+    for (name, feed) in &options.feeds {
+        if !known.contains(&name.as_str()) {
+            bail!("no source reads a stream `{name}` that could be fed; {}", leat_crds::problem::suggest(name, known));
+        }
+        feed.id()?;
+    }
+    options.stand_ins.check(program)?;
+    if options.fresh && folder.exists() {
+        // Who has the state open has its lock; only then it may go.
+        drop(Store::open(&folder.join("store.redb"))?);
+        std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    Ok(folder)
+}
+
+/// A stream of the manifest is the same one as before.
+fn same_streams(program: &Program, before: Option<&Program>) -> Result<()> {
+    let name = |s: &Stream| s.kinesis.as_ref().map(|k| k.stream_name.clone()).unwrap_or_default();
+    for was in before.iter().flat_map(|p| &p.document.spec.streams) {
+        let now = program.document.spec.streams.iter().find(|is| is.name == was.name);
+        if let Some(is) = now.filter(|is| name(is) != name(was)) {
+            let why = "positions belong to a stream: declare the other one under another name, or start over with --fresh";
+            bail!("the stream `{}` was {} and is {} now; {why}", was.name, name(was), name(is));
+        }
+    }
+    Ok(())
+}
+
+/// The streams that sources read, those of the job before among them.
+fn local_streams(program: &Program, before: Option<&Program>, folder: &Path, now: i64) -> Result<BTreeMap<String, Arc<LocalStream>>> {
+    let mut streams = BTreeMap::new();
+    for spec in std::iter::once(program).chain(before).map(|p| &p.document.spec) {
+        let is_read = |stream: &&Stream| spec.sources.iter().any(|s| s.stream.as_ref() == Some(&stream.name));
+        for stream in spec.streams.iter().filter(is_read) {
+            let Some(kinesis) = stream.kinesis.as_ref().filter(|_| !streams.contains_key(&stream.name)) else { continue };
+            let shards = kinesis.shards.as_ref().map_or(4, |s| s.initial);
+            streams.insert(stream.name.clone(), Arc::new(LocalStream::open(&folder.join(&kinesis.stream_name), shards, now)?));
+        }
+    }
+    Ok(streams)
 }
 
 /// Plans as the operator does, says what is planned, makes it, and notes what was made.
