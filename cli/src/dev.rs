@@ -334,9 +334,12 @@ async fn sources(world: &World) -> Result<BTreeMap<Lineage, SourceRow>> {
     Ok(rows)
 }
 
-async fn keyed(world: &World) -> Result<Vec<KeyedRow>> {
+/// Rows of keyed tasks, by partition; a job with fewer partitions leaves those of the others.
+async fn keyed(world: &World) -> Result<BTreeMap<u16, KeyedRow>> {
     let rows = world.ports.rows.list(path::KEYED).await?;
-    Ok(rows.into_iter().map(|(_, row)| task::decode(&row.body)).collect::<Result<_, _>>()?)
+    let row =
+        |(key, row): (String, StoredRow)| -> Result<(u16, KeyedRow)> { Ok((key[path::KEYED.len()..].parse()?, task::decode(&row.body)?)) };
+    rows.into_iter().map(row).collect()
 }
 
 /// New input may come: windows are closed by time again.
@@ -406,7 +409,7 @@ async fn seal(world: &World, shared: &Shared) -> Result<bool> {
             EdgeKind::Partial(spec) => spec.size.millis() + spec.allowed_lateness.millis(),
             EdgeKind::Rows(_) => 0,
         });
-        let applied = keyed(world).await?.iter().map(|k| k.watermark).max().unwrap_or(Watermark::MIN);
+        let applied = keyed(world).await?.values().map(|k| k.watermark).max().unwrap_or(Watermark::MIN);
         let close = Watermark(newest.saturating_add(longest.max().unwrap_or_default()).saturating_add(1).max(i64::MIN + 1)).max(applied);
         change_pipeline(world, &|p| p.seal.clone().map(|s| Some(Seal { watermark: Some(close), ..s }))).await?;
         return Ok(false);
@@ -414,13 +417,14 @@ async fn seal(world: &World, shared: &Shared) -> Result<bool> {
     let settled = rows.values().all(|r| {
         r.unsent.is_empty() && r.complete.is_empty() && r.files.is_empty() && (r.watermark >= watermark || r.status == Status::Retired)
     });
-    let closed =
-        keyed(world).await?.iter().all(|k| k.watermark >= watermark && k.unsent.is_empty() && k.complete.is_empty() && k.dirty == 0);
-    Ok(settled && closed && nothing_under_way(world, shared).await?)
+    let in_use = keyed(world).await?.into_iter().filter(|(partition, _)| *partition < pipeline.partitions);
+    let in_use: Vec<KeyedRow> = in_use.map(|(_, row)| row).collect();
+    let closed = in_use.iter().all(|k| k.watermark >= watermark && k.unsent.is_empty() && k.complete.is_empty() && k.dirty == 0);
+    Ok(settled && closed && nothing_under_way(world, shared, in_use.len()).await?)
 }
 
 /// What no row tells: that no task holds anything back, and that keyed tasks have consumed all that was sent to them.
-async fn nothing_under_way(world: &World, shared: &Shared) -> Result<bool> {
+async fn nothing_under_way(world: &World, shared: &Shared, partitions: usize) -> Result<bool> {
     let mut cuts = BTreeMap::new();
     let mut live = 0;
     for (key, row) in world.ports.rows.list(path::SOURCES).await? {
@@ -432,7 +436,6 @@ async fn nothing_under_way(world: &World, shared: &Shared) -> Result<bool> {
         }
     }
     let (sources, keyed) = (shared.sources(), shared.keyed());
-    let partitions = world.ports.rows.list(path::KEYED).await?.len();
     let consumed = |k: &keyed::Progress| {
         k.settled && k.consumed.as_ref().is_some_and(|c| cuts.iter().all(|(lineage, cut)| c.get(lineage).is_none_or(|seen| seen >= cut)))
     };

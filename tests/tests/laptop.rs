@@ -452,3 +452,20 @@ fn an_attribute_may_be_called_as_the_time_that_travels_with_events() {
         assert!(row[place("leat_event_time")].as_str().and_then(|id| id.parse::<u64>().ok()).is_some_and(|id| id < 7), "{row}");
     }
 }
+
+#[test]
+fn a_job_with_fewer_partitions_comes_to_its_end() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let steps = json!([{"name": "sums", "from": ["in"], "window": {"tumbling": "1s"}, "groupBy": ["k"], "aggregate": {"c": "count(*)"}}]);
+    let of = |shards: u32| {
+        let mut all: Value = serde_json::from_str(&manifest("in", &steps, &json!([files("sums", "sums")]))).expect("JSON");
+        all["spec"]["streams"][0]["kinesis"]["shards"]["initial"] = json!(shards);
+        all.to_string()
+    };
+    // One partition for each eight shards.
+    let events = |from: u64| (from..from + 100).map(|i| event(i, 1000 * i)).collect::<Vec<_>>();
+    assert_eq!(run(folder.path(), &of(40), &events(0))["done"], true);
+    assert_eq!(run(folder.path(), &of(8), &events(1000))["done"], true);
+    let counted: u64 = rows(folder.path(), "out/sums").iter().filter_map(|r| r["c"].as_u64()).sum();
+    assert_eq!(counted, 200);
+}

@@ -21,7 +21,7 @@ pub(super) async fn report(world: &World, done: bool, before: u64, seconds: f64)
         ledger.add(&row.ledger);
         taken += row.taken;
     }
-    keyed(world).await?.iter().for_each(|row| ledger.add(&row.ledger));
+    keyed(world).await?.values().for_each(|row| ledger.add(&row.ledger));
     let program = &world.program;
     let mut names: Vec<String> = program.sources.iter().map(|s| s.name.clone()).collect();
     names.extend(program.document.spec.steps.iter().map(|s| s.name.clone()));
