@@ -204,8 +204,8 @@ struct Rows {
 }
 
 enum Form {
-    /// For each field of the source the file's; `None`: the file has not got it.
-    Csv(Vec<Option<usize>>, u8),
+    /// For each field of the source the file's.
+    Csv(Vec<usize>, u8),
     /// For each field of the file its name, and whether it is written without quotes.
     Json(Vec<(String, bool)>),
 }
@@ -225,7 +225,7 @@ impl Rows {
                 if let Some(missing) = csv.header.iter().find(|n| !names.contains(n)) {
                     bail!("it does not name `{missing}`, which the source reads; {}", suggest(missing, known));
                 }
-                Form::Csv(csv.header.iter().map(|n| names.iter().position(|name| name == n)).collect(), csv.delimiter)
+                Form::Csv(csv.header.iter().filter_map(|n| names.iter().position(|name| name == n)).collect(), csv.delimiter)
             }
             _ => {
                 if source.is_some_and(|s| !s.decode.fields.iter().any(|f| names.contains(&f.name))) {
@@ -265,7 +265,7 @@ impl Rows {
                     if i > 0 {
                         out.push(*delimiter);
                     }
-                    let value = from.map_or(&[][..], field);
+                    let value = field(*from);
                     let plain = !value.iter().any(|b| [b'"', b'\n', b'\r', *delimiter].contains(b));
                     if plain {
                         out.extend_from_slice(value);
