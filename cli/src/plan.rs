@@ -1,17 +1,13 @@
 //! `leat plan`: what the operator would do, from the live cluster and the live account. Reads only.
 
-use std::collections::BTreeMap;
-
 use anyhow::{Context, Result};
-use k8s_openapi::api::apps::v1::Deployment;
 use kube::api::{Api, DynamicObject};
 use leat_compile::References;
-use leat_crds::names;
 use leat_crds::spec::StreamingPipelineSpec;
 use leat_operator::clouds::Clouds;
 use leat_operator::controller::api_resource;
 use leat_operator::pass::{Installation, Subject, references};
-use leat_operator_core::children::WorkerImage;
+use leat_operator_core::children::WorkerDefaults;
 use leat_operator_core::plan::{Action, Observed};
 
 use crate::manifest::{self, Document, Located};
@@ -59,7 +55,7 @@ pub async fn plan(documents: &[Document], installation: &str) -> Result<Result<P
     let kube = kube::Client::try_default().await.context("cannot reach a cluster: is there a kubeconfig?")?;
     let mut installation = Installation {
         id: installation.to_owned(),
-        workers: WorkerImage { image: format!("leat-worker:{}", env!("CARGO_PKG_VERSION")), environment: BTreeMap::new() },
+        workers: WorkerDefaults { image: format!("leat-worker:{}", env!("CARGO_PKG_VERSION")), ..WorkerDefaults::default() },
         kube,
         clouds: Clouds::default(),
     };
@@ -80,7 +76,7 @@ pub async fn plan(documents: &[Document], installation: &str) -> Result<Result<P
         Err(kube::Error::Api(status)) if status.code == 404 => None,
         other => other.context("cannot read the pipeline from the cluster")?,
     };
-    if let Some(workers) = workers(&installation, &namespace, &name).await? {
+    if let Some(workers) = installation.defaults(&namespace, &name).await.context("cannot read the pipeline's job from the cluster")? {
         installation.workers = workers;
     }
     let status = live.as_ref().and_then(|l| serde_json::from_value(l.data.get("status")?.clone()).ok()).unwrap_or_default();
@@ -116,24 +112,4 @@ async fn in_cluster(installation: &Installation, documents: &[Document]) -> Resu
         known.config_maps.extend(found.config_maps);
     }
     Ok(known)
-}
-
-/// What the operator says about workers, as the Deployment that it made shows it.
-async fn workers(installation: &Installation, namespace: &str, name: &str) -> Result<Option<WorkerImage>> {
-    let api: Api<Deployment> = Api::namespaced(installation.kube.clone(), namespace);
-    let Some(found) = api.get_opt(&names::workers(name)).await.context("cannot read the workers from the cluster")? else {
-        return Ok(None);
-    };
-    let pod = found.spec.template.spec;
-    let container = pod.and_then(|p| p.containers.into_iter().find(|c| c.name == "worker"));
-    Ok(container.map(|c| WorkerImage {
-        image: c.image.unwrap_or_default(),
-        environment: c
-            .env
-            .unwrap_or_default()
-            .into_iter()
-            .filter(|e| e.name.starts_with(leat_aws::ENDPOINT_VARIABLES))
-            .filter_map(|e| Some((e.name, e.value?)))
-            .collect(),
-    }))
 }

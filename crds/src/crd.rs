@@ -16,7 +16,8 @@ pub fn definition() -> Value {
     json!({
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": format!("streamingpipelines.{GROUP}")},
+        // A definition that goes takes every pipeline with it: Helm leaves it where it is.
+        "metadata": {"name": format!("streamingpipelines.{GROUP}"), "annotations": {"helm.sh/resource-policy": "keep"}},
         "spec": {
             "group": GROUP,
             "names": {"kind": "StreamingPipeline", "listKind": "StreamingPipelineList", "plural": "streamingpipelines", "singular": "streamingpipeline", "shortNames": ["sp"], "categories": ["leat"]},
@@ -45,7 +46,7 @@ pub fn definition() -> Value {
                         "kind": {"type": "string"},
                         "metadata": {"type": "object"},
                         "spec": structural::<StreamingPipelineSpec>(),
-                        "status": structural::<StreamingPipelineStatus>(),
+                        "status": status(),
                     },
                     "x-kubernetes-validations": [{
                         "rule": format!("size(self.metadata.name) <= {LONGEST}"),
@@ -55,6 +56,14 @@ pub fn definition() -> Value {
             }],
         },
     })
+}
+
+/// Until the operator has looked at a pipeline, its status is about no generation: whoever waits for it (kstatus, Argo CD)
+/// then does not take a new object for one that is ready.
+fn status() -> Value {
+    let mut status = structural::<StreamingPipelineStatus>();
+    status["default"] = json!({"observedGeneration": -1});
+    status
 }
 
 fn structural<T: JsonSchema>() -> Value {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
 use kube::runtime::controller::{Action, Controller};
 use kube::runtime::finalizer::{self, finalizer};
@@ -20,10 +21,8 @@ use kube::{Api, Resource as _, ResourceExt as _};
 use leat_compile::program::Program;
 use leat_crds::problem::Problem;
 use leat_crds::spec::{DeletionPolicy, StreamingPipelineSpec};
-use leat_crds::status::{StreamingPipelineStatus, WorkersStatus};
+use leat_crds::status::StreamingPipelineStatus;
 use leat_crds::{GROUP, VERSION, names};
-use leat_operator_core::children::selector;
-use leat_operator_core::desired;
 use leat_operator_core::plan::{self, Row};
 use leat_operator_core::report::{Facts, Outcome, invalid, status};
 use leat_operator_core::resource::{Kind, Wish};
@@ -31,6 +30,8 @@ use thiserror::Error;
 
 use crate::events::Events;
 use crate::pass::{Installation, Subject, references};
+use crate::web::Telemetry;
+use crate::workers;
 
 /// Holds a deleted pipeline until its deletion policy is carried out.
 pub const FINALIZER: &str = "leat.dev/resources";
@@ -61,6 +62,8 @@ pub struct Loop {
     pub installation: Installation,
     /// How often drift is looked for.
     pub drift_interval: Duration,
+    /// What it says of itself.
+    pub telemetry: Arc<Telemetry>,
 }
 
 /// The resource of pipelines.
@@ -90,7 +93,8 @@ pub async fn run(run: Loop) {
     controller
         .owns(Api::<Deployment>::all(kube.clone()), ours.clone())
         .owns(Api::<ConfigMap>::all(kube.clone()), ours.clone())
-        .owns(Api::<ServiceAccount>::all(kube.clone()), ours)
+        .owns(Api::<ServiceAccount>::all(kube.clone()), ours.clone())
+        .owns(Api::<PodDisruptionBudget>::all(kube.clone()), ours)
         // A schema's definition may stand in a ConfigMap of the user's.
         .watches(Api::<ConfigMap>::all(kube), watcher::Config::default(), move |map| {
             let (name, namespace) = (map.name_any(), map.namespace());
@@ -129,7 +133,9 @@ async fn reconcile(pipeline: Arc<DynamicObject>, context: Arc<Context>) -> Resul
             finalizer::Event::Cleanup(pipeline) => clean_up(&pipeline, &context).await,
         }
     });
-    match finished.await {
+    let finished = finished.await;
+    context.run.telemetry.passed(finished.is_ok());
+    match finished {
         Ok(action) => Ok(action),
         Err(finalizer::Error::ApplyFailed(error) | finalizer::Error::CleanupFailed(error)) => Err(error),
         // The object is newer than the one that was looked at.
@@ -202,12 +208,14 @@ async fn apply(pipeline: &DynamicObject, context: &Context) -> Result<Action, Pa
     let subject = Subject { program, uid: pipeline.uid(), generation, now: millis(), status: before.clone() };
     let rows = installation.plan(&subject).await?;
     let outcomes = carry_out(context, pipeline, &subject, &rows).await;
+    let (workers, trouble) = workers::look(&installation.kube, &subject.program).await?;
     let next = status(&Facts {
         rows: &rows,
         outcomes: &outcomes,
         generation,
         streams: subject.program.document.spec.streams.len().try_into().unwrap_or(u32::MAX),
-        workers: workers(context, &subject.program).await?,
+        workers: workers.clone(),
+        trouble,
         before: &before,
         now: &now(),
     });
@@ -223,6 +231,8 @@ async fn apply(pipeline: &DynamicObject, context: &Context) -> Result<Action, Pa
     Ok(Action::requeue(match () {
         () if failed => RETRY,
         () if open => PENDING,
+        // Pods are not watched: why they are not ready may change without their number.
+        () if workers.ready < workers.desired => RETRY,
         () => context.run.drift_interval,
     }))
 }
@@ -265,15 +275,6 @@ fn listed(problems: &[Problem]) -> String {
     lines.join("\n")
 }
 
-async fn workers(context: &Context, program: &Program) -> Result<WorkersStatus, PassError> {
-    let document = &program.document;
-    let api: Api<Deployment> = Api::namespaced(context.run.installation.kube.clone(), &document.namespace);
-    let found = api.get_opt(&names::workers(&document.name)).await?;
-    let ready = found.and_then(|d| d.status).and_then(|s| s.ready_replicas).unwrap_or_default();
-    let (desired, reason) = desired::workers(program);
-    Ok(WorkersStatus { desired, ready: ready.try_into().unwrap_or_default(), selector: selector(&document.name), reason })
-}
-
 /// Writes status if it changed; answers whether it did.
 async fn write_status(
     context: &Context,
@@ -310,10 +311,15 @@ async fn clean_up(pipeline: &DynamicObject, context: &Context) -> Result<Action,
         own.chain([s.deletion_policy]).any(|p| p == Some(DeletionPolicy::Delete))
     };
     if before.resources.is_empty() || spec.as_ref().is_ok_and(|s| !deletes(s)) {
+        let kept = before.resources.iter().filter(|r| r.incarnation.is_some()).map(|r| format!("{} {}", r.kind, r.name));
+        tell_kept(pipeline, context, kept.collect()).await;
         return Ok(Action::await_change());
     }
     match end(pipeline, context, spec, &before).await {
-        Ok(()) => Ok(Action::await_change()),
+        Ok(kept) => {
+            tell_kept(pipeline, context, kept).await;
+            Ok(Action::await_change())
+        }
         Err(error) => {
             let message = format!("{error}; to let the pipeline go without deleting more, remove the finalizer {FINALIZER}");
             let next = invalid(&before, pipeline.metadata.generation.unwrap_or_default(), &now(), "DeletionWaits", &message);
@@ -325,12 +331,21 @@ async fn clean_up(pipeline: &DynamicObject, context: &Context) -> Result<Action,
     }
 }
 
+/// Says what a pipeline leaves behind: its object, which would say it, goes.
+async fn tell_kept(pipeline: &DynamicObject, context: &Context, kept: Vec<String>) {
+    if !kept.is_empty() {
+        let note = format!("stays in AWS with its data, as deletionPolicy says: {}", kept.join(", "));
+        context.events.normal(&pipeline.object_ref(&api_resource()), "Retained", &note).await;
+    }
+}
+
+/// Deletes what its policy deletes; answers what stays.
 async fn end(
     pipeline: &DynamicObject,
     context: &Context,
     spec: Result<StreamingPipelineSpec, Vec<Problem>>,
     before: &StreamingPipelineStatus,
-) -> Result<(), PassError> {
+) -> Result<Vec<String>, PassError> {
     let installation = &context.run.installation;
     let (namespace, name) = (pipeline.namespace().unwrap_or_default(), pipeline.name_any());
     let current = spec.as_ref().ok().cloned();
@@ -387,7 +402,11 @@ async fn end(
     // What is on its way out would look like ours, and then vanished, to the next pipeline of this name.
     match rows.iter().find(|r| !r.changes.is_empty()) {
         Some(row) => Err(PassError::Deletion(format!("{} {} is being deleted", row.resource.kind.name(), row.resource.name))),
-        None => Ok(()),
+        None => {
+            let owner = installation.owner(&subject.program).to_string();
+            let ours = |row: &&Row| matches!(&row.observed, plan::Observed::Present(found) if found.owner.as_ref() == Some(&owner));
+            Ok(rows.iter().filter(ours).map(|row| format!("{} {}", row.resource.kind.name(), row.resource.name)).collect())
+        }
     }
 }
 

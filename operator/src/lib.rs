@@ -3,6 +3,9 @@
 
 pub mod clouds;
 pub mod controller;
+pub mod election;
 pub mod events;
 pub mod pass;
 pub mod providers;
+pub mod web;
+pub mod workers;

@@ -14,7 +14,7 @@ use leat_crds::job::JobDocument;
 use leat_crds::names;
 use leat_crds::spec::{DriftPolicy, StreamingPipelineSpec};
 use leat_crds::status::StreamingPipelineStatus;
-use leat_operator_core::children::{Parent, WorkerImage, children};
+use leat_operator_core::children::{Parent, WorkerDefaults, children};
 use leat_operator_core::desired::desired;
 use leat_operator_core::plan::{Action, Context, Observed, Row, deletion, hold, plan};
 use leat_operator_core::resource::{Kind, Owner, Resource, Wish};
@@ -30,7 +30,7 @@ pub struct Installation {
     /// Its id: half of the marker on everything that it owns.
     pub id: String,
     /// What workers run.
-    pub workers: WorkerImage,
+    pub workers: WorkerDefaults,
     /// The cluster.
     pub kube: Client,
     /// AWS.
@@ -134,6 +134,13 @@ impl Installation {
         let data = maps.get_opt(&names::job(name)).await?.and_then(|m| m.data).unwrap_or_default();
         let document = data.get("job.json").and_then(|j| serde_json::from_str(j).ok());
         Ok(document.zip(data.get("revision").and_then(|r| r.parse().ok())))
+    }
+
+    /// What the operator said about workers when it wrote a pipeline's job.
+    pub async fn defaults(&self, namespace: &str, name: &str) -> Result<Option<WorkerDefaults>, kube::Error> {
+        let maps: Api<ConfigMap> = Api::namespaced(self.kube.clone(), namespace);
+        let data = maps.get_opt(&names::job(name)).await?.and_then(|m| m.data).unwrap_or_default();
+        Ok(data.get("workers.json").and_then(|text| serde_json::from_str(text).ok()))
     }
 
     /// The revision of a pipeline's job, that of the ConfigMap when it holds this very job, else a new one; and what a new

@@ -57,7 +57,7 @@ pub async fn observe(services: &Services, resource: &Resource) -> Result<Observe
         Kind::DynamoDbTable => dynamodb::observe(&services.dynamodb, resource).await,
         Kind::GlueRegistry => glue::observe_registry(&services.glue, resource).await,
         Kind::GlueSchema => glue::observe_schema(&services.glue, resource).await,
-        Kind::ServiceAccount | Kind::ConfigMap | Kind::Deployment => Ok(Observed::Absent),
+        Kind::ServiceAccount | Kind::ConfigMap | Kind::PodDisruptionBudget | Kind::Deployment => Ok(Observed::Absent),
     }
 }
 

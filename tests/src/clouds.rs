@@ -1,9 +1,9 @@
-//! Emulators of AWS on loopback that answer the real SDKs: ferrokinesis or kinesis-local, DynamoDB Local, moto for S3 and
+//! Emulators of AWS that answer the real SDKs: ferrokinesis or kinesis-local, DynamoDB Local, moto for S3 and
 //! Glue.
 //!
 //! A proxy of ours stands in front of the first two. It answers what they lack (ferrokinesis: tags with the creation of a
 //! stream; DynamoDB Local: tags and continuous backups), and can hold back or refuse calls, so that a fault comes at a
-//! known moment.
+//! known moment. The emulators are on loopback; what clients reach are gates, which can be closed.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,6 +23,7 @@ use hyper_util::rt::TokioExecutor;
 use leat_aws::{Retries, SdkConfig, Target};
 use serde_json::{Value, json};
 
+use crate::gate::Gate;
 use crate::process::{Program, free_port, tool, until};
 
 /// What the proxy in front of DynamoDB Local does and knows.
@@ -67,12 +68,13 @@ pub struct Clouds {
     pub endpoints: BTreeMap<&'static str, String>,
     /// The proxy in front of DynamoDB Local.
     pub proxy: Arc<Proxy>,
+    gates: Vec<Gate>,
     _programs: Vec<Program>,
 }
 
 impl Clouds {
-    /// Starts all emulators, with logs in `folder`.
-    pub async fn start(folder: &Path, kinesis_by: Kinesis) -> Self {
+    /// Starts all emulators, with logs in `folder`; clients reach them at `address`.
+    pub async fn start(folder: &Path, kinesis_by: Kinesis, address: &str) -> Self {
         let (kinesis, tls, dynamodb, moto) = (free_port(), free_port(), free_port(), free_port());
         let mut programs = Vec::new();
         let mut command = match kinesis_by {
@@ -110,15 +112,22 @@ impl Clouds {
             })
             .await;
         }
-        let at = |port: u16| format!("http://127.0.0.1:{port}");
-        let endpoints = BTreeMap::from([
-            ("AWS_ENDPOINT_URL_KINESIS", at(kinesis_front)),
-            ("AWS_ENDPOINT_URL_DYNAMODB", at(front)),
-            ("AWS_ENDPOINT_URL_GLUE", at(moto)),
-            ("AWS_ENDPOINT_URL_S3", at(moto)),
-            ("AWS_ENDPOINT_URL_STS", at(moto)),
-        ]);
-        Self { endpoints, proxy, _programs: programs }
+        let (mut endpoints, mut gates) = (BTreeMap::new(), Vec::new());
+        for (behind, services) in [
+            (kinesis_front, &["AWS_ENDPOINT_URL_KINESIS"][..]),
+            (front, &["AWS_ENDPOINT_URL_DYNAMODB"]),
+            (moto, &["AWS_ENDPOINT_URL_GLUE", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_STS"]),
+        ] {
+            let gate = Gate::open(address, behind).await;
+            endpoints.extend(services.iter().map(|service| (*service, format!("http://{}", gate.address))));
+            gates.push(gate);
+        }
+        Self { endpoints, proxy, gates, _programs: programs }
+    }
+
+    /// All of AWS is there, or gone: connections end and are refused.
+    pub fn reachable(&self, there: bool) {
+        self.gates.iter().for_each(|gate| gate.set(there));
     }
 
     /// Gives a program the endpoints and credentials that no cloud knows.

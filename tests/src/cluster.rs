@@ -77,16 +77,8 @@ impl Cluster {
             String::from_utf8_lossy(&output.stdout).into_owned()
         };
         helm(&["lint", "--strict", "charts/leat"]);
-        let rendered = helm(&[
-            "template",
-            "leat",
-            "charts/leat",
-            "--namespace",
-            "leat-system",
-            "--include-crds",
-            "--set",
-            "operator.env.AWS_REGION=us-east-1",
-        ]);
+        let rendered =
+            helm(&["template", "leat", "charts/leat", "--namespace", "leat-system", "--set", "operator.env.AWS_REGION=us-east-1"]);
         let file = self.folder.join("chart.yaml");
         std::fs::write(&file, rendered).expect("a file");
         self.apply(&file).expect("the chart is applied");

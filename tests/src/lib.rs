@@ -1,8 +1,11 @@
 //! What tests of the whole product share: the binary that users run, scratch folders, and DuckDB for answers that are
 //! not our own.
 
+pub mod clickstream;
 pub mod clouds;
 pub mod cluster;
+pub mod gate;
+pub mod kafka;
 pub mod process;
 
 use std::path::{Path, PathBuf};

@@ -7,36 +7,24 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use aws_sdk_kinesis::primitives::Blob;
-use aws_sdk_kinesis::types::{PutRecordsRequestEntry, StreamStatus};
-use base64::Engine;
+use aws_sdk_kinesis::types::StreamStatus;
 use leat::generate::{self, Fate};
-use leat::sample::Keys;
 use leat_runtime::connectors::aws::dynamodb::LeaseTable;
 use leat_runtime::engine::ports::Rows;
 use leat_runtime::engine::task::decode;
 use leat_runtime_core::key::partition_hash;
 use leat_runtime_core::path;
-use leat_runtime_core::row::{KeyedRow, PipelineRow, SourceRow};
+use leat_runtime_core::row::PipelineRow;
+use leat_tests::clickstream::{
+    EVENTS, SEED, STREAM, Sent, TABLE, WRONG_KEYS, closing, compare, events, keyed_rows, open_shards, owners, send, source_rows,
+};
 use leat_tests::clouds::{Clouds, Kinesis};
 use leat_tests::cluster::Cluster;
 use leat_tests::process::{Program, free_port, until};
-use leat_tests::{duckdb, leat, program, repository};
-use serde_json::{Value, json};
+use leat_tests::{leat, program, repository};
+use serde_json::Value;
 
-const SEED: u64 = 11;
-const EVENTS: u64 = 100_000;
-const WRONG_KEYS: usize = 100;
-const STREAM: &str = "clickstream-events";
-const TABLE: &str = "clickstream-counters";
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// A record as it is sent.
-struct Sent {
-    data: Vec<u8>,
-    key: String,
-    wrong: bool,
-}
 
 /// Everything that the test runs.
 struct World {
@@ -48,7 +36,7 @@ struct World {
 
 impl World {
     async fn start(folder: &Path) -> Self {
-        let (cluster, clouds) = tokio::join!(Cluster::start(folder), Clouds::start(folder, Kinesis::Ferrokinesis));
+        let (cluster, clouds) = tokio::join!(Cluster::start(folder), Clouds::start(folder, Kinesis::Ferrokinesis, "127.0.0.1"));
         let kubeconfig = cluster.install();
         cluster.kubectl(&["create", "namespace", "analytics"]).expect("a namespace");
         let mut command = program("leat-operator");
@@ -106,151 +94,6 @@ impl Worker {
         let text = String::from_utf8_lossy(&output.map_err(|e| e.to_string())?.stdout).into_owned();
         let line = text.lines().find_map(|l| l.strip_prefix(&format!("{name}{{}} "))).ok_or_else(|| format!("no {name} in:\n{text}"))?;
         line.parse().map_err(|e| format!("{line}: {e}"))
-    }
-}
-
-/// Owner of each task's row.
-async fn owners(leases: &LeaseTable) -> BTreeMap<String, String> {
-    let mut owners = BTreeMap::new();
-    for prefix in [path::SOURCES, path::KEYED] {
-        for (key, row) in leases.list(prefix).await.expect("rows") {
-            owners.insert(key, row.fence.owner);
-        }
-    }
-    owners
-}
-
-async fn source_rows(leases: &LeaseTable) -> Vec<SourceRow> {
-    leases.list(path::SOURCES).await.expect("rows").iter().map(|(_, r)| decode(&r.body).expect("a row")).collect()
-}
-
-async fn keyed_rows(leases: &LeaseTable) -> Vec<(String, String, KeyedRow)> {
-    let rows = leases.list(path::KEYED).await.expect("rows");
-    rows.into_iter().map(|(key, r)| (key, r.fence.owner, decode(&r.body).expect("a row"))).collect()
-}
-
-/// Sends records in their order.
-async fn send(kinesis: &aws_sdk_kinesis::Client, records: &[Sent]) {
-    for batch in records.chunks(400) {
-        let entries = batch
-            .iter()
-            .map(|r| PutRecordsRequestEntry::builder().data(Blob::new(r.data.clone())).partition_key(&r.key).build().expect("an entry"));
-        let answer = kinesis.put_records().stream_name(STREAM).set_records(Some(entries.collect())).send().await.expect("PutRecords");
-        assert_eq!(answer.failed_record_count().unwrap_or_default(), 0);
-    }
-}
-
-/// Open shards: id, first and last hash.
-async fn open_shards(kinesis: &aws_sdk_kinesis::Client) -> Vec<(String, u128, u128)> {
-    let listed = kinesis.list_shards().stream_name(STREAM).send().await.expect("ListShards");
-    let open = listed.shards().iter().filter(|s| s.sequence_number_range().is_some_and(|r| r.ending_sequence_number().is_none()));
-    open.map(|s| {
-        let range = s.hash_key_range().expect("a range");
-        let hash = |t: &str| t.parse::<u128>().expect("a hash");
-        (s.shard_id().to_owned(), hash(range.starting_hash_key()), hash(range.ending_hash_key()))
-    })
-    .collect()
-}
-
-/// The generated events with their partition keys; some keys are wrong.
-fn events(first: i64) -> Vec<Sent> {
-    let text = std::fs::read_to_string(repository().join("manifests/pipelines/clickstream.yaml")).expect("the manifest");
-    let documents = leat::manifest::documents("clickstream.yaml", &text).expect("YAML");
-    let pipeline = leat::manifest::pipeline(&documents, leat::manifest::References::default()).expect("a pipeline");
-    let mut keys = Keys::new(&pipeline.program, "events");
-    let mut wrong = 0;
-    (0..EVENTS)
-        .map(|number| {
-            let mut data = Vec::new();
-            generate::write_at(SEED, number, first, &mut data);
-            let key = keys.of(&data.clone().into(), &[data.len()]).remove(0);
-            let mut sent = Sent { data, key: String::from_utf8(key).expect("text"), wrong: false };
-            let due = number as usize > wrong * (EVENTS as usize / WRONG_KEYS) + 300;
-            if due && wrong < WRONG_KEYS && generate::event(SEED, number).fate == Fate::Good {
-                (sent.key, sent.wrong) = (format!("wrong-{number}"), true);
-                wrong += 1;
-            }
-            sent
-        })
-        .collect()
-}
-
-/// One event for each open shard, beyond the end of every window, its lateness and the out-of-orderness.
-fn closing(shards: &[(String, u128, u128)], time: i64) -> Vec<Sent> {
-    let event = |(n, (_, first, last)): (usize, &(String, u128, u128))| {
-        let cookie =
-            (0..).map(|k| format!("close-{k}")).find(|c| (*first..=*last).contains(&partition_hash(c.as_bytes()))).expect("a cookie");
-        let ts = leat::format_millis(time);
-        let data =
-            json!({"event_id": format!("closing-{n}"), "cookie_id": cookie, "ts": ts, "type": "view", "campaign_id": null, "spend": 0});
-        Sent { data: data.to_string().into_bytes(), key: cookie, wrong: false }
-    };
-    shards.iter().enumerate().map(event).collect()
-}
-
-/// What DuckDB makes of the records that were sent, and of the files that were written.
-const QUERY: &str = r#"
-import duckdb, json, sys
-sent, lake = sys.argv[1], sys.argv[2] + "/clickstream"
-db = duckdb.connect()
-db.execute("SET TimeZone='UTC'; SET enable_progress_bar=false")
-one = lambda q: db.execute(q).fetchone()
-db.execute(f"CREATE TABLE sent AS SELECT n, key, wrong, from_base64(data) AS data FROM read_json('{sent}', format='newline_delimited', columns={{n:'BIGINT',key:'VARCHAR',wrong:'BOOLEAN',data:'VARCHAR'}})")
-raw = f"read_parquet('{lake}/raw/**/*.parquet', hive_partitioning=false)"
-curated = f"read_parquet('{lake}/curated/**/*.parquet', hive_partitioning=false)"
-dead = f"read_json('{lake}/dead-letters/**/*.jsonl', format='newline_delimited', hive_partitioning=false)"
-db.execute("""CREATE TABLE events AS SELECT * FROM (
-  SELECT n, json_extract_string(j, '$.event_id') AS event_id, json_extract_string(j, '$.campaign_id') AS campaign, json_extract_string(j, '$.type') AS type,
-         json_extract_string(j, '$.spend')::DECIMAL(18,4) AS spend, json_extract_string(j, '$.ts')::TIMESTAMP AS ts, json_type(j, '$.cookie_id') AS cookie_type
-  FROM (SELECT n, decode(data) AS j FROM sent WHERE NOT wrong AND try(json_valid(decode(data))))
-) WHERE cookie_type = 'VARCHAR' AND year(ts) < 10000""")
-db.execute("""CREATE TABLE firsts AS SELECT * FROM (SELECT *, row_number() OVER (PARTITION BY event_id ORDER BY n) AS nth FROM events
-  WHERE spend >= 0 AND type IN ('view','click','purchase')) WHERE nth = 1""")
-facts = lambda t: one(f"SELECT count(*), count(DISTINCT event_id), sum(hash(event_id))::VARCHAR, sum(spend)::VARCHAR, min(ts)::VARCHAR, max(ts)::VARCHAR FROM {t}")
-bytes_of = lambda t, k: one(f"SELECT count(*), sum(hash(data))::VARCHAR, sum(hash({k}, data))::VARCHAR FROM {t}")
-print(json.dumps({
-  "sent": bytes_of("sent", "key"), "raw": bytes_of(raw, "partition_key"), "positions": one(f"SELECT count(DISTINCT (lineage, position)) FROM {raw}")[0],
-  "curated": facts(curated), "firsts": facts("firsts"),
-  "dead": dict(db.execute(f"SELECT step || ': ' || reason, count(*) FROM {dead} GROUP BY 1").fetchall()),
-  "counters": db.execute("""SELECT campaign, strftime(date_trunc('minute', ts), '%Y-%m-%dT%H:%M'), count(*) FILTER (WHERE type = 'click'), sum(spend)::VARCHAR
-     FROM firsts WHERE campaign IS NOT NULL GROUP BY 1, 2 ORDER BY 1, 2""").fetchall(),
-}))
-"#;
-
-/// A decimal in units of 0.0001.
-fn units(text: &str) -> i64 {
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    format!("{whole}{fraction:0<4}").parse().unwrap_or_else(|e| panic!("{text}: {e}"))
-}
-
-type Counter = (String, String, i64, i64);
-
-async fn counters(clouds: &Clouds) -> Vec<Counter> {
-    let mut found = Vec::new();
-    let mut pages = clouds.dynamodb().await.scan().table_name(TABLE).consistent_read(true).into_paginator().items().send();
-    while let Some(item) = pages.next().await {
-        let item = item.expect("an item");
-        let s = |name: &str| item[name].as_s().expect(name).clone();
-        let n = |name: &str| item[name].as_n().expect(name).clone();
-        assert!(n("expires_at").parse::<i64>().is_ok());
-        found.push((s("campaign_id"), s("minute"), n("clicks").parse().expect("a count"), units(&n("spend"))));
-    }
-    found.sort();
-    found
-}
-
-/// Copies a bucket into a folder.
-async fn download(clouds: &Clouds, bucket: &str, to: &Path) {
-    let s3 = clouds.s3().await;
-    let mut pages = s3.list_objects_v2().bucket(bucket).into_paginator().send();
-    while let Some(page) = pages.next().await {
-        for object in page.expect("a page").contents() {
-            let key = object.key().expect("a key");
-            let body = s3.get_object().bucket(bucket).key(key).send().await.expect("an object").body.collect().await.expect("bytes");
-            let file = to.join(key);
-            std::fs::create_dir_all(file.parent().expect("a folder")).expect("a folder");
-            std::fs::write(file, body.into_bytes()).expect("a file");
-        }
     }
 }
 
@@ -313,7 +156,7 @@ async fn provisioned(world: &World) {
     assert_eq!(deployment["metadata"]["ownerReferences"][0]["name"], "clickstream");
     let object = world.cluster.get("analytics", "streamingpipeline", "clickstream").expect("the pipeline");
     let rows = object["status"]["resources"].as_array().expect("rows");
-    assert_eq!(rows.len(), 9, "{rows:?}");
+    assert_eq!(rows.len(), 10, "{rows:?}");
     assert!(rows.iter().all(|r| r["state"] == "Ready"), "{rows:?}");
     let events = world.cluster.kubectl(&["-n", "analytics", "get", "events", "-o", "json"]).expect("events");
     assert!(events.contains("create KinesisStream clickstream-events"), "{events}");
@@ -418,7 +261,7 @@ async fn data(world: &World) {
     .await;
 
     changed(world, &leases, revision, [&mut a, &mut other]).await;
-    compare(world, &records).await;
+    compare(&world.clouds, &world.folder, &records).await;
 }
 
 /// Another job: workers end in order, new ones drain the job before, which closes its files.
@@ -466,47 +309,14 @@ async fn changed(world: &World, leases: &LeaseTable, before: u64, workers: [&mut
     }
 }
 
-async fn compare(world: &World, records: &[Sent]) {
-    let mut lines = String::new();
-    for (n, r) in records.iter().enumerate() {
-        let data = base64::engine::general_purpose::STANDARD.encode(&r.data);
-        lines.push_str(&json!({"n": n, "key": r.key, "wrong": r.wrong, "data": data}).to_string());
-        lines.push('\n');
-    }
-    let sent = world.folder.join("sent.jsonl");
-    std::fs::write(&sent, lines).expect("a file");
-    let lake = world.folder.join("lake");
-    download(&world.clouds, "example-lake", &lake).await;
-    let found = duckdb(QUERY, &[&sent.display().to_string(), &lake.display().to_string()]).expect("DuckDB answers");
-    assert_eq!(found["raw"], found["sent"], "every record is in the archive once, with its partition key");
-    assert_eq!(found["positions"], found["sent"][0]);
-    assert_eq!(found["curated"], found["firsts"], "each valid event is in the curated files once");
-    assert_eq!(found["curated"][0], found["curated"][1]);
-    assert_eq!(found["dead"]["clicks: wrong-shard"], WRONG_KEYS, "{}", found["dead"]);
-    let fates = |fate: Fate| (0..EVENTS).filter(|n| generate::event(SEED, *n).fate == fate).count();
-    assert_eq!(found["dead"]["clicks: malformed"], fates(Fate::Malformed));
-    assert_eq!(found["dead"]["clicks: schema"], fates(Fate::Schema));
-    assert_eq!(found["dead"]["valid: rule:known_type"], fates(Fate::UnknownType));
-    assert_eq!(found["dead"]["valid: rule:spend_not_negative"], fates(Fate::NegativeSpend));
-    assert_eq!(found["dead"].as_object().map(|d| d.len()), Some(5), "{}", found["dead"]);
-    let expected: Vec<Counter> = found["counters"]
-        .as_array()
-        .expect("rows")
-        .iter()
-        .map(|r| {
-            let text = |i: usize| r[i].as_str().expect("text").to_owned();
-            (text(0), text(1), r[2].as_i64().expect("a count"), units(&text(3)))
-        })
-        .collect();
-    let got = counters(&world.clouds).await;
-    assert!(expected.len() > 1_000, "{}", expected.len());
-    assert!(got == expected, "{} of {}: {:?}", got.len(), expected.len(), got.iter().zip(&expected).find(|(a, b)| a != b));
-}
-
 /// What is deleted behind the operator's back comes back, or is reported.
 async fn healed(world: &World) {
-    for (kind, name) in [("deployment", "clickstream-workers"), ("configmap", "clickstream-job"), ("serviceaccount", "clickstream-workers")]
-    {
+    for (kind, name) in [
+        ("deployment", "clickstream-workers"),
+        ("configmap", "clickstream-job"),
+        ("serviceaccount", "clickstream-workers"),
+        ("poddisruptionbudget", "clickstream-workers"),
+    ] {
         let uid = |object: &Value| object["metadata"]["uid"].as_str().map(str::to_owned);
         let before = uid(&world.cluster.get("analytics", kind, name).expect("a child"));
         world.cluster.kubectl(&["-n", "analytics", "delete", kind, name, "--wait=false"]).expect("a deletion");

@@ -368,7 +368,7 @@ async fn kinesis_conforms(clouds: &Clouds) {
 #[tokio::test]
 async fn aws_conforms() {
     let folder = tempfile::tempdir().expect("a folder");
-    let clouds = Clouds::start(folder.path(), Kinesis::Ferrokinesis).await;
+    let clouds = Clouds::start(folder.path(), Kinesis::Ferrokinesis, "127.0.0.1").await;
     kinesis_conforms(&clouds).await;
     let key = |name: &str| (name.to_owned(), KeyType::S);
     let table = |partition: &str, sort: Option<&str>| {
@@ -422,7 +422,7 @@ async fn aws_conforms() {
 #[tokio::test]
 async fn another_kinesis_conforms() {
     let folder = tempfile::tempdir().expect("a folder");
-    let clouds = Clouds::start(folder.path(), Kinesis::KinesisLocal).await;
+    let clouds = Clouds::start(folder.path(), Kinesis::KinesisLocal, "127.0.0.1").await;
     kinesis_conforms(&clouds).await;
     let wish = StreamWish { shards: None, fixed: false, retention_hours: Some(48), kms_key: None };
     let resource_kind = Kind::KinesisStream;

@@ -1,5 +1,7 @@
 //! `cargo xtask`: the project's own tasks.
 
+mod cluster;
+mod image;
 mod prepare;
 mod stage;
 
@@ -8,16 +10,21 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-const USAGE: &str = "cargo xtask test [--without STAGE]...
+const TEST: &str = "cargo xtask test [--without STAGE]...
   format, lint and all tests; sets up what is missing in the user's cache folder
-  stages: format, lint, tests, simulation";
+  stages: format, lint, tests, simulation, node";
+const IMAGE: &str = "cargo xtask image [--profile PROFILE] [--output FOLDER] [--root NAME FOLDER]
+  writes the images of operator and worker as OCI archives; the profile is `release` unless said
+  --root: writes the files of one image into a folder instead";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.first().map(String::as_str) {
         Some("test") => test(&arguments[1..]),
+        Some("image") => image(&arguments[1..]),
+        Some("cluster") => cluster::run(&arguments[1..]),
         _ => {
-            eprintln!("{USAGE}");
+            eprintln!("{TEST}\n{IMAGE}\n{}", cluster::USAGE);
             return ExitCode::FAILURE;
         }
     };
@@ -37,7 +44,7 @@ fn test(arguments: &[String]) -> Result<ExitCode> {
     while let Some(argument) = rest.next() {
         match (argument.as_str(), rest.next()) {
             ("--without", Some(stage)) if stage::ALL.iter().any(|s| s.name == stage) => without.push(stage.clone()),
-            _ => bail!("{USAGE}"),
+            _ => bail!("{TEST}"),
         }
     }
     let environment = prepare::prepare()?;
@@ -61,4 +68,27 @@ fn test(arguments: &[String]) -> Result<ExitCode> {
     }
     println!("{} passed, {} failed, {} skipped", total.passed, total.failed, total.left_out);
     Ok(if total.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn image(arguments: &[String]) -> Result<ExitCode> {
+    let mut options = image::Options { profile: "release".to_owned(), output: None, root: None };
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        match (argument.as_str(), rest.next()) {
+            ("--profile", Some(profile)) => options.profile.clone_from(profile),
+            ("--output", Some(folder)) => options.output = Some(folder.into()),
+            ("--root", Some(name)) => match rest.next() {
+                Some(folder) => options.root = Some((name.clone(), folder.into())),
+                None => bail!("{IMAGE}"),
+            },
+            _ => bail!("{IMAGE}"),
+        }
+    }
+    for image in image::write(&options)? {
+        let (pulled, unpacked) = image.sizes;
+        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+        println!("{} {}", image.reference, image.file.display());
+        println!("  {}, {:.1} MiB to pull, {:.1} MiB unpacked", image.digest, mib(pulled), mib(unpacked));
+    }
+    Ok(ExitCode::SUCCESS)
 }

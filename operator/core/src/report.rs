@@ -28,6 +28,8 @@ pub struct Facts<'a> {
     pub streams: u32,
     /// The workers.
     pub workers: WorkersStatus,
+    /// What stands in their way; empty: nothing.
+    pub trouble: Vec<String>,
     /// Status as it was.
     pub before: &'a StreamingPipelineStatus,
     /// Now, RFC 3339.
@@ -77,7 +79,11 @@ pub fn status(facts: &Facts<'_>) -> StreamingPipelineStatus {
     let healthy = (
         workers.ready >= workers.desired,
         if workers.ready >= workers.desired { "WorkersReady" } else { "WorkersNotReady" },
-        format!("{} of {} workers are ready; {}", workers.ready, workers.desired, workers.reason),
+        [format!("{} of {} workers are ready", workers.ready, workers.desired), workers.reason.clone()]
+            .into_iter()
+            .chain(facts.trouble.clone())
+            .collect::<Vec<_>>()
+            .join("; "),
     );
     let conditions = [("Ready", ready), ("Reconciling", reconciling), ("Stalled", stalled), ("Healthy", healthy)];
     StreamingPipelineStatus {

@@ -34,6 +34,7 @@ pub enum Kind {
     DynamoDbTable,
     ServiceAccount,
     ConfigMap,
+    PodDisruptionBudget,
     Deployment,
 }
 
@@ -52,6 +53,7 @@ impl Kind {
             Kind::DynamoDbTable => "DynamoDBTable",
             Kind::ServiceAccount => "ServiceAccount",
             Kind::ConfigMap => "ConfigMap",
+            Kind::PodDisruptionBudget => "PodDisruptionBudget",
             Kind::Deployment => "Deployment",
         }
     }

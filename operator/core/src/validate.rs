@@ -38,6 +38,9 @@ pub fn problems(program: &Program) -> Vec<Problem> {
     if let Some(dead_letter) = &document.spec.dead_letter {
         place("spec.deadLetter.s3.location", &dead_letter.s3.location, &mut out);
     }
+    if let Some(workers) = &document.spec.workers {
+        out.extend(crate::pod::problems(workers));
+    }
     out
 }
 

@@ -18,6 +18,7 @@ fn api(client: &Client, resource: &Resource) -> Api<DynamicObject> {
     let (group, version, kind, plural) = match resource.kind {
         Kind::ServiceAccount => ("", "v1", "ServiceAccount", "serviceaccounts"),
         Kind::ConfigMap => ("", "v1", "ConfigMap", "configmaps"),
+        Kind::PodDisruptionBudget => ("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets"),
         _ => ("apps", "v1", "Deployment", "deployments"),
     };
     let api_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };

@@ -51,7 +51,19 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error("worker stops", &[("error", &error.to_string())]);
+            last_word(&error.to_string());
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Where Kubernetes reads why a container ended; only a container has it.
+const LAST_WORD: &str = "/dev/termination-log";
+
+/// Leaves the reason in the pod's status, from where the operator takes it into the pipeline's.
+fn last_word(why: &str) {
+    if let Ok(mut file) = std::fs::OpenOptions::new().write(true).truncate(true).open(LAST_WORD) {
+        // The log has it too.
+        drop(std::io::Write::write_all(&mut file, why.as_bytes()));
     }
 }
