@@ -3,8 +3,8 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/fluxcd/cli-utils/pkg/kstatus/status"
@@ -12,15 +12,18 @@ import (
 )
 
 func main() {
+	text, err := io.ReadAll(os.Stdin)
+	fail(err)
 	var object unstructured.Unstructured
-	if err := json.NewDecoder(os.Stdin).Decode(&object.Object); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
+	fail(object.UnmarshalJSON(text))
 	result, err := status.Compute(&object)
+	fail(err)
+	fmt.Printf("%s: %s\n", result.Status, result.Message)
+}
+
+func fail(err error) {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	fmt.Printf("%s: %s\n", result.Status, result.Message)
 }

@@ -33,12 +33,24 @@ pub struct Proxy {
     recovery: Mutex<BTreeMap<String, bool>>,
     held: Mutex<Option<String>>,
     refused: Mutex<Option<(String, String)>>,
+    stopped: Mutex<Option<String>>,
+    waiting: Mutex<BTreeMap<String, u64>>,
 }
 
 impl Proxy {
     /// Holds back writes of items to a table until this is called with `None`.
     pub fn hold(&self, table: Option<&str>) {
         *self.held.lock().expect("a lock") = table.map(str::to_owned);
+    }
+
+    /// Holds back calls of an operation until this is called with `None`; then they go on.
+    pub fn stop(&self, operation: Option<&str>) {
+        *self.stopped.lock().expect("a lock") = operation.map(str::to_owned);
+    }
+
+    /// Calls of an operation that have been held back so far.
+    pub fn stopped(&self, operation: &str) -> u64 {
+        self.waiting.lock().expect("a lock").get(operation).copied().unwrap_or_default()
     }
 
     /// Answers calls of an operation with this error code until this is called with `None`.
@@ -192,6 +204,12 @@ async fn answer(State(front): State<Arc<Front>>, headers: HeaderMap, body: Bytes
         let status = if code == "InternalServerError" { 500 } else { 400 };
         let name = format!("com.amazonaws.dynamodb.v20120810#{code}");
         return json_answer(status, &json!({"__type": name, "message": "answered by the test"}));
+    }
+    if proxy.stopped.lock().expect("a lock").as_ref() == Some(&operation) {
+        *proxy.waiting.lock().expect("a lock").entry(operation.clone()).or_default() += 1;
+        while proxy.stopped.lock().expect("a lock").as_ref() == Some(&operation) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
     if target.starts_with("Kinesis") {
         let tags = if operation == "CreateStream" { request["Tags"].take() } else { Value::Null };

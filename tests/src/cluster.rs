@@ -1,18 +1,26 @@
 //! A real API server with its etcd, on loopback, and `kubectl` for it.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use serde_json::Value;
-
+use crate::kubectl::Kubectl;
 use crate::process::{Program, free_port, tool, until};
 
 /// An API server.
 pub struct Cluster {
     folder: PathBuf,
+    kubectl: Kubectl,
     _api: Program,
     _etcd: Program,
+}
+
+impl std::ops::Deref for Cluster {
+    type Target = Kubectl;
+
+    fn deref(&self) -> &Kubectl {
+        &self.kubectl
+    }
 }
 
 const TOKEN: &str = "test-admin";
@@ -51,20 +59,15 @@ impl Cluster {
              users: [{{name: admin, user: {{token: {TOKEN}}}}}]\ncontexts: [{{name: test, context: {{cluster: test, user: admin}}}}]\ncurrent-context: test\n"
         );
         std::fs::write(folder.join("kubeconfig"), config).expect("a kubeconfig");
-        let cluster = Self { folder: folder.to_owned(), _api: api, _etcd: etcd };
+        let kubectl = Kubectl { config: folder.join("kubeconfig") };
+        let cluster = Self { folder: folder.to_owned(), kubectl, _api: api, _etcd: etcd };
         until("the API server", Duration::from_secs(60), async || cluster.kubectl(&["get", "--raw", "/readyz"])).await;
         cluster
     }
 
     /// The kubeconfig.
     pub fn kubeconfig(&self) -> PathBuf {
-        self.folder.join("kubeconfig")
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(tool("LEAT_TEST_KUBERNETES").join("kubectl"));
-        command.arg("--kubeconfig").arg(self.kubeconfig()).arg("--cache-dir").arg(self.folder.join("kubectl"));
-        command.args(arguments).stdin(Stdio::null()).output().expect("kubectl starts")
+        self.kubectl.config.clone()
     }
 
     /// Installs the chart, and answers a kubeconfig of the operator's ServiceAccount: it may do what the chart allows.
@@ -89,55 +92,5 @@ impl Cluster {
         let file = self.folder.join("operator.kubeconfig");
         std::fs::write(&file, config).expect("a kubeconfig");
         file
-    }
-
-    /// Runs `kubectl`; answers its output, or its complaint.
-    pub fn kubectl(&self, arguments: &[&str]) -> Result<String, String> {
-        let output = self.run(arguments);
-        if output.status.success() {
-            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-        } else {
-            Err(String::from_utf8_lossy(&output.stderr).into_owned())
-        }
-    }
-
-    /// An object as JSON.
-    pub fn get(&self, namespace: &str, kind: &str, name: &str) -> Result<Value, String> {
-        let text = self.kubectl(&["-n", namespace, "get", kind, name, "-o", "json"])?;
-        serde_json::from_str(&text).map_err(|e| e.to_string())
-    }
-
-    /// Applies a file.
-    pub fn apply(&self, file: &Path) -> Result<String, String> {
-        self.kubectl(&["apply", "-f", &file.display().to_string()])
-    }
-
-    /// A condition of a pipeline, when it is about this generation: status and message.
-    pub fn condition(&self, namespace: &str, pipeline: &str, kind: &str) -> Result<(String, String, String), String> {
-        let object = self.get(namespace, "streamingpipeline", pipeline)?;
-        let generation = object["metadata"]["generation"].as_i64();
-        let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
-        let found = conditions.iter().find(|c| c["type"] == kind && c["observedGeneration"].as_i64() == generation);
-        let found = found.ok_or_else(|| format!("no condition {kind} of generation {generation:?}: {}", object["status"]))?;
-        let text = |field: &str| found[field].as_str().unwrap_or_default().to_owned();
-        Ok((text("status"), text("reason"), text("message")))
-    }
-
-    /// Waits until a condition holds.
-    pub async fn wait(&self, namespace: &str, pipeline: &str, kind: &str, status: &str) -> (String, String) {
-        until(&format!("{kind}={status} of {pipeline}"), Duration::from_secs(60), async || {
-            let (found, reason, message) = self.condition(namespace, pipeline, kind)?;
-            if found == status { Ok((reason, message)) } else { Err(format!("{kind}={found}: {reason}: {message}")) }
-        })
-        .await
-    }
-
-    /// Waits until a condition has a reason; answers its message.
-    pub async fn wait_for(&self, namespace: &str, pipeline: &str, kind: &str, reason: &str) -> String {
-        until(&format!("{kind} of {pipeline} to be {reason}"), Duration::from_secs(60), async || {
-            let (status, found, message) = self.condition(namespace, pipeline, kind)?;
-            if found == reason { Ok(message) } else { Err(format!("{kind}={status}: {found}: {message}")) }
-        })
-        .await
     }
 }

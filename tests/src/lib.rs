@@ -6,6 +6,8 @@ pub mod clouds;
 pub mod cluster;
 pub mod gate;
 pub mod kafka;
+pub mod kubectl;
+pub mod node;
 pub mod process;
 
 use std::path::{Path, PathBuf};

@@ -1,0 +1,181 @@
+//! A cluster of one real node, as `cargo xtask cluster` makes it for users: pods run in it. It goes with its guard, also
+//! when the test is killed, since it stays only while its standard input is open.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::kubectl::Kubectl;
+use crate::process::tool;
+
+/// A cluster of one node.
+pub struct Node {
+    name: String,
+    kubectl: Kubectl,
+    /// Address of this machine, as pods see it.
+    pub host: String,
+    child: Child,
+    input: Option<ChildStdin>,
+}
+
+impl std::ops::Deref for Node {
+    type Target = Kubectl;
+
+    fn deref(&self) -> &Kubectl {
+        &self.kubectl
+    }
+}
+
+impl Node {
+    /// Makes a cluster; no other has its name. `flags` are those of `cluster up`.
+    pub fn start(name: &str, flags: &[&str]) -> Self {
+        let name = format!("{name}-{}", std::process::id());
+        let mut command = Command::new(tool("LEAT_TEST_XTASK"));
+        command.args(["cluster", "up", &name, "--attached"]).args(flags).current_dir(crate::repository());
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("xtask starts");
+        let (mut config, mut host) = (None, None);
+        let lines = BufReader::new(child.stdout.take().expect("its output")).lines().map_while(Result::ok);
+        for line in lines.take_while(|line| line != "attached") {
+            let line = line.trim();
+            config = config.or(line.strip_prefix("kubeconfig ").map(PathBuf::from));
+            host = host.or(line.strip_prefix("host as pods see it ").and_then(|l| l.split(',').next()).map(str::to_owned));
+        }
+        let input = child.stdin.take();
+        let (Some(config), Some(host)) = (config, host) else { panic!("the cluster {name} did not come up") };
+        Self { name, kubectl: Kubectl { config }, host, child, input }
+    }
+
+    /// The name of its node.
+    pub fn node(&self) -> String {
+        format!("leat-{}", self.name)
+    }
+
+    /// Folder of the cluster.
+    pub fn folder(&self) -> PathBuf {
+        self.kubectl.config.parent().expect("a folder").to_owned()
+    }
+
+    /// `cargo xtask cluster` with these words.
+    pub fn xtask(&self, words: &[&str]) -> String {
+        let mut command = Command::new(tool("LEAT_TEST_XTASK"));
+        said(command.arg("cluster").args(words).current_dir(crate::repository()))
+    }
+
+    /// A command within the cluster's namespaces.
+    pub fn inside(&self, words: &[&str]) -> String {
+        let mut all = vec!["shell", &self.name, "--"];
+        all.extend(words);
+        self.xtask(&all)
+    }
+
+    /// Puts the images of this build on the node, and gives them another tag too.
+    pub fn load(&self, another: &str) {
+        let archives = ["leat-operator", "leat-worker"].map(|i| tool("LEAT_TEST_IMAGES").join(format!("{i}.tar")).display().to_string());
+        self.xtask(&["load", &archives[0], &archives[1], "--into", &self.name]);
+        let image = format!("docker.io/library/leat-worker:{}", env!("CARGO_PKG_VERSION"));
+        self.inside(&["ctr", "--namespace", "k8s.io", "images", "tag", &image, &format!("docker.io/library/leat-worker:{another}")]);
+    }
+
+    /// Kills one of the cluster's own programs and starts it again.
+    pub fn restart(&self, program: &str) {
+        self.xtask(&["restart", program, "--in", &self.name]);
+    }
+
+    /// Helm for this cluster; answers what it prints.
+    pub fn helm(&self, words: &[&str]) -> String {
+        let mut command = Command::new(tool("LEAT_TEST_HELM"));
+        said(command.args(words).env("KUBECONFIG", &self.kubectl.config).current_dir(crate::repository()))
+    }
+
+    /// The names of the running pods with a label, and how often each one's containers were started again.
+    pub fn pods(&self, namespace: &str, selector: &str) -> Vec<(String, u64)> {
+        let text = self.kubectl(&["-n", namespace, "get", "pods", "-l", selector, "-o", "json"]).expect("pods");
+        let list: Value = serde_json::from_str(&text).expect("JSON");
+        let running = list["items"].as_array().into_iter().flatten().filter(|p| {
+            let ready = p["status"]["conditions"].as_array().into_iter().flatten().any(|c| c["type"] == "Ready" && c["status"] == "True");
+            ready && p["metadata"]["deletionTimestamp"].is_null()
+        });
+        let name = |p: &Value| p["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        running.map(|p| (name(p), p["status"]["containerStatuses"][0]["restartCount"].as_u64().unwrap_or_default())).collect()
+    }
+
+    /// Kills a pod's first container with SIGKILL.
+    pub fn kill(&self, namespace: &str, pod: &str) {
+        let object = self.get(namespace, "pod", pod).expect("the pod");
+        let id =
+            object["status"]["containerStatuses"][0]["containerID"].as_str().expect("an id").trim_start_matches("containerd://").to_owned();
+        self.inside(&["ctr", "--namespace", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", &id]);
+    }
+
+    /// The status of an object as GitOps tools compute it, with kstatus' own library: a word.
+    pub fn kstatus(&self, namespace: &str, kind: &str, name: &str) -> Result<String, String> {
+        let object = self.get(namespace, kind, name)?;
+        let mut command = Command::new(tool("LEAT_TEST_KSTATUS"));
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(|e| e.to_string())?;
+        std::io::Write::write_all(&mut child.stdin.take().expect("its input"), object.to_string().as_bytes()).map_err(|e| e.to_string())?;
+        let output = child.wait_with_output().map_err(|e| e.to_string())?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        Ok(text.split(':').next().unwrap_or_default().trim().to_owned())
+    }
+
+    /// Writes what there is to know to standard error, for a test that fails.
+    pub fn tell(&self) {
+        for words in [
+            &["get", "pods", "--all-namespaces", "-o", "wide"][..],
+            &["get", "sp", "--all-namespaces", "-o", "yaml"],
+            &["get", "events", "--all-namespaces", "--sort-by=.lastTimestamp"],
+            &["-n", "leat-system", "logs", "-l", "app.kubernetes.io/name=leat-operator", "--tail=30", "--prefix"],
+            &["-n", "analytics", "logs", "-l", "app.kubernetes.io/name=leat-worker", "--tail=30", "--prefix"],
+            &["-n", "analytics", "logs", "-l", "app.kubernetes.io/name=leat-worker", "--tail=30", "--prefix", "--previous"],
+        ] {
+            eprintln!("-- kubectl {}", words.join(" "));
+            let text = self.kubectl(words).unwrap_or_else(|e| e);
+            let lines: Vec<&str> = text.lines().rev().take(120).collect();
+            lines.iter().rev().for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.tell();
+        }
+        drop(self.input.take());
+        drop(self.child.wait());
+    }
+}
+
+/// What a command prints; its failure fails the test.
+fn said(command: &mut Command) -> String {
+    let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().expect("a program starts");
+    let text = String::from_utf8_lossy(&stdout).into_owned();
+    assert!(status.success(), "{command:?}: {status}\n{text}{}", String::from_utf8_lossy(&stderr));
+    text
+}
+
+/// Whether anything of a cluster is left on this machine: its folder, namespace, control groups, cables and processes.
+pub fn left(name: &str) -> Vec<String> {
+    let mut left = Vec::new();
+    for path in [format!("/var/lib/leat/clusters/{name}"), format!("/run/netns/leat-{name}")] {
+        if Path::new(&path).exists() {
+            left.push(path);
+        }
+    }
+    for group in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+        let path = group.path().join(format!("leat-{name}"));
+        if path.exists() {
+            left.push(path.display().to_string());
+        }
+    }
+    let folder = format!("/var/lib/leat/clusters/{name}/");
+    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let words = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+        if String::from_utf8_lossy(&words).contains(&folder) {
+            left.push(process.path().display().to_string());
+        }
+    }
+    left
+}
