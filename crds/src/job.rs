@@ -1,21 +1,35 @@
 //! The job document: what the operator hands to a worker, and `leat dev` to itself.
 //!
 //! It holds the validated manifest with every reference resolved, and the constants that state depends on. It is
-//! versioned: a worker reads its own version and the one before.
+//! versioned: a worker reads its own version and the one before, and what is written has the oldest version that can say
+//! it (ADR 13). `crds/versions/` keeps each version's schema and a document as they were released.
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::spec::StreamingPipelineSpec;
 
 /// Version of the document that this code writes.
 pub const JOB_VERSION: u32 = 1;
+
+/// Versions of the document that this code reads: its own and the one before.
+pub fn readable() -> std::ops::RangeInclusive<u32> {
+    JOB_VERSION.saturating_sub(1).max(1)..=JOB_VERSION
+}
+
+/// JSON Schema of the document, without references.
+pub fn schema() -> serde_json::Value {
+    let settings = schemars::generate::SchemaSettings::draft2020_12().with(|s| s.inline_subschemas = true);
+    settings.into_generator().into_root_schema_for::<JobDocument>().to_value()
+}
+
 /// Key groups of a new pipeline; immutable for its life, since keyed state is kept per group.
 pub const KEY_GROUPS: u16 = 1024;
 
 /// What a worker runs.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct JobDocument {
     /// Version of this document's shape.

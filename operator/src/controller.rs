@@ -4,8 +4,8 @@
 //! Guarantees: a pass may end anywhere; the next one finds what it left. No pass sleeps: what takes long is looked at
 //! again later. A pipeline that cannot be read is reported and does not hold up the others.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -16,6 +16,7 @@ use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Pr
 use kube::runtime::controller::{Action, Controller};
 use kube::runtime::finalizer::{self, finalizer};
 use kube::runtime::reflector::ObjectRef;
+use kube::runtime::utils::Backoff;
 use kube::runtime::watcher;
 use kube::{Api, Resource as _, ResourceExt as _};
 use leat_compile::program::Program;
@@ -39,6 +40,8 @@ pub const FINALIZER: &str = "leat.dev/resources";
 const PENDING: Duration = Duration::from_secs(1);
 /// After a failed call.
 const RETRY: Duration = Duration::from_secs(5);
+/// Time before a watch that failed is begun again.
+const WATCH_AGAIN: Duration = Duration::from_millis(500);
 /// Most problems of a manifest that status lists.
 const PROBLEMS: usize = 20;
 
@@ -80,6 +83,32 @@ pub fn api_resource() -> ApiResource {
 struct Context {
     run: Loop,
     events: Events,
+    /// The status that was last written for each pipeline, by uid. What a watch shows may be older, by as long as the watch
+    /// is broken; nobody else writes it.
+    written: Mutex<HashMap<String, StreamingPipelineStatus>>,
+}
+
+impl Context {
+    /// The status of a pipeline as it was last written, by this operator or by one before it.
+    fn status(&self, pipeline: &DynamicObject) -> StreamingPipelineStatus {
+        let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        pipeline.uid().and_then(|uid| written.get(&uid).cloned()).unwrap_or_else(|| status_of(pipeline))
+    }
+}
+
+/// The same pause before each try.
+struct Steady;
+
+impl Iterator for Steady {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        Some(WATCH_AGAIN)
+    }
+}
+
+impl Backoff for Steady {
+    fn reset(&mut self) {}
 }
 
 /// Runs until the process is told to stop.
@@ -88,9 +117,12 @@ pub async fn run(run: Loop) {
     let api: Api<DynamicObject> = Api::all_with(kube.clone(), &api_resource());
     let controller = Controller::new_with(api, watcher::Config::default(), api_resource());
     let store = controller.store();
-    let context = Arc::new(Context { run, events: Events::new(kube.clone()) });
+    let context = Arc::new(Context { run, events: Events::new(kube.clone()), written: Mutex::default() });
     let ours = watcher::Config::default().labels("app.kubernetes.io/managed-by=leat");
     controller
+        // All watches share it, and one after another is begun again when the API server comes back: the default, up to 30 s
+        // each, leaves an operator blind for minutes.
+        .trigger_backoff(Steady)
         .owns(Api::<Deployment>::all(kube.clone()), ours.clone())
         .owns(Api::<ConfigMap>::all(kube.clone()), ours.clone())
         .owns(Api::<ServiceAccount>::all(kube.clone()), ours.clone())
@@ -130,7 +162,14 @@ async fn reconcile(pipeline: Arc<DynamicObject>, context: Arc<Context>) -> Resul
     let finished = finalizer(&api, FINALIZER, pipeline, |event| async {
         match event {
             finalizer::Event::Apply(pipeline) => apply(&pipeline, &context).await,
-            finalizer::Event::Cleanup(pipeline) => clean_up(&pipeline, &context).await,
+            finalizer::Event::Cleanup(pipeline) => {
+                let gone = clean_up(&pipeline, &context).await;
+                if gone.is_ok() {
+                    let mut written = context.written.lock().unwrap_or_else(PoisonError::into_inner);
+                    drop(pipeline.uid().map(|uid| written.remove(&uid)));
+                }
+                gone
+            }
         }
     });
     let finished = finished.await;
@@ -181,7 +220,7 @@ async fn apply(pipeline: &DynamicObject, context: &Context) -> Result<Action, Pa
     let installation = &context.run.installation;
     let namespace = pipeline.namespace().unwrap_or_default();
     let generation = pipeline.metadata.generation.unwrap_or_default();
-    let before = status_of(pipeline);
+    let before = context.status(pipeline);
     let compiled = match spec_of(pipeline) {
         Ok(spec) if spec.paused == Some(true) => {
             let next = invalid(&before, generation, &now(), "Paused", "spec.paused is true: nothing is looked at and nothing is changed");
@@ -282,14 +321,19 @@ async fn write_status(
     before: &StreamingPipelineStatus,
     next: &StreamingPipelineStatus,
 ) -> Result<bool, PassError> {
-    if before == next {
+    // The watch may show what was before the last write: then it is written once more, which changes nothing.
+    if before == next && status_of(pipeline) == *next {
         return Ok(false);
     }
     let namespace = pipeline.namespace().unwrap_or_default();
     let api: Api<DynamicObject> = Api::namespaced_with(context.run.installation.kube.clone(), &namespace, &api_resource());
     let patch = serde_json::json!({"status": next});
     match api.patch_status(&pipeline.name_any(), &PatchParams::default(), &Patch::Merge(patch)).await {
-        Ok(_) => Ok(true),
+        Ok(_) => {
+            let mut written = context.written.lock().unwrap_or_else(PoisonError::into_inner);
+            drop(pipeline.uid().map(|uid| written.insert(uid, next.clone())));
+            Ok(before != next)
+        }
         // It went away meanwhile.
         Err(kube::Error::Api(error)) if error.code == 404 => Ok(false),
         Err(error) => Err(error.into()),
@@ -298,7 +342,7 @@ async fn write_status(
 
 /// Carries out the deletion policy. An error keeps the finalizer, and status says on what it waits.
 async fn clean_up(pipeline: &DynamicObject, context: &Context) -> Result<Action, PassError> {
-    let before = status_of(pipeline);
+    let before = context.status(pipeline);
     let spec = spec_of(pipeline);
     // Retain everywhere, and nothing to stop: it can go whatever its manifest is.
     let deletes = |s: &StreamingPipelineSpec| {

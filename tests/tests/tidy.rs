@@ -138,3 +138,19 @@ fn the_repository_names_no_machine() {
         }
     }
 }
+
+#[test]
+fn versions_agree() {
+    let version = env!("CARGO_PKG_VERSION");
+    for (file, lines) in [("charts/leat/Chart.yaml", ["version: ", "appVersion: "]), ("Dockerfile", ["leat-operator:", "leat-worker:"])] {
+        let text = std::fs::read_to_string(repository().join(file)).expect("text");
+        for line in lines {
+            assert!(text.contains(&format!("{line}{version}")), "{file} has another version than {version} after `{line}`");
+        }
+    }
+    let docker = std::fs::read_to_string(repository().join("Dockerfile")).expect("text");
+    assert_eq!(docker.matches(&format!("image.version=\"{version}\"")).count(), 2, "labels of the Dockerfile");
+    let rust = std::fs::read_to_string(repository().join("rust-toolchain.toml")).expect("text");
+    let channel = rust.split('"').nth(1).expect("a version");
+    assert!(docker.contains(&format!("FROM rust:{channel}-")), "the Dockerfile builds with another Rust than {channel}");
+}

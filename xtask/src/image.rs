@@ -38,7 +38,7 @@ const IMAGES: [Image; 2] = [
 pub struct Options {
     /// Profile of cargo that the programs are built with.
     pub profile: String,
-    /// Folder for the archives; default: `images` in cargo's target folder.
+    /// Folder for the archives; default: `images` beside the programs.
     pub output: Option<PathBuf>,
     /// Only this image, as a folder of files: what a `Dockerfile` copies.
     pub root: Option<(String, PathBuf)>,
@@ -76,7 +76,7 @@ pub fn write(options: &Options) -> Result<Vec<Written>> {
             layers.iter().try_for_each(|l| l.unpack(folder))?;
             continue;
         }
-        let folder = options.output.clone().unwrap_or_else(|| programs.with_file_name("images"));
+        let folder = options.output.clone().map_or_else(|| folder(&options.profile), Ok)?;
         std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let reference = format!("{}:{}", image.name, env!("CARGO_PKG_VERSION"));
         let file = folder.join(format!("{}.tar", image.name));
@@ -97,20 +97,29 @@ pub fn pause(file: &Path, reference: &str, files: &Tree) -> Result<()> {
 
 /// Builds what is released; answers the folder of the programs.
 fn build(profile: &str) -> Result<PathBuf> {
-    let mut command = Command::new("cargo");
+    let mut command = crate::cargo();
     command.args(["build", "--quiet", "--locked", "--profile", profile]);
     // The development profile's programs are those that the tests have, built by the same command.
     if profile != "dev" {
         command.args(IMAGES.iter().flat_map(|i| ["--package", i.package]));
     }
-    command.env_remove("CARGO_MANIFEST_DIR");
     if !command.status().context("cannot start cargo")?.success() {
         bail!("the programs could not be built");
     }
-    let output = Command::new("cargo").args(["metadata", "--format-version=1", "--no-deps", "--offline"]).output()?;
+    programs(profile)
+}
+
+/// Where cargo puts the programs of a profile.
+pub fn programs(profile: &str) -> Result<PathBuf> {
+    let output = crate::cargo().args(["metadata", "--format-version=1", "--no-deps", "--offline"]).output()?;
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).context("cargo metadata gave no JSON")?;
     let target = metadata["target_directory"].as_str().context("cargo metadata names no target folder")?;
     Ok(Path::new(target).join(if profile == "dev" { "debug" } else { profile }))
+}
+
+/// Where the images of a profile are written to, unless somebody says otherwise.
+pub fn folder(profile: &str) -> Result<PathBuf> {
+    Ok(programs(profile)?.join("images"))
 }
 
 fn layers(image: &Image, program: &Path) -> Result<[Tree; 2]> {

@@ -69,6 +69,7 @@ pub fn prepare() -> Result<Environment> {
         ("LEAT_TEST_ETCD", text(etcd)),
         ("LEAT_TEST_KSTATUS", text(kept(&format!("kstatus-{KSTATUS}"), kstatus)?.join("kstatus"))),
         ("LEAT_TEST_XTASK", text(std::env::current_exe()?)),
+        ("LEAT_TEST_IMAGES", text(crate::image::folder("dev")?)),
     ]);
     let node = cfg!(target_os = "linux") && root();
     if node {
@@ -107,12 +108,11 @@ pub fn node() -> Result<Node> {
 /// Sets up the emulators, and builds the program that starts them.
 pub fn emulators() -> Result<Emulators> {
     let variables = emulator_variables()?;
-    let mut command = Command::new("cargo");
+    let mut command = crate::cargo();
     // The features are those of the tests, so that nothing is built twice.
     command.args(["build", "--quiet", "--locked", "--workspace", "--exclude", "leat-simulation", "--bin", "emulators"]);
-    run(command.env_remove("CARGO_MANIFEST_DIR"))?;
-    let this = std::env::current_exe()?;
-    Ok(Emulators { variables, program: this.with_file_name("emulators") })
+    run(&mut command)?;
+    Ok(Emulators { variables, program: crate::image::programs("dev")?.join("emulators") })
 }
 
 fn emulator_variables() -> Result<Vec<(&'static str, String)>> {
@@ -232,11 +232,11 @@ fn kinesis_local(folder: &Path) -> Result<()> {
 
 fn ferrokinesis(folder: &Path) -> Result<()> {
     let target = folder.join("build");
-    let mut command = Command::new("cargo");
+    let mut command = crate::cargo();
     command.args(["install", "ferrokinesis", "--version", FERROKINESIS, "--locked", "--debug", "--quiet", "--root"]).arg(folder);
     command.env("CARGO_TARGET_DIR", &target).env("CARGO_PROFILE_DEV_DEBUG", "0");
     // Flags of the run that this is a part of are not its own.
-    run(command.env_remove("RUSTFLAGS").env_remove("CARGO_MANIFEST_DIR"))?;
+    run(command.env_remove("RUSTFLAGS"))?;
     drop(std::fs::remove_dir_all(target));
     Ok(())
 }

@@ -12,7 +12,7 @@ use leat_runtime::service::{self, Options, log};
 /// Runs the job that the operator wrote. Credentials, region and endpoints of AWS come from the environment, as for every
 /// program of AWS's SDKs.
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "leat-worker", version)]
 struct Arguments {
     /// Folder with job.json and revision: the pipeline's ConfigMap.
     #[arg(long, env = "LEAT_JOB", default_value = "/etc/leat")]

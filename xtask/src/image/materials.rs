@@ -44,7 +44,7 @@ fn checksums() -> Result<BTreeMap<(String, String), String>> {
 }
 
 fn crates(package: &str) -> Result<Vec<Value>> {
-    let mut command = Command::new("cargo");
+    let mut command = crate::cargo();
     command.args(["tree", "--locked", "--package", package, "--edges", "normal,no-proc-macro", "--prefix", "none"]);
     command.args(["--format", "{p}|{l}|{r}"]);
     let output = command.output().context("cannot start cargo")?;
