@@ -7,8 +7,14 @@ use std::process::{Child, ChildStdin, Command, Output, Stdio};
 
 use serde_json::Value;
 
+use crate::clouds::Clouds;
 use crate::kubectl::Kubectl;
 use crate::process::tool;
+
+/// Label of the workers' pods.
+pub const WORKERS: &str = "app.kubernetes.io/name=leat-worker";
+/// Label of the operators' pods.
+pub const OPERATORS: &str = "app.kubernetes.io/name=leat-operator";
 
 /// A cluster of one node.
 pub struct Node {
@@ -89,6 +95,37 @@ impl Node {
         said(command.args(words).env("KUBECONFIG", &self.kubectl.config).current_dir(crate::repository()))
     }
 
+    /// Installs the chart for these emulators into a namespace that takes restricted pods only, as `analytics` does, and
+    /// waits until it is ready.
+    pub fn install(&self, clouds: &Clouds, folder: &Path) {
+        for namespace in ["leat-system", "analytics"] {
+            self.kubectl(&["create", "namespace", namespace]).expect("a namespace");
+            self.kubectl(&["label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted"]).expect("a label");
+        }
+        let mut variables: Vec<(&str, &str)> = clouds.endpoints.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        // Credentials that no cloud knows.
+        variables.extend([("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test"), ("AWS_REGION", "us-east-1")]);
+        let lines: String = variables.iter().map(|(name, value)| format!("    {name}: {value}\n")).collect();
+        let operator = format!("operator:\n  driftInterval: 2\n  imagePullPolicy: Never\n  env:\n{lines}");
+        let file = folder.join("values.yaml");
+        std::fs::write(&file, format!("{operator}worker:\n  imagePullPolicy: Never\n  env:\n{lines}")).expect("a file");
+        let file = file.display().to_string();
+        self.helm(&["install", "leat", "charts/leat", "--namespace", "leat-system", "--values", &file, "--wait", "--timeout", "60s"]);
+    }
+
+    /// Number of the process of a pod's first container, within the cluster.
+    pub fn process(&self, namespace: &str, pod: &str) -> String {
+        let id = self.container(namespace, pod);
+        let tasks = self.inside(&["ctr", "--namespace", "k8s.io", "tasks", "list"]);
+        tasks.lines().find(|l| l.starts_with(&id)).and_then(|l| l.split_whitespace().nth(1)).expect("its process").to_owned()
+    }
+
+    /// Id of a pod's first container.
+    fn container(&self, namespace: &str, pod: &str) -> String {
+        let object = self.get(namespace, "pod", pod).expect("the pod");
+        object["status"]["containerStatuses"][0]["containerID"].as_str().expect("an id").trim_start_matches("containerd://").to_owned()
+    }
+
     /// The names of the running pods with a label, and how often each one's containers were started again.
     pub fn pods(&self, namespace: &str, selector: &str) -> Vec<(String, u64)> {
         let text = self.kubectl(&["-n", namespace, "get", "pods", "-l", selector, "-o", "json"]).expect("pods");
@@ -103,9 +140,7 @@ impl Node {
 
     /// Kills a pod's first container with SIGKILL.
     pub fn kill(&self, namespace: &str, pod: &str) {
-        let object = self.get(namespace, "pod", pod).expect("the pod");
-        let id =
-            object["status"]["containerStatuses"][0]["containerID"].as_str().expect("an id").trim_start_matches("containerd://").to_owned();
+        let id = self.container(namespace, pod);
         self.inside(&["ctr", "--namespace", "k8s.io", "tasks", "kill", "--signal", "SIGKILL", &id]);
     }
 

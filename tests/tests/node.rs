@@ -16,14 +16,12 @@ use leat_runtime_core::row::PipelineRow;
 use leat_tests::clickstream::{EVENTS, Sent, closing, compare, events, keyed_rows, open_shards, owners, send, source_rows};
 use leat_tests::clouds::{Clouds, Kinesis};
 use leat_tests::kafka;
-use leat_tests::node::{Node, left};
+use leat_tests::node::{Node, OPERATORS, WORKERS, left};
 use leat_tests::process::until;
 use leat_tests::repository;
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(120);
-const WORKERS: &str = "app.kubernetes.io/name=leat-worker";
-const OPERATORS: &str = "app.kubernetes.io/name=leat-operator";
 /// Another tag of the same image: what a new version is to everything but the worker itself.
 const ANOTHER: &str = "another";
 /// Time between an event and the next, ms; and after the last of them, beyond the end of every window.
@@ -54,46 +52,6 @@ impl World {
         let first = (now - 20 * 60_000).div_euclid(60_000) * 60_000;
         let leases = LeaseTable::new(clouds.dynamodb().await, "leat.analytics.clickstream.leases");
         Self { folder: folder.to_owned(), node, clouds, leases, first, records: events(first), sent: 0 }
-    }
-
-    /// Values for the chart: where the emulators are, and credentials that no cloud knows.
-    fn values(&self) -> String {
-        let mut lines = String::new();
-        for (name, value) in &self.clouds.endpoints {
-            lines.push_str(&format!("    {name}: {value}\n"));
-        }
-        for (name, value) in [("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test"), ("AWS_REGION", "us-east-1")] {
-            lines.push_str(&format!("    {name}: {value}\n"));
-        }
-        let text = format!(
-            "operator:\n  driftInterval: 2\n  imagePullPolicy: Never\n  env:\n{lines}worker:\n  imagePullPolicy: Never\n  env:\n{lines}"
-        );
-        let file = self.folder.join("values.yaml");
-        std::fs::write(&file, text).expect("a file");
-        file.display().to_string()
-    }
-
-    /// Installs the chart into a namespace that takes restricted pods only, and waits until two operators are ready.
-    fn install(&self) {
-        for namespace in ["leat-system", "analytics"] {
-            self.node.kubectl(&["create", "namespace", namespace]).expect("a namespace");
-            let level = "pod-security.kubernetes.io/enforce=restricted";
-            self.node.kubectl(&["label", "namespace", namespace, level]).expect("a label");
-        }
-        let values = self.values();
-        self.node.helm(&[
-            "install",
-            "leat",
-            "charts/leat",
-            "--namespace",
-            "leat-system",
-            "--values",
-            &values,
-            "--wait",
-            "--timeout",
-            "60s",
-        ]);
-        assert_eq!(self.node.pods("leat-system", OPERATORS).len(), 2);
     }
 
     /// The manifest, changed, as a file. Requests are those of a small machine.
@@ -169,7 +127,8 @@ async fn on_a_real_node_pipelines_run_in_pods_whatever_happens() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut world = World::start(folder.path()).await;
     let phases = Phases::default();
-    world.install();
+    world.node.install(&world.clouds, &world.folder);
+    assert_eq!(world.node.pods("leat-system", OPERATORS).len(), 2);
     provisioned(&world).await;
     phases.done("installed and provisioned");
     pods_lost(&mut world).await;
@@ -574,10 +533,7 @@ fn on_a_real_node_emulators_and_kafka_are_reached_from_pods_and_nothing_is_left(
         "60s",
     ]);
     let (pod, _) = node.pods("leat-system", OPERATORS).remove(0);
-    let pod = node.get("leat-system", "pod", &pod).expect("the pod");
-    let id = pod["status"]["containerStatuses"][0]["containerID"].as_str().expect("an id").trim_start_matches("containerd://").to_owned();
-    let tasks = node.inside(&["ctr", "--namespace", "k8s.io", "tasks", "list"]);
-    let process = tasks.lines().find(|l| l.starts_with(&id)).and_then(|l| l.split_whitespace().nth(1)).expect("its process").to_owned();
+    let process = node.process("leat-system", &pod);
     // From the pod's own network.
     let from_pod = |words: &[&str]| node.inside(&[&["nsenter", "--target", process.as_str(), "--net", "--"][..], words].concat());
     for service in ["KINESIS", "DYNAMODB", "S3", "GLUE", "STS"] {

@@ -217,6 +217,8 @@ fn shell(words: &[&str]) -> Result<ExitCode> {
     let place = place::find(names.first().copied())?;
     let tools = prepare::node()?;
     let mut inside = place.inside();
+    // The mounts are others, so the folder has to be entered again.
+    inside.args(["sh", "-c", "cd \"$0\" && exec \"$@\""]).arg(std::env::current_dir()?);
     let user = std::env::var("SHELL").unwrap_or_else(|_| "/bin/sh".to_owned());
     if command.is_empty() {
         inside.arg(user)

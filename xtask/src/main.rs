@@ -16,15 +16,18 @@ const TEST: &str = "cargo xtask test [--without STAGE]...
 const IMAGE: &str = "cargo xtask image [--profile PROFILE] [--output FOLDER] [--root NAME FOLDER]
   writes the images of operator and worker as OCI archives; the profile is `release` unless said
   --root: writes the files of one image into a folder instead";
+const BENCH: &str = "cargo xtask bench
+  measures pods on a node of this machine, with the images of the release";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.first().map(String::as_str) {
         Some("test") => test(&arguments[1..]),
         Some("image") => image(&arguments[1..]),
+        Some("bench") if arguments.len() == 1 => bench(),
         Some("cluster") => cluster::run(&arguments[1..]),
         _ => {
-            eprintln!("{TEST}\n{IMAGE}\n{}", cluster::USAGE);
+            eprintln!("{TEST}\n{IMAGE}\n{BENCH}\n{}", cluster::USAGE);
             return ExitCode::FAILURE;
         }
     };
@@ -104,9 +107,26 @@ fn image(arguments: &[String]) -> Result<ExitCode> {
     }
     for image in image::write(&options)? {
         let (pulled, unpacked) = image.sizes;
-        let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
         println!("{} {}", image.reference, image.file.display());
-        println!("  {}, {:.1} MiB to pull, {:.1} MiB unpacked", image.digest, mib(pulled), mib(unpacked));
+        println!("  {}, {:.1} MB to pull, {:.1} MB unpacked", image.digest, pulled as f64 / 1e6, unpacked as f64 / 1e6);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn bench() -> Result<ExitCode> {
+    let environment = prepare::prepare()?;
+    let options = image::Options { profile: "release".to_owned(), output: None, root: None };
+    for image in image::write(&options)? {
+        let (pulled, unpacked) = image.sizes;
+        println!(
+            "{:<52} {:>10.1} MB to pull, {:.1} MB unpacked",
+            format!("image {}", image.reference),
+            pulled as f64 / 1e6,
+            unpacked as f64 / 1e6
+        );
+    }
+    let mut command = cargo();
+    command.args(["run", "--quiet", "--package", "leat-tests", "--bin", "bench_node"]);
+    command.envs(environment.variables).env("LEAT_TEST_IMAGES", image::folder("release")?);
+    Ok(if command.status()?.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

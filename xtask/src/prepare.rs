@@ -246,7 +246,8 @@ fn dynamodb_local(folder: &Path) -> Result<()> {
 }
 
 fn kafka(folder: &Path) -> Result<()> {
-    maven(folder, &[("org.apache.kafka", "kafka_2.13", KAFKA.0), ("org.apache.logging.log4j", "log4j-slf4j-impl", KAFKA.1)])
+    let broker = [("org.apache.kafka", "kafka_2.13", KAFKA.0), ("org.apache.kafka", "kafka-tools", KAFKA.0)];
+    maven(folder, &[broker[0], broker[1], ("org.apache.logging.log4j", "log4j-slf4j-impl", KAFKA.1)])
 }
 
 /// Artifacts of Maven with all that they need, in `lib`.

@@ -16,8 +16,8 @@ pub struct Stage {
     pub node: bool,
 }
 
-/// Tests whose names begin so need a node; they have a stage of their own.
-const ON_A_NODE: &str = "on_a_real_node";
+/// Tests whose names begin so need images or a node; they have a stage of their own.
+const ON_A_NODE: [&str; 2] = ["images_of_this_build", "on_a_real_node"];
 
 /// All stages, quick ones first.
 pub const ALL: &[Stage] = &[
@@ -28,7 +28,19 @@ pub const ALL: &[Stage] = &[
         name: "tests",
         commands: &[
             &["build", "--quiet"],
-            &["test", "--quiet", "--workspace", "--exclude", "leat-simulation", "--no-fail-fast", "--", "--skip", ON_A_NODE],
+            &[
+                "test",
+                "--quiet",
+                "--workspace",
+                "--exclude",
+                "leat-simulation",
+                "--no-fail-fast",
+                "--",
+                "--skip",
+                ON_A_NODE[0],
+                "--skip",
+                ON_A_NODE[1],
+            ],
         ],
         node: false,
     },
@@ -36,7 +48,7 @@ pub const ALL: &[Stage] = &[
         name: "node",
         commands: &[
             &["xtask", "image", "--profile", "dev"],
-            &["test", "--quiet", "--workspace", "--exclude", "leat-simulation", "--no-fail-fast", "--test", "node"],
+            &["test", "--quiet", "--workspace", "--exclude", "leat-simulation", "--no-fail-fast", "--test", "image", "--test", "node"],
         ],
         node: true,
     },

@@ -29,6 +29,8 @@ pub struct Place {
     pub init: u32,
     /// When that process started, in ticks since the machine's start: tells it from another of its number.
     pub started: u64,
+    /// Who makes it, and when that process started: before there is a first process, it is the sign of life.
+    maker: (u32, u64),
 }
 
 impl Place {
@@ -39,7 +41,7 @@ impl Place {
             bail!("`{name}` is no name for a cluster: a-z, 0-9 and - within, at most 32 characters");
         }
         let _lock = lock()?;
-        for left in all()?.into_iter().filter(|p| !p.runs()) {
+        for left in all()?.into_iter().filter(|p| !p.runs() && !p.begins()) {
             println!("clearing what the cluster {} left", left.name);
             left.clear()?;
         }
@@ -48,7 +50,8 @@ impl Place {
             bail!("the cluster {name} runs already; `cargo xtask cluster down {name}` ends it");
         }
         let network = NETWORKS.clone().find(|n| others.iter().all(|p| p.network != *n)).context("every network is taken")?;
-        let place = Self { name: name.to_owned(), network, init: 0, started: 0 };
+        let maker = std::process::id();
+        let place = Self { name: name.to_owned(), network, init: 0, started: 0, maker: (maker, start_of(maker).unwrap_or_default()) };
         std::fs::create_dir_all(place.folder()).with_context(|| format!("cannot create {}", place.folder().display()))?;
         place.save()?;
         Ok(place)
@@ -92,6 +95,11 @@ impl Place {
     /// Whether its first process is there.
     pub fn runs(&self) -> bool {
         self.init != 0 && start_of(self.init) == Some(self.started)
+    }
+
+    /// Whether somebody is about to start it.
+    fn begins(&self) -> bool {
+        self.init == 0 && start_of(self.maker.0) == Some(self.maker.1)
     }
 
     /// Notes the first process.
@@ -204,7 +212,7 @@ pub fn all() -> Result<Vec<Place>> {
     for entry in std::fs::read_dir(FOLDER).into_iter().flatten().flatten().filter(|e| e.path().is_dir()) {
         let name = entry.file_name().to_string_lossy().into_owned();
         let known = std::fs::read(entry.path().join("cluster.json")).ok().and_then(|t| serde_json::from_slice(&t).ok());
-        places.push(known.unwrap_or(Place { name, network: 0, init: 0, started: 0 }));
+        places.push(known.unwrap_or(Place { name, network: 0, init: 0, started: 0, maker: (0, 0) }));
     }
     places.sort_by(|a: &Place, b| a.name.cmp(&b.name));
     Ok(places)
