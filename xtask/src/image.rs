@@ -2,8 +2,9 @@
 //!
 //! An image is two layers over nothing: what a program of glibc needs (its loader and libraries, certificates of
 //! authorities, one user), and the program with its bill of materials. No shell, no package manager; it runs as a user
-//! that is not root and needs no writable file but `/tmp`. The same files give the same digest: names are sorted, times
-//! are zero, nothing says where or when it was built. The `Dockerfile`s use `--root`, so both ways give the same files.
+//! that is not root and needs no writable file but `/tmp`. The same input gives the same digest: names are sorted, times
+//! are zero, and a release does not say where or when it was built. Input are the sources, the toolchain, and the system's
+//! libraries and certificates, which the image holds too. The `Dockerfile` uses `--root`, so the files are the same.
 
 mod archive;
 mod materials;
@@ -102,11 +103,32 @@ fn build(profile: &str) -> Result<PathBuf> {
     // The development profile's programs are those that the tests have, built by the same command.
     if profile != "dev" {
         command.args(IMAGES.iter().flat_map(|i| ["--package", i.package]));
+        command.env("CARGO_ENCODED_RUSTFLAGS", nowhere(&programs(profile)?)?.join("\u{1f}"));
+        command.env_remove("RUSTFLAGS");
     }
     if !command.status().context("cannot start cargo")?.success() {
         bail!("the programs could not be built");
     }
     programs(profile)
+}
+
+/// Flags by which programs do not say where they were built: neither where cargo keeps sources, nor the repository, nor the
+/// folder of what is built.
+fn nowhere(programs: &Path) -> Result<Vec<String>> {
+    let given = std::env::var("RUSTFLAGS").unwrap_or_default();
+    let mut flags: Vec<String> = given.split_whitespace().map(str::to_owned).collect();
+    let home = match (std::env::var_os("CARGO_HOME"), std::env::var_os("HOME")) {
+        (Some(home), _) => PathBuf::from(home),
+        (None, Some(home)) => Path::new(&home).join(".cargo"),
+        (None, None) => bail!("neither CARGO_HOME nor HOME is set"),
+    };
+    let repository = std::fs::canonicalize(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))?;
+    // The last that fits counts: the folder of what is built is most often below the repository.
+    let target = programs.parent().unwrap_or(programs);
+    for (from, to) in [(home.as_path(), "/cargo"), (&repository, "/leat"), (target, "/target")] {
+        flags.push(format!("--remap-path-prefix={}={to}", from.display()));
+    }
+    Ok(flags)
 }
 
 /// Where cargo puts the programs of a profile.
