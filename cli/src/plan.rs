@@ -87,7 +87,7 @@ pub async fn plan(documents: &[Document], installation: &str) -> Result<Result<P
     let rows = installation.plan(&subject).await.context("cannot read the job from the cluster")?;
     let mut planned = Planned { pipeline: format!("{namespace}/{name}"), resources: rows.len(), ..Planned::default() };
     for row in &rows {
-        if let Observed::Unknown(why) = &row.observed {
+        if let Observed::Unknown { why, .. } = &row.observed {
             planned.failures.push(format!("{} {}: {why}", row.resource.kind.name(), row.resource.name));
         }
         planned.blocked += row.changes.iter().filter(|c| matches!(c.action, Action::Blocked(_))).count();

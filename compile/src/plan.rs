@@ -8,7 +8,7 @@ mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use leat_crds::job::{self, JOB_VERSION, JobDocument, KEY_GROUPS};
+use leat_crds::job::{JOB_VERSION, JobDocument, KEY_GROUPS};
 use leat_crds::problem::{Problem, suggest};
 use leat_crds::spec::{Kinesis, StreamingPipelineSpec};
 
@@ -49,16 +49,8 @@ pub fn compile(namespace: &str, name: &str, spec: StreamingPipelineSpec, referen
     }
 }
 
-/// The program of a document that the operator, or this process, made.
+/// The program of a document that was read (`leat_crds::job::read`) or made in this process.
 pub fn compile_document(document: JobDocument) -> Result<Program, Vec<Problem>> {
-    let readable = job::readable();
-    if !readable.contains(&document.version) {
-        let message =
-            format!("the job document has version {}; this build reads {} to {}", document.version, readable.start(), readable.end());
-        let newer = document.version > JOB_VERSION;
-        let hint = if newer { "run a worker of the operator's version" } else { "let an operator of this version write it again" };
-        return Err(vec![Problem::new("version", message, hint)]);
-    }
     let mut problems = check::check(&document.spec);
     match lower(&document) {
         Ok(program) if problems.is_empty() => Ok(program),

@@ -19,6 +19,29 @@ pub fn readable() -> std::ops::RangeInclusive<u32> {
     JOB_VERSION.saturating_sub(1).max(1)..=JOB_VERSION
 }
 
+/// Reads a document; else a sentence that says why it cannot be read.
+pub fn read(text: &[u8]) -> Result<JobDocument, String> {
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    // The version first: one that is newer has fields that are not known here.
+    let Version { version } = serde_json::from_slice(text).map_err(|e| format!("the job document is none: {e}"))?;
+    let readable = readable();
+    if !readable.contains(&version) {
+        let hint =
+            if version > JOB_VERSION { "run a worker of the operator's version" } else { "let an operator of this version write it again" };
+        return Err(format!("the job document has version {version}; this build reads {} to {}: {hint}", readable.start(), readable.end()));
+    }
+    serde_json::from_slice(text).map_err(|e| format!("the job document cannot be read: {e}"))
+}
+
+/// Whether a document is of a version that only builds after this one read.
+pub fn newer(text: &[u8]) -> bool {
+    let document: serde_json::Value = serde_json::from_slice(text).unwrap_or_default();
+    document["version"].as_u64().is_some_and(|version| version > u64::from(JOB_VERSION))
+}
+
 /// JSON Schema of the document, without references.
 pub fn schema() -> serde_json::Value {
     let settings = schemars::generate::SchemaSettings::draft2020_12().with(|s| s.inline_subschemas = true);

@@ -40,6 +40,8 @@ pub const FINALIZER: &str = "leat.dev/resources";
 const PENDING: Duration = Duration::from_secs(1);
 /// After a failed call.
 const RETRY: Duration = Duration::from_secs(5);
+/// Longest that a pass may take: calls to AWS take 30 s at most, most of them side by side.
+const LONGEST_PASS: Duration = Duration::from_secs(300);
 /// Time before a watch that failed is begun again.
 const WATCH_AGAIN: Duration = Duration::from_millis(500);
 /// Most problems of a manifest that status lists.
@@ -54,6 +56,9 @@ pub enum PassError {
     /// What a deletion waits for.
     #[error("{0}")]
     Deletion(String),
+    /// A call was not answered.
+    #[error("no end after {} s: a call is not answered; it is begun again", LONGEST_PASS.as_secs())]
+    Late,
     /// Adding or removing the finalizer.
     #[error("finalizer: {0}")]
     Finalizer(String),
@@ -172,7 +177,12 @@ async fn reconcile(pipeline: Arc<DynamicObject>, context: Arc<Context>) -> Resul
             }
         }
     });
-    let finished = finished.await;
+    // A call that is never answered must not hold this pipeline up for ever.
+    let finished = tokio::time::timeout(LONGEST_PASS, finished).await;
+    let Ok(finished) = finished else {
+        context.run.telemetry.passed(false);
+        return Err(PassError::Late);
+    };
     context.run.telemetry.passed(finished.is_ok());
     match finished {
         Ok(action) => Ok(action),
@@ -254,7 +264,7 @@ async fn apply(pipeline: &DynamicObject, context: &Context) -> Result<Action, Pa
         generation,
         streams: subject.program.document.spec.streams.len().try_into().unwrap_or(u32::MAX),
         workers: workers.clone(),
-        trouble,
+        trouble: trouble.clone(),
         before: &before,
         now: &now(),
     });
@@ -263,7 +273,7 @@ async fn apply(pipeline: &DynamicObject, context: &Context) -> Result<Action, Pa
     if let Some(stalled) = is("Stalled").filter(|_| changed) {
         context.events.warning(&pipeline.object_ref(&api_resource()), &stalled.reason, &stalled.message).await;
     }
-    let unknown = rows.iter().any(|r| matches!(r.observed, plan::Observed::Unknown(_)));
+    let unknown = rows.iter().any(|r| matches!(r.observed, plan::Observed::Unknown { .. }));
     let failed = unknown || outcomes.values().any(|o| o.failed.is_some());
     let open = outcomes.values().any(|o| !o.made.is_empty())
         || rows.iter().any(|r| r.changes.iter().any(|c| matches!(c.action, plan::Action::Wait(_))));
@@ -271,7 +281,7 @@ async fn apply(pipeline: &DynamicObject, context: &Context) -> Result<Action, Pa
         () if failed => RETRY,
         () if open => PENDING,
         // Pods are not watched: why they are not ready may change without their number.
-        () if workers.ready < workers.desired => RETRY,
+        () if workers.ready < workers.desired || !trouble.is_empty() => RETRY,
         () => context.run.drift_interval,
     }))
 }
@@ -436,7 +446,7 @@ async fn end(
     let rows = installation.plan_deletion(&subject).await;
     let outcomes = carry_out(context, pipeline, &subject, &rows).await;
     for row in &rows {
-        if let plan::Observed::Unknown(why) = &row.observed {
+        if let plan::Observed::Unknown { why, .. } = &row.observed {
             return Err(PassError::Deletion(why.clone()));
         }
     }

@@ -74,7 +74,8 @@ impl Election {
         let begun = self.now();
         let found = self.api.get_opt(NAME).await?;
         let record = found.as_ref().map(record);
-        let next = self.candidate.decide(record.as_ref(), begun);
+        // It counts from when it saw the record; a renewal counts from before.
+        let next = self.candidate.decide(record.as_ref(), self.now());
         let written = match (next, found) {
             (Move::Wait, _) => None,
             (_, None) => {
@@ -92,8 +93,8 @@ impl Election {
         };
         match written {
             Some(Ok(_)) => self.candidate.wrote(begun),
-            // Somebody else was faster.
-            Some(Err(kube::Error::Api(status))) if status.code == 409 => self.candidate.lost(),
+            // Somebody else wrote: the next look shows what, and until the deadline nobody else can lead.
+            Some(Err(kube::Error::Api(status))) if status.code == 409 => {}
             Some(Err(error)) => return Err(error),
             None => self.candidate.lost(),
         }

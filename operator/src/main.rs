@@ -36,11 +36,11 @@ struct Arguments {
     #[arg(long, env = "LEAT_DRIFT_INTERVAL", default_value_t = 60)]
     drift_interval: u64,
     /// Namespace of the Lease by which one of several operators leads; without it, this one reconciles at once.
-    #[arg(long, env = "LEAT_ELECTION_NAMESPACE")]
+    #[arg(long, env = "LEAT_ELECTION_NAMESPACE", requires = "election_id")]
     election_namespace: Option<String>,
-    /// Name of this operator in the election: the pod's.
-    #[arg(long, env = "LEAT_ELECTION_ID", default_value = "operator")]
-    election_id: String,
+    /// Name of this operator in the election, which no other has: the pod's.
+    #[arg(long, env = "LEAT_ELECTION_ID")]
+    election_id: Option<String>,
     /// Address of /healthz, /readyz and /metrics; default: nothing is served.
     #[arg(long, env = "LEAT_LISTEN")]
     listen: Option<String>,
@@ -69,14 +69,15 @@ async fn main() -> Result<ExitCode> {
     }
     let name = format!("leat-operator {} of the installation {}", env!("CARGO_PKG_VERSION"), installation.id);
     let run = Loop { installation, drift_interval: Duration::from_secs(arguments.drift_interval), telemetry: Arc::clone(&telemetry) };
-    let Some(namespace) = arguments.election_namespace else {
+    let Some((namespace, id)) = arguments.election_namespace.zip(arguments.election_id) else {
         eprintln!("{name} reconciles");
+        telemetry.leads(true);
         controller::run(run).await;
         return Ok(ExitCode::SUCCESS);
     };
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
-    let mut election = Election::new(kube, &namespace, &arguments.election_id);
-    eprintln!("{name} stands by as {}", arguments.election_id);
+    let mut election = Election::new(kube, &namespace, &id);
+    eprintln!("{name} stands by as {id}");
     tokio::select! {
         () = election.acquire(|answered| telemetry.looked(answered)) => {}
         _ = terminate.recv() => return Ok(ExitCode::SUCCESS),

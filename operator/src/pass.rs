@@ -9,14 +9,14 @@ use kube::{Api, Client};
 use leat_aws::Target;
 use leat_compile::References;
 use leat_compile::program::Program;
-use leat_compile::state::{self, Lost};
-use leat_crds::job::JobDocument;
+use leat_compile::state;
+use leat_crds::job::{self, JobDocument};
 use leat_crds::names;
 use leat_crds::spec::{DriftPolicy, StreamingPipelineSpec};
 use leat_crds::status::StreamingPipelineStatus;
 use leat_operator_core::children::{Parent, WorkerDefaults, children};
 use leat_operator_core::desired::desired;
-use leat_operator_core::plan::{Action, Context, Observed, Row, deletion, hold, plan};
+use leat_operator_core::plan::{self, Action, Context, Observed, Row, deletion};
 use leat_operator_core::resource::{Kind, Owner, Resource, Wish};
 
 use crate::clouds::Clouds;
@@ -92,7 +92,7 @@ impl Installation {
                 providers::observe(&services, resource).await
             }
         };
-        observed.unwrap_or_else(|error| Observed::Unknown(error.to_string()))
+        observed.unwrap_or_else(|error| Observed::Unknown { why: error.to_string(), passes: error.passes() })
     }
 
     /// Makes one change.
@@ -130,40 +130,55 @@ impl Installation {
 
     /// The job that the workers of a pipeline have, and its revision.
     pub async fn job(&self, namespace: &str, name: &str) -> Result<Option<(JobDocument, u64)>, kube::Error> {
-        let maps: Api<ConfigMap> = Api::namespaced(self.kube.clone(), namespace);
-        let data = maps.get_opt(&names::job(name)).await?.and_then(|m| m.data).unwrap_or_default();
-        let document = data.get("job.json").and_then(|j| serde_json::from_str(j).ok());
+        let data = self.job_data(namespace, name).await?;
+        let document = data.get("job.json").and_then(|j| job::read(j.as_bytes()).ok());
         Ok(document.zip(data.get("revision").and_then(|r| r.parse().ok())))
+    }
+
+    async fn job_data(&self, namespace: &str, name: &str) -> Result<BTreeMap<String, String>, kube::Error> {
+        let maps: Api<ConfigMap> = Api::namespaced(self.kube.clone(), namespace);
+        Ok(maps.get_opt(&names::job(name)).await?.and_then(|m| m.data).unwrap_or_default())
     }
 
     /// What the operator said about workers when it wrote a pipeline's job.
     pub async fn defaults(&self, namespace: &str, name: &str) -> Result<Option<WorkerDefaults>, kube::Error> {
-        let maps: Api<ConfigMap> = Api::namespaced(self.kube.clone(), namespace);
-        let data = maps.get_opt(&names::job(name)).await?.and_then(|m| m.data).unwrap_or_default();
+        let data = self.job_data(namespace, name).await?;
         Ok(data.get("workers.json").and_then(|text| serde_json::from_str(text).ok()))
     }
 
-    /// The revision of a pipeline's job, that of the ConfigMap when it holds this very job, else a new one; and what a new
-    /// one would lose.
-    async fn revision(&self, subject: &Subject) -> Result<(u64, Vec<Lost>), kube::Error> {
+    /// The revision of a pipeline's job, that of the ConfigMap when it holds this very job, else a new one; and why a new one
+    /// is held back.
+    async fn revision(&self, subject: &Subject) -> Result<(u64, Option<String>), kube::Error> {
         let document = &subject.program.document;
-        let Some((held, revision)) = self.job(&document.namespace, &document.name).await? else { return Ok((subject.now, Vec::new())) };
-        if leat_compile::job_hash(&held) == leat_compile::job_hash(document) {
-            return Ok((revision, Vec::new()));
+        let data = self.job_data(&document.namespace, &document.name).await?;
+        let text = data.get("job.json").map(String::as_bytes).unwrap_or_default();
+        let held = match job::read(text) {
+            Ok(held) => held,
+            // What its tasks keep is not known here.
+            Err(why) if job::newer(text) => return Ok((subject.now, Some(format!("the job that runs goes on: {why}")))),
+            // There is none, or somebody broke it.
+            Err(_) => return Ok((subject.now, None)),
+        };
+        let revision = data.get("revision").and_then(|r| r.parse().ok());
+        if let Some(revision) = revision.filter(|_| leat_compile::job_hash(&held) == leat_compile::job_hash(document)) {
+            return Ok((revision, None));
         }
         let before = leat_compile::compile_document(held).ok();
-        Ok((subject.now, before.map(|before| state::lost(&before, &subject.program)).unwrap_or_default()))
+        let lost = before.map(|before| state::lost(&before, &subject.program)).unwrap_or_default();
+        Ok((subject.now, plan::loss(&lost)))
     }
 
     /// Looks at everything that a pipeline needs, and plans.
     pub async fn plan(&self, subject: &Subject) -> Result<Vec<Row>, kube::Error> {
         let mut resources = desired(&subject.program, &self.owner(&subject.program));
-        let (revision, lost) = self.revision(subject).await?;
+        let (revision, held) = self.revision(subject).await?;
         let parent = Parent { uid: subject.uid.clone(), revision };
         resources.extend(children(&subject.program, &parent, &self.workers));
         let looked_at = self.look(subject, resources).await;
-        let mut rows = plan(looked_at, &self.context(subject));
-        hold(&mut rows, &lost);
+        let mut rows = plan::plan(looked_at, &self.context(subject));
+        if let Some(why) = held {
+            plan::hold(&mut rows, &why);
+        }
         Ok(rows)
     }
 

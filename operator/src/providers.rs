@@ -43,7 +43,11 @@ impl ProviderError {
         match self {
             ProviderError::Aws(failure) => failure.passes(),
             ProviderError::Kubernetes { source, .. } => {
-                !matches!(&**source, kube::Error::Api(status) if matches!(status.code, 400 | 403 | 422))
+                // What the API server cannot merge, such as a field that it does not know, it calls an error of its own.
+                let merged = |message: &str| {
+                    message.contains("failed to create typed patch object") || message.contains("field not declared in schema")
+                };
+                !matches!(&**source, kube::Error::Api(status) if matches!(status.code, 400 | 403 | 422) || merged(&status.message))
             }
             ProviderError::Incomplete(..) => true,
         }

@@ -20,6 +20,7 @@ const STUCK: Duration = Duration::from_secs(60);
 pub struct Telemetry {
     sign: Mutex<Instant>,
     ready: AtomicBool,
+    elected: AtomicBool,
     leads: AtomicBool,
     passes: AtomicU64,
     failed: AtomicU64,
@@ -31,6 +32,7 @@ impl Default for Telemetry {
         Self {
             sign,
             ready: AtomicBool::default(),
+            elected: AtomicBool::default(),
             leads: AtomicBool::default(),
             passes: AtomicU64::default(),
             failed: AtomicU64::default(),
@@ -39,8 +41,10 @@ impl Default for Telemetry {
 }
 
 impl Telemetry {
-    /// It has looked at the record of the election; whether the API server answered.
+    /// It has looked at the record of the election; whether the API server answered. From then on it has to look again
+    /// and again.
     pub fn looked(&self, answered: bool) {
+        self.elected.store(true, Ordering::Relaxed);
         *self.sign.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         self.ready.fetch_or(answered, Ordering::Relaxed);
     }
@@ -48,7 +52,7 @@ impl Telemetry {
     /// Whether it leads.
     pub fn leads(&self, leads: bool) {
         self.leads.store(leads, Ordering::Relaxed);
-        self.looked(true);
+        self.ready.store(true, Ordering::Relaxed);
     }
 
     /// A pass over a pipeline ended.
@@ -92,7 +96,8 @@ pub async fn serve(address: &str, telemetry: Arc<Telemetry>) -> std::io::Result<
 }
 
 async fn live(State(telemetry): State<Arc<Telemetry>>) -> (StatusCode, &'static str) {
-    if telemetry.sign.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < STUCK {
+    let standing = telemetry.elected.load(Ordering::Relaxed);
+    if !standing || telemetry.sign.lock().unwrap_or_else(PoisonError::into_inner).elapsed() < STUCK {
         (StatusCode::OK, "ok\n")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "no sign of life for a minute\n")

@@ -15,17 +15,26 @@ const TOLD: usize = 5;
 /// Longest text of one trouble, characters.
 const LONGEST: usize = 1_000;
 
-/// Looks at the workers; the second part is what stands in the way of those that are not ready, a sentence each.
+/// Looks at the workers; the second part is what stands in the way of those that are not ready or not of the newest
+/// template, a sentence each.
 pub async fn look(kube: &Client, program: &Program) -> Result<(WorkersStatus, Vec<String>), kube::Error> {
     let document = &program.document;
     let api: Api<Deployment> = Api::namespaced(kube.clone(), &document.namespace);
     let found = api.get_opt(&names::workers(&document.name)).await?;
+    let generation = found.as_ref().and_then(|d| d.metadata.generation);
     let status = found.and_then(|d| d.status).unwrap_or_default();
     let ready = status.ready_replicas.unwrap_or_default().try_into().unwrap_or_default();
     let (desired, reason) = desired::workers(program);
     let selector = selector(&document.name);
     let mut trouble = Vec::new();
-    if ready < desired {
+    // Workers of before may be ready while those that are declared never are.
+    let newest: u32 = status.updated_replicas.unwrap_or_default().try_into().unwrap_or_default();
+    let seen = generation.is_some() && status.observed_generation == generation;
+    let rolled = seen && newest >= desired && status.unavailable_replicas.unwrap_or_default() == 0;
+    if ready < desired || !rolled {
+        if ready >= desired {
+            trouble.push(format!("{newest} of {desired} are those that are declared now"));
+        }
         // Pods that are refused, for example by the namespace's Pod Security level or a quota, are told of here only.
         let refused = status.conditions.iter().flatten().filter(|c| {
             let is = |found: &Option<String>, wanted: &str| found.as_deref() == Some(wanted);
@@ -34,8 +43,9 @@ pub async fn look(kube: &Client, program: &Program) -> Result<(WorkersStatus, Ve
         trouble.extend(refused.filter_map(|c| c.message.clone()));
         let pods: Api<Pod> = Api::namespaced(kube.clone(), &document.namespace);
         let pods = pods.list(&ListParams::default().labels(&selector)).await?;
-        trouble.extend(pods.items.iter().filter_map(trouble_of));
-        trouble.sort();
+        let mut of_pods: Vec<String> = pods.items.iter().filter_map(trouble_of).collect();
+        of_pods.sort();
+        trouble.extend(of_pods);
         trouble.truncate(TOLD);
     }
     let trouble = trouble.into_iter().map(|t| t.chars().take(LONGEST).collect()).collect();

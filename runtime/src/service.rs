@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use leat_aws::{Retries, SdkConfig, Target};
 use leat_compile::program::{Input, Program};
-use leat_crds::job::JobDocument;
 use leat_crds::names;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
@@ -44,7 +43,7 @@ pub enum ServiceError {
         source: std::io::Error,
     },
     /// The job's document.
-    #[error("the job document cannot be run: {0}")]
+    #[error("{0}")]
     Document(String),
     /// The engine.
     #[error(transparent)]
@@ -82,7 +81,7 @@ fn read(folder: &Path, name: &str) -> Result<String, ServiceError> {
 
 /// The program and its revision, as the operator wrote them.
 pub fn load(folder: &Path) -> Result<(Program, u64), ServiceError> {
-    let document: JobDocument = serde_json::from_str(&read(folder, "job.json")?).map_err(|e| ServiceError::Document(e.to_string()))?;
+    let document = leat_crds::job::read(read(folder, "job.json")?.as_bytes()).map_err(ServiceError::Document)?;
     let revision = read(folder, "revision")?;
     let revision = revision.trim().parse().map_err(|_| ServiceError::Document(format!("`{revision}` is not a revision")))?;
     let program = leat_compile::compile_document(document)
@@ -105,8 +104,8 @@ impl Clouds {
     }
 }
 
-/// The ports of a pipeline over AWS.
-pub async fn ports(program: &Program) -> Result<Ports, ServiceError> {
+/// The ports of a pipeline over AWS; `tried` is called with each try to reach it.
+async fn ports(program: &Program, tried: &(dyn Fn() + Sync)) -> Result<Ports, ServiceError> {
     let document = &program.document;
     let spec = &document.spec;
     let mut clouds = Clouds::default();
@@ -120,7 +119,7 @@ pub async fn ports(program: &Program) -> Result<Ports, ServiceError> {
     let rows = LeaseTable::new(aws_sdk_dynamodb::Client::new(&home), &leases);
     let objects = S3Objects::new(Store::new(s3.clone(), storage.kms_key_id.clone()), &prefix);
     // The job that runs may have to be drained: with streams and tables that this one does not have any more.
-    let before = job_before(&rows, &objects).await.map_err(|e| ServiceError::Worker(TaskError::from(e).into()))?;
+    let before = job_before(&rows, &objects, tried).await.map_err(|e| ServiceError::Worker(TaskError::from(e).into()))?;
     let mut streams = BTreeMap::new();
     for program in std::iter::once(program).chain(&before) {
         let spec = &program.document.spec;
@@ -168,13 +167,19 @@ pub async fn ports(program: &Program) -> Result<Ports, ServiceError> {
 }
 
 /// The program of the job that runs, if one does; asked again while there is no clear answer.
-async fn job_before(rows: &LeaseTable, objects: &S3Objects) -> Result<Option<Program>, PortError> {
-    let mut tries = 0;
+async fn job_before(rows: &LeaseTable, objects: &S3Objects, tried: &(dyn Fn() + Sync)) -> Result<Option<Program>, PortError> {
+    let mut said = String::new();
     loop {
         match coordinator::job_that_runs(rows, objects).await {
-            Err(PortError::Unclear(_)) if tries < 60 => tries += 1,
+            Err(PortError::Unclear(why)) => {
+                if why != said {
+                    log::error("waits for AWS", &[("why", &why)]);
+                    said = why;
+                }
+            }
             answer => return answer,
         }
+        tried();
         tokio::time::sleep(ROUND).await;
     }
 }
@@ -194,10 +199,17 @@ pub async fn run(options: Options) -> Result<(), ServiceError> {
     };
     let mut terminate = signal(SignalKind::terminate()).map_err(io("cannot wait for signals"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io("cannot wait for signals"))?;
-    let ports = ports(&program).await?;
-    let mut worker = Worker::new(ports, options.settings, options.session.clone(), Arc::clone(&program), revision, options.threads)?;
-    let health = Arc::new(web::Health::new(Arc::clone(&worker.shared)));
+    // Health is served first: while AWS is away, a worker that begins waits for it and is not stuck.
+    let health = Arc::new(web::Health::default());
     let at = web::serve(&options.listen, Arc::clone(&health)).await.map_err(io(&format!("cannot listen on {}", options.listen)))?;
+    let tried = || health.tried();
+    let ports = tokio::select! {
+        ports = ports(&program, &tried) => ports?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let mut worker = Worker::new(ports, options.settings, options.session.clone(), Arc::clone(&program), revision, options.threads)?;
+    health.watch(Arc::clone(&worker.shared));
     let document = &program.document;
     log::info(
         "worker starts",

@@ -2,6 +2,7 @@
 //! when the test is killed, since it stays only while its standard input is open.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 
@@ -24,6 +25,8 @@ pub struct Node {
     pub host: String,
     child: Child,
     input: Option<ChildStdin>,
+    /// What of the machine is not any cluster's: it has to be as it was.
+    before: Vec<String>,
 }
 
 impl std::ops::Deref for Node {
@@ -40,7 +43,9 @@ impl Node {
         let name = format!("{name}-{}", std::process::id());
         let mut command = Command::new(tool("LEAT_TEST_XTASK"));
         command.args(["cluster", "up", &name, "--attached"]).args(flags).current_dir(crate::repository());
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("xtask starts");
+        let before = settings();
+        // Ctrl-C is the test's: that one ends, and the cluster goes in order.
+        let mut child = command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("xtask starts");
         let (mut config, mut host) = (None, None);
         let lines = BufReader::new(child.stdout.take().expect("its output")).lines().map_while(Result::ok);
         for line in lines.take_while(|line| line != "attached") {
@@ -50,7 +55,21 @@ impl Node {
         }
         let input = child.stdin.take();
         let (Some(config), Some(host)) = (config, host) else { panic!("the cluster {name} did not come up") };
-        Self { name, kubectl: Kubectl { config }, host, child, input }
+        Self { name, kubectl: Kubectl { config }, host, child, input, before }
+    }
+
+    /// What can be left of it, to be looked at when it is gone.
+    pub fn trace(&self) -> Trace {
+        let place = std::fs::read(self.folder().join("cluster.json")).expect("cluster.json");
+        let place: Value = serde_json::from_slice(&place).expect("JSON");
+        let namespace = std::fs::read_link(format!("/proc/{}/ns/pid", place["init"])).expect("a first process");
+        Trace { name: self.name.clone(), namespace, cable: format!("leat{}", place["network"]), before: self.before.clone() }
+    }
+
+    /// Kills the process that holds the cluster, as a crash would.
+    pub fn crash(mut self) {
+        self.child.kill().expect("a signal");
+        drop(self.child.wait());
     }
 
     /// The name of its node.
@@ -191,26 +210,41 @@ fn said(command: &mut Command) -> String {
     text
 }
 
-/// Whether anything of a cluster is left on this machine: its folder, namespace, control groups, cables and processes.
-pub fn left(name: &str) -> Vec<String> {
-    let mut left = Vec::new();
-    for path in [format!("/var/lib/leat/clusters/{name}"), format!("/run/netns/leat-{name}")] {
-        if Path::new(&path).exists() {
-            left.push(path);
-        }
+/// Settings of the kernel that kubelets are known to change.
+fn settings() -> Vec<String> {
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/sys/{name}")).unwrap_or_default();
+    ["vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys"].map(read).to_vec()
+}
+
+/// By what the remains of a cluster would be found.
+#[derive(Debug)]
+pub struct Trace {
+    name: String,
+    /// The process namespace that everything of it lives in.
+    namespace: PathBuf,
+    cable: String,
+    before: Vec<String>,
+}
+
+impl Trace {
+    /// Its processes that are still there.
+    pub fn processes(&self) -> Vec<PathBuf> {
+        let all = std::fs::read_dir("/proc").into_iter().flatten().flatten().map(|p| p.path());
+        all.filter(|p| std::fs::read_link(p.join("ns/pid")).is_ok_and(|n| n == self.namespace)).collect()
     }
-    for group in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-        let path = group.path().join(format!("leat-{name}"));
-        if path.exists() {
-            left.push(path.display().to_string());
+
+    /// Everything of it that is left on this machine: processes, folder, network, control groups, settings.
+    pub fn left(&self) -> Vec<String> {
+        let mut paths = self.processes();
+        paths.push(format!("/var/lib/leat/clusters/{}", self.name).into());
+        paths.push(format!("/run/netns/leat-{}", self.name).into());
+        paths.push(Path::new("/sys/class/net").join(&self.cable));
+        let groups = std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|g| g.path());
+        paths.extend(groups.map(|g| g.join(format!("leat-{}", self.name))));
+        let mut left: Vec<String> = paths.into_iter().filter(|p| p.exists()).map(|p| p.display().to_string()).collect();
+        if settings() != self.before {
+            left.push(format!("{:?} instead of {:?}", settings(), self.before));
         }
+        left
     }
-    let folder = format!("/var/lib/leat/clusters/{name}/");
-    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let words = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
-        if String::from_utf8_lossy(&words).contains(&folder) {
-            left.push(process.path().display().to_string());
-        }
-    }
-    left
 }

@@ -16,7 +16,7 @@ use leat_runtime_core::row::PipelineRow;
 use leat_tests::clickstream::{EVENTS, Sent, closing, compare, events, keyed_rows, open_shards, owners, send, source_rows};
 use leat_tests::clouds::{Clouds, Kinesis};
 use leat_tests::kafka;
-use leat_tests::node::{Node, OPERATORS, WORKERS, left};
+use leat_tests::node::{Node, OPERATORS, WORKERS};
 use leat_tests::process::until;
 use leat_tests::repository;
 use serde_json::Value;
@@ -145,9 +145,9 @@ async fn on_a_real_node_pipelines_run_in_pods_whatever_happens() {
     phases.done("compared");
     uninstalled(&world).await;
     phases.done("uninstalled");
-    let name = world.node.node().trim_start_matches("leat-").to_owned();
+    let trace = world.node.trace();
     drop(world);
-    assert_eq!(left(&name), [""; 0], "something of the cluster is left");
+    assert_eq!(trace.left(), [""; 0], "something of the cluster is left");
 }
 
 /// How long the parts took: shown with `--nocapture`.
@@ -285,12 +285,12 @@ async fn control_plane_lost(world: &mut World) {
     assert_eq!(streams.stream_names().iter().filter(|s| s.starts_with("small")).count(), 1, "{:?}", streams.stream_names());
 
     // Workers need no API server; the operators find it again.
+    let restarts = world.restarts();
     world.node.restart("kube-apiserver");
     world.send(10_000).await;
     world.taken().await;
     until("the API server", PATIENCE, async || world.node.kubectl(&["get", "--raw", "/readyz"])).await;
     world.leader().await;
-    let restarts = world.restarts();
     // What it makes after that shows that it goes on.
     world.node.kubectl(&["-n", "analytics", "delete", "poddisruptionbudget", "clickstream-workers"]).expect("a deletion");
     until("the budget to come back", PATIENCE, async || world.node.get("analytics", "poddisruptionbudget", "clickstream-workers")).await;
@@ -391,6 +391,28 @@ async fn rollouts(world: &mut World) {
     .await;
     world.node.wait("analytics", "clickstream", "Healthy", "True").await;
     world.taken().await;
+
+    // An image that is not there: the workers of before go on, and status says what is wrong.
+    let missing = world.manifest("missing", |text| {
+        let text = text.replace("known_type:", "has_cookie: \"cookie_id IS NOT NULL\", known_type:");
+        text.replace("workers: {resources", "workers: {image: \"leat-worker:missing\", resources")
+    });
+    world.node.apply(&missing).expect("the manifest is applied");
+    until("status to say what is wrong", PATIENCE, async || {
+        let (status, reason, message) = world.node.condition("analytics", "clickstream", "Healthy")?;
+        let said =
+            ["2 of 2 workers are ready", "1 of 2 are those that are declared now", "ErrImageNeverPull"].iter().all(|p| message.contains(p));
+        if status == "False" && reason == "RolloutUnfinished" && said { Ok(()) } else { Err(format!("{status}: {reason}: {message}")) }
+    })
+    .await;
+    // A pod template that the API server does not take: nothing moves, and nobody waits for it.
+    let wrong = world.manifest("wrong", |text| {
+        let text = text.replace("known_type:", "has_cookie: \"cookie_id IS NOT NULL\", known_type:");
+        text.replace("workers: {resources", "workers: {podTemplate: {spec: {tolerations: [{keys: dedicated}]}}, resources")
+    });
+    world.node.apply(&wrong).expect("the manifest is applied");
+    world.node.wait_for("analytics", "clickstream", "Stalled", "CallFailed").await;
+    assert_eq!(world.node.kstatus("analytics", "sp", "clickstream").expect("a status"), "Failed");
 
     // Another image of the workers, and back: the job is the same, and so is its state.
     for image in [Some(format!("leat-worker:{ANOTHER}")), None] {
@@ -510,10 +532,10 @@ async fn uninstalled(world: &World) {
     assert_eq!(world.node.kstatus("analytics", "sp", "small").expect("a status"), "InProgress");
 }
 
-#[test]
-fn on_a_real_node_emulators_and_kafka_are_reached_from_pods_and_nothing_is_left() {
+#[tokio::test]
+async fn on_a_real_node_emulators_and_kafka_are_reached_from_pods_and_nothing_is_left() {
     let node = Node::start("services", &[]);
-    let name = node.node().trim_start_matches("leat-").to_owned();
+    let trace = node.trace();
     node.load(ANOTHER);
     let endpoints: Value = serde_json::from_slice(&std::fs::read(node.folder().join("endpoints.json")).expect("endpoints")).expect("JSON");
     let values = node.folder().join("values.yaml").display().to_string();
@@ -557,5 +579,20 @@ fn on_a_real_node_emulators_and_kafka_are_reached_from_pods_and_nothing_is_left(
     ]);
     assert!(from_pod(&words).contains("Created topic from-a-pod"));
     drop(node);
-    assert_eq!(left(&name), [""; 0], "something of the cluster is left");
+    assert_eq!(trace.left(), [""; 0], "something of the cluster is left");
+
+    // Who holds a cluster is killed: its processes end at once, and the next cluster clears the rest.
+    let crashed = Node::start("crashed", &["--bare"]);
+    let trace = crashed.trace();
+    assert!(trace.processes().len() > 5, "{:?}", trace.processes());
+    crashed.crash();
+    until("every process to end", PATIENCE, async || {
+        let left = trace.processes();
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    })
+    .await;
+    assert!(!trace.left().is_empty(), "the folder is there until somebody clears it");
+    // Numbers of namespaces and names of cables come again: it is looked at when the next one is gone too.
+    drop(Node::start("next", &["--bare"]));
+    assert_eq!(trace.left(), [""; 0], "something of the crashed cluster is left");
 }

@@ -52,13 +52,13 @@ pub fn run(arguments: &[String]) -> Result<ExitCode> {
         ("load", files) if !files.is_empty() => {
             let mut place = place::find(named)?;
             let tools = prepare::node()?;
-            let programs = Programs { place: &mut place, tools: &tools };
+            let programs = Programs { place: &mut place, tools: &tools, attached: false };
             files.iter().try_for_each(|f| programs.load(&PathBuf::from(f)))?;
         }
         ("restart", [program]) => {
             let mut place = place::find(named)?;
             let tools = prepare::node()?;
-            Programs { place: &mut place, tools: &tools }.restart(program)?;
+            Programs { place: &mut place, tools: &tools, attached: false }.restart(program)?;
         }
         _ => bail!("{USAGE}"),
     }
@@ -94,7 +94,7 @@ fn up(name: &str, bare: bool, attached: bool) -> Result<()> {
     let emulators = if bare { None } else { Some(prepare::emulators()?) };
     let started = Instant::now();
     let mut place = Place::take(name)?;
-    let outcome = start(&mut place, &tools, emulators.as_ref());
+    let outcome = start(&mut place, &tools, emulators.as_ref(), attached);
     if let Err(error) = outcome {
         let logs = tails(&place);
         let _lock = place::lock()?;
@@ -117,9 +117,9 @@ fn up(name: &str, bare: bool, attached: bool) -> Result<()> {
     Ok(())
 }
 
-fn start(place: &mut Place, tools: &Node, emulators: Option<&prepare::Emulators>) -> Result<()> {
-    Programs { place, tools }.start()?;
-    let Some(emulators) = emulators else { return Ok(()) };
+fn start(place: &mut Place, tools: &Node, emulators: Option<&prepare::Emulators>, attached: bool) -> Result<()> {
+    Programs { place, tools, attached }.start()?;
+    let Some(emulators) = emulators else { return place.complete() };
     let file = place.folder().join("endpoints.json");
     let mut command = vec!["env".to_owned()];
     command.extend(emulators.variables.iter().map(|(name, value)| format!("{name}={value}")));
@@ -127,7 +127,8 @@ fn start(place: &mut Place, tools: &Node, emulators: Option<&prepare::Emulators>
     command.extend(["--address", &place.node(), "--kafka", "--folder", &place.folder().display().to_string()].map(str::to_owned));
     node::background(place, "emulators", &command)?;
     place::wait("the emulators", Duration::from_secs(60), || file.exists().then_some(()))?;
-    values(place)
+    values(place)?;
+    place.complete()
 }
 
 /// Values for the chart: where the emulators are, credentials that no cloud knows, and the images that are on the node.
@@ -172,6 +173,9 @@ fn down(name: Option<&str>) -> Result<()> {
         Some(name) => places.into_iter().find(|p| p.name == name).with_context(|| format!("there is no cluster {name}"))?,
         None => place::find(None)?,
     };
+    if place.begins() {
+        bail!("the cluster {} is being made; end that first", place.name);
+    }
     place.clear()?;
     println!("cluster {} is gone", place.name);
     Ok(())

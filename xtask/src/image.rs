@@ -156,6 +156,7 @@ fn layers(image: &Image, program: &Path) -> Result<[Tree; 2]> {
         bail!("{} is missing: install the package ca-certificates", certificates.display());
     }
     base.file("etc/ssl/certs/ca-certificates.crt", read(certificates)?, 0o644);
+    libraries.push(certificates.to_owned());
     base.file("etc/passwd", format!("leat:x:{USER}:{USER}:leat:/:/sbin/nologin\n").into_bytes(), 0o644);
     base.file("etc/group", format!("leat:x:{USER}:\n").into_bytes(), 0o644);
     base.file("etc/nsswitch.conf", b"hosts: files dns\n".to_vec(), 0o644);

@@ -197,7 +197,7 @@ fn python(folder: &Path) -> Result<()> {
 fn kubernetes_server(folder: &Path) -> Result<()> {
     let programs = ["k8s.io/kubernetes/cmd/kube-apiserver", "k8s.io/kubernetes/cmd/kubectl"];
     go("kubernetes", folder, &programs)
-        .context("Go 1.24 or newer is needed; or set KUBEBUILDER_ASSETS to a folder with kube-apiserver, etcd and kubectl")
+        .context("Go 1.26 or newer is needed; or set KUBEBUILDER_ASSETS to a folder with kube-apiserver, etcd and kubectl")
 }
 
 /// What a node has besides, and the program of the pause image.

@@ -9,6 +9,8 @@ use super::*;
 struct Step {
     who: usize,
     pause: u64,
+    /// How long its look takes.
+    look: u64,
     /// Time between its look and the moment when the server has its write.
     slow: u64,
     /// The write reaches the server.
@@ -18,8 +20,16 @@ struct Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    (0..3_usize, 0..4_000_u64, prop_oneof![4 => Just(0_u64), 1 => 0..12_000_u64], prop::bool::weighted(0.8), prop::bool::weighted(0.9))
-        .prop_map(|(who, pause, slow, arrives, answered)| Step { who, pause, slow, arrives, answered })
+    let look = prop_oneof![4 => Just(0_u64), 1 => 0..12_000_u64];
+    (
+        0..3_usize,
+        0..4_000_u64,
+        look,
+        prop_oneof![4 => Just(0_u64), 1 => 0..12_000_u64],
+        prop::bool::weighted(0.8),
+        prop::bool::weighted(0.9),
+    )
+        .prop_map(|(who, pause, look, slow, arrives, answered)| Step { who, pause, look, slow, arrives, answered })
 }
 
 proptest! {
@@ -34,8 +44,9 @@ proptest! {
             let of = |i: usize, at: u64| starts[i] + at;
             let looked = record.clone();
             let begun = of(step.who, now);
+            now += step.look;
             let candidate = &mut candidates[step.who];
-            let next = candidate.decide(looked.as_ref(), begun);
+            let next = candidate.decide(looked.as_ref(), of(step.who, now));
             now += step.slow;
             if next == Move::Wait {
                 candidate.lost();
@@ -47,10 +58,9 @@ proptest! {
                     terms += usize::from(next != Move::Renew);
                     record = Some(Record { holder: candidate.id().to_owned(), duration: LEASE, version: version.to_string() });
                 }
-                match (same, step.answered) {
-                    (true, true) => candidate.wrote(begun),
-                    (false, true) => candidate.lost(),
-                    (_, false) => {}
+                // Refused, or not known: the next look shows.
+                if same && step.answered {
+                    candidate.wrote(begun);
                 }
             }
             let leaders: Vec<usize> = (0..3).filter(|i| candidates[*i].leads(of(*i, now))).collect();

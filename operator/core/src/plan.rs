@@ -26,7 +26,12 @@ pub enum Observed {
     /// It is there.
     Present(Found),
     /// It could not be looked at: nothing is known, so nothing is changed.
-    Unknown(String),
+    Unknown {
+        /// Why.
+        why: String,
+        /// It may go away by itself.
+        passes: bool,
+    },
 }
 
 /// A resource that is there.
@@ -173,7 +178,7 @@ fn row(resource: Resource, observed: Observed, context: &Context) -> Row {
     let mut drift = Vec::new();
     let actions = match &observed {
         // Nothing is known: the row says so, and nothing is planned.
-        Observed::Unknown(_) => Vec::new(),
+        Observed::Unknown { .. } => Vec::new(),
         Observed::Absent => absent(&resource, context),
         Observed::Present(found) => present(&resource, found, context, &mut drift),
     };
@@ -285,12 +290,13 @@ fn judge(resource: &Resource, difference: &Difference) -> Judgement {
 /// is there. Fewer or more of the workers that run is no new job: it waits for nothing.
 fn order(mut rows: Vec<Row>) -> Vec<Row> {
     let open = |row: &&Row| match row.resource.kind {
-        Kind::Deployment => false,
+        // One that cannot be made as declared must not find the new job in its folder when a container starts again.
+        Kind::Deployment => matches!(row.observed, Observed::Unknown { .. }),
         // Applied just before.
         Kind::ServiceAccount | Kind::ConfigMap | Kind::PodDisruptionBudget => {
-            matches!(row.observed, Observed::Unknown(_)) || row.changes.iter().any(|c| !c.made())
+            matches!(row.observed, Observed::Unknown { .. }) || row.changes.iter().any(|c| !c.made())
         }
-        _ => matches!(row.observed, Observed::Unknown(_)) || !row.changes.is_empty(),
+        _ => matches!(row.observed, Observed::Unknown { .. }) || !row.changes.is_empty(),
     };
     let only_replicas = |change: &Change| matches!(&change.action, Action::Update(d) if d.iter().all(|d| d.field == "spec.replicas"));
     let waits_for: Vec<String> = rows.iter().filter(open).map(|r| format!("{} {}", r.resource.kind.name(), r.resource.name)).collect();
@@ -307,16 +313,18 @@ fn order(mut rows: Vec<Row>) -> Vec<Row> {
     rows
 }
 
-/// Holds a new job back that would lose state: nothing can approve that yet.
-pub fn hold(rows: &mut [Row], lost: &[leat_compile::state::Lost]) {
-    if lost.is_empty() {
-        return;
-    }
+/// Why a new job that would lose state is held back: nothing can approve that yet. `None`: it loses none.
+pub fn loss(lost: &[leat_compile::state::Lost]) -> Option<String> {
     let what = lost.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-    let why = format!("the job that runs goes on: {what}. Keep the step as it is, or give the new one another name beside it");
+    let advice = "Keep the step as it is, or give the new one another name beside it";
+    (!lost.is_empty()).then(|| format!("the job that runs goes on: {what}. {advice}"))
+}
+
+/// Holds a new job back.
+pub fn hold(rows: &mut [Row], why: &str) {
     for row in rows.iter_mut().filter(|r| matches!(r.resource.kind, Kind::ConfigMap | Kind::Deployment)) {
         for change in row.changes.iter_mut().filter(|c| c.made() || matches!(c.action, Action::Wait(_))) {
-            change.action = Action::Blocked(why.clone());
+            change.action = Action::Blocked(why.to_owned());
         }
     }
 }

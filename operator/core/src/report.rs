@@ -56,13 +56,14 @@ pub fn status(facts: &Facts<'_>) -> StreamingPipelineStatus {
     let say = |rows: &[&ResourceStatus]| {
         rows.iter().map(|r| format!("{}: {}", name(r), r.message.as_deref().unwrap_or("pending"))).collect::<Vec<_>>().join("; ")
     };
-    let hopeless = facts.outcomes.values().any(|o| o.failed.as_ref().is_some_and(|(_, passes)| !passes));
+    let unseen = facts.rows.iter().any(|r| matches!(r.observed, Observed::Unknown { passes: false, .. }));
+    let hopeless = unseen || facts.outcomes.values().any(|o| o.failed.as_ref().is_some_and(|(_, passes)| !passes));
     let (ready, reconciling, stalled) = if let Some(first) = blocked.first() {
         let reason = if first.state == ResourceState::Vanished { "ResourceVanished" } else { "ChangeBlocked" };
         ((false, reason, say(&blocked)), (false, reason, "nothing more can be done by itself".to_owned()), (true, reason, say(&blocked)))
     } else if !failed.is_empty() {
         let text = say(&failed);
-        ((false, "CallFailed", text.clone()), (true, "Retrying", text.clone()), (hopeless, "CallFailed", text))
+        ((false, "CallFailed", text.clone()), (!hopeless, "Retrying", text.clone()), (hopeless, "CallFailed", text))
     } else if !pending.is_empty() {
         let text = format!("{} of {} resources are not there yet: {}", pending.len(), resources.len(), say(&pending));
         ((false, "Progressing", text.clone()), (true, "Progressing", text), (false, "Progressing", "it goes on".to_owned()))
@@ -77,8 +78,13 @@ pub fn status(facts: &Facts<'_>) -> StreamingPipelineStatus {
     let carried_out = ready.0;
     let workers = &facts.workers;
     let healthy = (
-        workers.ready >= workers.desired,
-        if workers.ready >= workers.desired { "WorkersReady" } else { "WorkersNotReady" },
+        workers.ready >= workers.desired && facts.trouble.is_empty(),
+        match workers.ready >= workers.desired {
+            false => "WorkersNotReady",
+            true if facts.trouble.is_empty() => "WorkersReady",
+            // Those of before do the work; those that are declared do not run yet.
+            true => "RolloutUnfinished",
+        },
         [format!("{} of {} workers are ready", workers.ready, workers.desired), workers.reason.clone()]
             .into_iter()
             .chain(facts.trouble.clone())
@@ -160,7 +166,7 @@ fn resource(row: &Row, facts: &Facts<'_>) -> ResourceStatus {
         _ => None,
     });
     let (state, message) = match (&row.observed, blocked, outcome.failed, waiting) {
-        (Observed::Unknown(why), ..) => (ResourceState::Failed, Some(why.clone())),
+        (Observed::Unknown { why, .. }, ..) => (ResourceState::Failed, Some(why.clone())),
         (Observed::Absent, Some(why), ..) if first_made.is_some() => (ResourceState::Vanished, Some(why)),
         (_, Some(why), ..) => (ResourceState::Blocked, Some(why)),
         (_, None, Some((why, _)), _) => (ResourceState::Failed, Some(why)),

@@ -64,7 +64,7 @@ pub async fn job_that_runs(rows: &dyn Rows, objects: &dyn Objects) -> Result<Opt
     let document = match objects.get(&path::job(&pipeline.job_hash)).await {
         Err(PortError::Unclear(why)) => return Err(PortError::Unclear(why)),
         Err(PortError::Fatal(_)) => return Ok(None),
-        Ok(bytes) => serde_json::from_slice(&bytes).ok(),
+        Ok(bytes) => leat_crds::job::read(&bytes).ok(),
     };
     Ok(document.and_then(|document| leat_compile::compile_document(document).ok()))
 }

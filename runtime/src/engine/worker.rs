@@ -343,7 +343,7 @@ impl Worker {
         let fail = |why: String| WorkerError::OldJob { hash: hash.clone(), why };
         let name = path::job(hash);
         let bytes = self.ports.insist(|| self.ports.objects.get(&name)).await.map_err(|e| fail(e.to_string()))?;
-        let document: JobDocument = serde_json::from_slice(&bytes).map_err(|e| fail(e.to_string()))?;
+        let document = leat_crds::job::read(&bytes).map_err(fail)?;
         let program =
             leat_compile::compile_document(document).map_err(|p| fail(p.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))?;
         let program = Arc::new(program);

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -18,18 +18,31 @@ const STUCK: Duration = Duration::from_secs(120);
 
 /// What the probes ask.
 pub struct Health {
-    shared: Arc<Shared>,
+    shared: OnceLock<Arc<Shared>>,
     turned: Mutex<Option<Instant>>,
-    started: Instant,
+    /// When it began, or last tried to reach AWS before it could begin.
+    tried: Mutex<Instant>,
     registered: AtomicBool,
     leaving: AtomicBool,
 }
 
-impl Health {
+impl Default for Health {
     /// Of a worker that has just started.
-    pub fn new(shared: Arc<Shared>) -> Self {
+    fn default() -> Self {
         let (registered, leaving) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { shared, turned: Mutex::new(None), started: Instant::now(), registered, leaving }
+        Self { shared: OnceLock::new(), turned: Mutex::new(None), tried: Mutex::new(Instant::now()), registered, leaving }
+    }
+}
+
+impl Health {
+    /// The worker is there: these are its tasks.
+    pub fn watch(&self, shared: Arc<Shared>) {
+        drop(self.shared.set(shared));
+    }
+
+    /// It has tried to reach AWS.
+    pub fn tried(&self) {
+        *self.tried.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
     /// Whether the job's document is written.
@@ -64,14 +77,17 @@ pub async fn serve(address: &str, health: Arc<Health>) -> std::io::Result<Socket
     let app = Router::new()
         .route("/healthz", get(live))
         .route("/readyz", get(ready))
-        .route("/metrics", get(|State(health): State<Arc<Health>>| async move { metrics::text(&health.shared) }))
+        .route(
+            "/metrics",
+            get(|State(health): State<Arc<Health>>| async move { health.shared.get().map(|s| metrics::text(s)).unwrap_or_default() }),
+        )
         .with_state(health);
     tokio::spawn(async move { axum::serve(listener, app).await });
     Ok(at)
 }
 
 async fn live(State(health): State<Arc<Health>>) -> (StatusCode, &'static str) {
-    if health.last().unwrap_or(health.started).elapsed() < STUCK {
+    if health.last().unwrap_or_else(|| *health.tried.lock().unwrap_or_else(PoisonError::into_inner)).elapsed() < STUCK {
         (StatusCode::OK, "ok\n")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "the worker's loop has not turned for two minutes\n")

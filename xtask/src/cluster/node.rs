@@ -22,12 +22,24 @@ const USERS: [(&str, &str, &str); 4] = [
     ("kubelet", "", "system:nodes"),
 ];
 
+/// What a kubelet sets the kernel to (`setupKernelTunables`): none of it belongs to a namespace.
+const SETTINGS: [(&str, &str); 6] = [
+    ("vm/overcommit_memory", "1"),
+    ("vm/panic_on_oom", "0"),
+    ("kernel/panic", "10"),
+    ("kernel/panic_on_oops", "1"),
+    ("kernel/keys/root_maxkeys", "1000000"),
+    ("kernel/keys/root_maxbytes", "25000000"),
+];
+
 /// A cluster's programs.
 pub struct Programs<'a> {
     /// Where it lives.
     pub place: &'a mut Place,
     /// Where the programs are.
     pub tools: &'a Node,
+    /// It ends with this process.
+    pub attached: bool,
 }
 
 impl Programs<'_> {
@@ -57,10 +69,13 @@ impl Programs<'_> {
 
     /// The first process: in the network namespace, with processes and mounts of its own.
     fn init(&mut self) -> Result<()> {
-        let mut command = Command::new("setsid");
+        // The kernel tells who is attached of the end of this process, however it comes.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", if self.attached { "KILL" } else { "clear" }, "setsid"]);
         command.args(["nsenter", &format!("--net=/run/netns/{}", self.place.id()), "unshare", "--mount", "--pid", "--fork"]);
         command.args(["--kill-child", "--mount-proc"]).arg(self.tools.programs.join("pause"));
-        let outside = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("cannot start setsid")?.id();
+        let outside =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("cannot start setpriv")?.id();
         let children = format!("/proc/{outside}/task/{outside}/children");
         let init = wait("the first process", Duration::from_secs(10), || {
             let child: u32 = std::fs::read_to_string(&children).ok()?.split_whitespace().next()?.parse().ok()?;
@@ -76,6 +91,11 @@ impl Programs<'_> {
         {
             let own = folder.join(own).display().to_string();
             script.push_str(&format!("; mkdir -p {own} {fixed}; mount --bind {own} {fixed}"));
+        }
+        // Settings of the whole machine that a kubelet wants: it finds them as it wants them, and changes nothing.
+        for (setting, wanted) in SETTINGS {
+            let own = folder.join(setting.replace('/', "-")).display().to_string();
+            script.push_str(&format!("; echo {wanted} > {own}; mount --bind {own} /proc/sys/{setting}"));
         }
         script.push_str("; mount --make-rshared /; echo 1 > /proc/sys/net/ipv4/ip_forward");
         run(self.place.inside().args(["sh", "-c", &script]))

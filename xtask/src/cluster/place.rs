@@ -4,6 +4,7 @@
 //! the rest, and with the last of them go their mounts. What the kernel does not take back by itself is named here.
 
 use std::fs::File;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -31,6 +32,8 @@ pub struct Place {
     pub started: u64,
     /// Who makes it, and when that process started: before there is a first process, it is the sign of life.
     maker: (u32, u64),
+    /// All of it came up.
+    complete: bool,
 }
 
 impl Place {
@@ -43,7 +46,9 @@ impl Place {
         let _lock = lock()?;
         for left in all()?.into_iter().filter(|p| !p.runs() && !p.begins()) {
             println!("clearing what the cluster {} left", left.name);
-            left.clear()?;
+            if let Err(error) = left.clear() {
+                println!("what the cluster {} left cannot be cleared now, and stays: {error:#}", left.name);
+            }
         }
         let others = all()?;
         if others.iter().any(|p| p.name == name) {
@@ -51,15 +56,27 @@ impl Place {
         }
         let network = NETWORKS.clone().find(|n| others.iter().all(|p| p.network != *n)).context("every network is taken")?;
         let maker = std::process::id();
-        let place = Self { name: name.to_owned(), network, init: 0, started: 0, maker: (maker, start_of(maker).unwrap_or_default()) };
-        std::fs::create_dir_all(place.folder()).with_context(|| format!("cannot create {}", place.folder().display()))?;
+        let place = Self {
+            name: name.to_owned(),
+            network,
+            init: 0,
+            started: 0,
+            maker: (maker, start_of(maker).unwrap_or_default()),
+            complete: false,
+        };
+        // Tokens and keys are in it.
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(place.folder())
+            .with_context(|| format!("cannot create {}", place.folder().display()))?;
         place.save()?;
         Ok(place)
     }
 
     /// Writes down what is known.
     pub fn save(&self) -> Result<()> {
-        std::fs::write(self.folder().join("cluster.json"), serde_json::to_vec(self)?).context("cannot write cluster.json")
+        let (new, file) = (self.folder().join("cluster.new"), self.folder().join("cluster.json"));
+        std::fs::write(&new, serde_json::to_vec(self)?).and_then(|()| std::fs::rename(new, file)).context("cannot write cluster.json")
     }
 
     /// Its folder.
@@ -92,14 +109,25 @@ impl Place {
         format!("10.214.{}.0/24", self.network)
     }
 
-    /// Whether its first process is there.
+    /// Whether it is up.
     pub fn runs(&self) -> bool {
+        self.complete && self.lives()
+    }
+
+    /// Whether its first process is there.
+    fn lives(&self) -> bool {
         self.init != 0 && start_of(self.init) == Some(self.started)
     }
 
     /// Whether somebody is about to start it.
-    fn begins(&self) -> bool {
-        self.init == 0 && start_of(self.maker.0) == Some(self.maker.1)
+    pub fn begins(&self) -> bool {
+        !self.complete && start_of(self.maker.0) == Some(self.maker.1)
+    }
+
+    /// Notes that all of it came up.
+    pub fn complete(&mut self) -> Result<()> {
+        self.complete = true;
+        self.save()
     }
 
     /// Notes the first process.
@@ -168,11 +196,17 @@ impl Place {
 
     /// Ends everything and takes it away.
     pub fn clear(&self) -> Result<()> {
-        if self.runs() {
-            run(Command::new("kill").args(["-KILL", &self.init.to_string()]))?;
-            wait("the cluster's processes to end", Duration::from_secs(30), || (!self.runs()).then_some(()))?;
-        }
         let id = self.id();
+        if self.lives() {
+            run(Command::new("kill").args(["-KILL", &self.init.to_string()]))?;
+            wait("the cluster's processes to end", Duration::from_secs(30), || (!self.lives()).then_some(()))?;
+        } else if Path::new("/run/netns").join(&id).exists() {
+            // Its maker may have died before it noted the first process.
+            let listed = Command::new("ip").args(["netns", "pids", &id]).output().context("cannot start ip")?;
+            for process in String::from_utf8_lossy(&listed.stdout).split_whitespace() {
+                drop(run(Command::new("kill").args(["-KILL", process])));
+            }
+        }
         // The kernel takes its time with what a namespace had: the next cluster may want the same cable at once.
         if Path::new("/sys/class/net").join(self.cable()).exists() {
             run(Command::new("ip").args(["link", "delete", &self.cable()]))?;
@@ -212,7 +246,7 @@ pub fn all() -> Result<Vec<Place>> {
     for entry in std::fs::read_dir(FOLDER).into_iter().flatten().flatten().filter(|e| e.path().is_dir()) {
         let name = entry.file_name().to_string_lossy().into_owned();
         let known = std::fs::read(entry.path().join("cluster.json")).ok().and_then(|t| serde_json::from_slice(&t).ok());
-        places.push(known.unwrap_or(Place { name, network: 0, init: 0, started: 0, maker: (0, 0) }));
+        places.push(known.unwrap_or(Place { name, network: 0, init: 0, started: 0, maker: (0, 0), complete: false }));
     }
     places.sort_by(|a: &Place, b| a.name.cmp(&b.name));
     Ok(places)

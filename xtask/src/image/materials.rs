@@ -64,7 +64,7 @@ fn crates(package: &str) -> Result<Vec<Value>> {
         if name == package {
             continue;
         }
-        let purl = format!("pkg:cargo/{name}@{version}");
+        let purl = format!("pkg:cargo/{name}@{}", version.replace('+', "%2B"));
         let mut component = json!({"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl});
         if !licence.is_empty() {
             component["licenses"] = json!([{"expression": licence.replace('/', " OR ")}]);
@@ -98,9 +98,21 @@ fn system_library(file: &Path) -> Result<Value> {
         let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
         if let [package, version, architecture] = shown.split(' ').collect::<Vec<_>>()[..] {
             component["version"] = json!(version);
-            component["purl"] = json!(format!("pkg:deb/debian/{package}@{version}?arch={architecture}"));
+            let (system, release) = system()?;
+            let version = version.replace('+', "%2B");
+            component["purl"] = json!(format!("pkg:deb/{system}/{package}@{version}?arch={architecture}&distro={system}-{release}"));
         }
         break;
     }
     Ok(component)
+}
+
+/// The system that this one is: its id and its version (os-release(5)).
+fn system() -> Result<(String, String)> {
+    let text = std::fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
+    let value = |key: &str| {
+        let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix('='));
+        line.map(|v| v.trim_matches('"').to_owned()).unwrap_or_default()
+    };
+    Ok((value("ID"), value("VERSION_ID")))
 }
