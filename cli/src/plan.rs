@@ -7,8 +7,8 @@ use leat_crds::spec::StreamingPipelineSpec;
 use leat_operator::clouds::Clouds;
 use leat_operator::controller::api_resource;
 use leat_operator::pass::{Installation, Subject, references};
-use leat_operator_core::children::WorkerDefaults;
 use leat_operator_core::plan::{Action, Observed};
+use leat_operator_core::pod::WorkerDefaults;
 
 use crate::manifest::{self, Document, Located};
 

@@ -12,7 +12,7 @@ use leat_operator::controller::{self, Loop};
 use leat_operator::election::Election;
 use leat_operator::pass::Installation;
 use leat_operator::web::{self, Telemetry};
-use leat_operator_core::children::WorkerDefaults;
+use leat_operator_core::pod::WorkerDefaults;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Reconciles StreamingPipelines. Credentials, region and endpoints of AWS come from the environment, as for every

@@ -14,9 +14,10 @@ use leat_crds::job::{self, JobDocument};
 use leat_crds::names;
 use leat_crds::spec::{DriftPolicy, StreamingPipelineSpec};
 use leat_crds::status::StreamingPipelineStatus;
-use leat_operator_core::children::{Parent, WorkerDefaults, children};
+use leat_operator_core::children::{Parent, children};
 use leat_operator_core::desired::desired;
 use leat_operator_core::plan::{self, Action, Context, Observed, Row, deletion};
+use leat_operator_core::pod::WorkerDefaults;
 use leat_operator_core::resource::{Kind, Owner, Resource, Wish};
 
 use crate::clouds::Clouds;

@@ -153,7 +153,9 @@ impl Clouds {
         let target = Target { region: Some("us-east-1".to_owned()), ..Target::default() };
         let config = leat_aws::connect(&target, Retries::Sdk).await;
         let credentials = SharedCredentialsProvider::new(Credentials::new("test", "test", None, None, "test"));
-        config.into_builder().credentials_provider(credentials).endpoint_url(self.endpoints[service].clone()).build()
+        // A busy machine is slow, and a call that is made twice would send records twice.
+        let patient = config.into_builder().timeout_config(leat_aws::for_bodies());
+        patient.credentials_provider(credentials).endpoint_url(self.endpoints[service].clone()).build()
     }
 
     /// A client of Kinesis.

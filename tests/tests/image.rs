@@ -79,6 +79,11 @@ fn images_of_this_build_hold_a_program_and_little_else() {
         .status()
         .expect("xtask starts");
     assert!(status.success());
+    // What the Dockerfile copies are the same files.
+    let copied = folder.path().join("copied");
+    let mut command = Command::new(tool("LEAT_TEST_XTASK"));
+    command.args(["image", "--profile", "dev", "--root", "leat-worker"]).arg(&copied).current_dir(repository());
+    assert!(command.status().expect("xtask starts").success());
     for name in ["leat-operator", "leat-worker"] {
         let first = image(name, &kept, &folder.path().join(name));
         let second = image(name, &again, &folder.path().join(format!("{name}-again")));
@@ -90,6 +95,12 @@ fn images_of_this_build_hold_a_program_and_little_else() {
             assert!(config["Labels"][format!("org.opencontainers.image.{label}")].is_string(), "{config}");
         }
         let found = files(&first.root);
+        if name == "leat-worker" {
+            assert_eq!(files(&copied), found);
+            let same =
+                |file: &String| std::fs::read(copied.join(file)).expect("a file") == std::fs::read(first.root.join(file)).expect("a file");
+            assert!(found.iter().all(same), "a file differs");
+        }
         let program = format!("usr/bin/{name}");
         assert!(found.contains(&program) && found.contains("etc/ssl/certs/ca-certificates.crt"), "{found:?}");
         let programs: Vec<&String> = found.iter().filter(|f| f.contains("bin/")).collect();

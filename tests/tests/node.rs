@@ -226,7 +226,7 @@ async fn pods_lost(world: &mut World) {
     world.shared().await;
     let node = world.node.node();
     let selector = format!("--pod-selector={WORKERS}");
-    let drain = ["drain", &node, &selector, "--delete-emptydir-data", "--ignore-daemonsets", "--timeout=12s"];
+    let drain = ["drain", &node, &selector, "--delete-emptydir-data", "--ignore-daemonsets", "--timeout=8s"];
     let refused = world.node.kubectl(&drain).expect_err("one worker stays");
     assert!(refused.contains("violate the pod's disruption budget"), "{refused}");
     world.send(10_000).await;

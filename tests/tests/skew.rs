@@ -4,7 +4,8 @@
 use std::path::PathBuf;
 
 use leat_crds::job::{self, JOB_VERSION, JobDocument};
-use leat_operator_core::children::{Parent, WorkerDefaults, children};
+use leat_operator_core::children::{Parent, children};
+use leat_operator_core::pod::WorkerDefaults;
 use leat_operator_core::resource::{Kind, Wish};
 use leat_tests::{duckdb, repository};
 use serde_json::{Value, json};

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use flate2::Compression;
 
 pub use tree::Tree;
 
@@ -82,8 +83,10 @@ pub fn write(options: &Options) -> Result<Vec<Written>> {
         let reference = format!("{}:{}", image.name, env!("CARGO_PKG_VERSION"));
         let file = folder.join(format!("{}.tar", image.name));
         let program = format!("/usr/bin/{}", image.name);
-        let about =
-            archive::About { reference: &reference, title: image.name, program: &program, description: image.description, user: USER };
+        // What only a test pulls is packed quickly.
+        let compression = if options.profile == "dev" { Compression::fast() } else { Compression::default() };
+        let (title, description) = (image.name, image.description);
+        let about = archive::About { reference: &reference, title, program: &program, description, user: USER, compression };
         let (digest, sizes) = archive::write(&file, &about, &layers)?;
         written.push(Written { reference, file, digest, sizes });
     }
@@ -92,7 +95,8 @@ pub fn write(options: &Options) -> Result<Vec<Written>> {
 
 /// Writes the image that holds the namespaces of a pod on our own node.
 pub fn pause(file: &Path, reference: &str, files: &Tree) -> Result<()> {
-    let about = archive::About { reference, title: "pause", program: "/pause", description: "Holds a pod's namespaces", user: USER };
+    let (description, compression) = ("Holds a pod's namespaces", Compression::fast());
+    let about = archive::About { reference, title: "pause", program: "/pause", description, user: USER, compression };
     archive::write(file, &about, std::slice::from_ref(files)).map(drop)
 }
 

@@ -7,11 +7,10 @@ use leat_compile::program::Program;
 use leat_crds::names;
 use leat_crds::spec::{AdoptionPolicy, DeletionPolicy, Management};
 use leat_crds::{GROUP, VERSION};
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::desired::workers;
-use crate::pod;
+use crate::pod::{self, WorkerDefaults};
 use crate::resource::{Kind, Resource, Wish};
 
 /// The object that owns the children.
@@ -22,18 +21,6 @@ pub struct Parent {
     /// Revision of its job: raised whenever the job is another one, also by another definition in a ConfigMap, and above
     /// that of a pipeline of its name that was there before.
     pub revision: u64,
-}
-
-/// What the installation says about all workers.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct WorkerDefaults {
-    /// Image of the workers of pipelines that name none.
-    pub image: String,
-    /// When it is pulled; `None`: as Kubernetes does by itself.
-    pub pull_policy: Option<String>,
-    /// Environment variables, for example endpoints.
-    pub environment: BTreeMap<String, String>,
 }
 
 /// The children, in the order in which they are applied.

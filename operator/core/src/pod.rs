@@ -6,9 +6,8 @@ use leat_compile::program::Program;
 use leat_crds::names;
 use leat_crds::problem::Problem;
 use leat_crds::spec::{Kubernetes, PodSpec, Workers};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-
-use crate::children::WorkerDefaults;
 
 /// Folder in a worker's container that holds the job document and its revision.
 pub const JOB_FOLDER: &str = "/etc/leat";
@@ -28,6 +27,18 @@ const VOLUMES: [&str; 2] = ["job", "spill"];
 const OPEN: [&str; 8] = ["name", "env", "envFrom", "volumeMounts", "volumeDevices", "imagePullPolicy", "lifecycle", "resizePolicy"];
 /// Prefix of environment variables that are ours.
 const OURS: &str = "LEAT_";
+
+/// What the installation says about all workers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkerDefaults {
+    /// Image of the workers of pipelines that name none.
+    pub image: String,
+    /// When it is pulled; `None`: as Kubernetes does by itself.
+    pub pull_policy: Option<String>,
+    /// Environment variables, for example endpoints.
+    pub environment: BTreeMap<String, String>,
+}
 
 /// The pod template of the workers.
 pub fn template(program: &Program, defaults: &WorkerDefaults, labels: &Value, selector: &Value) -> Value {

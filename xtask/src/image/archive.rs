@@ -24,6 +24,8 @@ pub struct About<'a> {
     pub description: &'a str,
     /// User and group that the program runs as.
     pub user: u32,
+    /// How much time goes into small layers.
+    pub compression: Compression,
 }
 
 /// SHA-256 as hex.
@@ -44,7 +46,7 @@ pub fn write(file: &Path, about: &About<'_>, layers: &[Tree]) -> Result<(String,
     for layer in layers {
         let bytes = layer.tar()?;
         unpacked.push(format!("sha256:{}", digest(&bytes)));
-        let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::default());
+        let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), about.compression);
         gzip.write_all(&bytes)?;
         let packed = gzip.finish()?;
         sizes = (sizes.0 + packed.len() as u64, sizes.1 + bytes.len() as u64);
