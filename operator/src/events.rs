@@ -4,6 +4,9 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 
+/// Longest action of an event, characters.
+const ACTION: usize = 128;
+
 /// Publishes events; one that cannot be published is only said on standard error, since status says the same.
 #[derive(Clone)]
 pub struct Events {
@@ -29,7 +32,9 @@ impl Events {
 
     async fn publish(&self, pipeline: &ObjectReference, type_: EventType, reason: &str, note: &str) {
         let note: String = note.chars().take(1_000).collect();
-        let event = Event { type_, reason: reason.to_owned(), note: Some(note), action: "Reconcile".to_owned(), secondary: None };
+        // Events of one action become one with a count and the first note: each note is an action of its own.
+        let action = note.chars().take(ACTION).collect();
+        let event = Event { type_, reason: reason.to_owned(), note: Some(note), action, secondary: None };
         if let Err(error) = self.recorder.publish(&event, pipeline).await {
             eprintln!("cannot publish the event {reason}: {error}");
         }
