@@ -24,14 +24,16 @@ use leat_crds::spec::Aws;
 const CALL: Duration = Duration::from_secs(30);
 /// Longest that one try may take.
 const TRY: Duration = Duration::from_secs(10);
-/// Longest that a call with a large body may take: 1 GiB at 2 MiB/s.
-const BODY: Duration = Duration::from_secs(600);
+/// Least speed at which the body of a request goes out, bytes a second.
+const BODY_SPEED: u64 = 1 << 20;
 /// Longest that a connection may take.
 const CONNECT: Duration = Duration::from_secs(3);
 
-/// Time-outs of calls whose bodies may be large; a connection that stalls ends sooner by itself.
-pub fn for_bodies() -> TimeoutConfig {
-    TimeoutConfig::builder().operation_timeout(BODY).operation_attempt_timeout(BODY).connect_timeout(CONNECT).build()
+/// Time-outs of a call whose request has a body of `bytes`: as long as it may take to send, and then as long as any
+/// other. A connection that died unnoticed while the answer was awaited would hold the caller up for all of it.
+pub fn for_body(bytes: usize) -> TimeoutConfig {
+    let body = Duration::from_secs(bytes as u64 / BODY_SPEED);
+    TimeoutConfig::builder().operation_timeout(CALL + body).operation_attempt_timeout(TRY + body).connect_timeout(CONNECT).build()
 }
 
 /// Prefix of the environment variables that name endpoints.

@@ -137,6 +137,7 @@ fn open(program: Program, options: &Options) -> Result<World> {
         tables: Arc::clone(&store) as _,
         streams: Arc::clone(&written) as _,
         clock: Arc::new(SystemClock),
+        unclear: Arc::default(),
     };
     Ok(World { program: Arc::new(program), store, files, written, streams, ports })
 }

@@ -25,7 +25,7 @@ use leat_crds::spec::{DeletionPolicy, StreamingPipelineSpec};
 use leat_crds::status::StreamingPipelineStatus;
 use leat_crds::{GROUP, VERSION, names};
 use leat_operator_core::plan::{self, Row};
-use leat_operator_core::report::{Facts, Outcome, invalid, status};
+use leat_operator_core::report::{Facts, Outcome, deleting, invalid, status};
 use leat_operator_core::resource::{Kind, Wish};
 use thiserror::Error;
 
@@ -53,9 +53,12 @@ pub enum PassError {
     /// The API server.
     #[error("Kubernetes: {0}")]
     Kubernetes(#[from] kube::Error),
-    /// What a deletion waits for.
+    /// What stands in the way of a deletion.
     #[error("{0}")]
     Deletion(String),
+    /// How far a deletion is: it goes on by itself.
+    #[error("{0}")]
+    Deleting(String),
     /// A call was not answered.
     #[error("no end after {} s: a call is not answered; it is begun again", LONGEST_PASS.as_secs())]
     Late,
@@ -374,6 +377,11 @@ async fn clean_up(pipeline: &DynamicObject, context: &Context) -> Result<Action,
             tell_kept(pipeline, context, kept).await;
             Ok(Action::await_change())
         }
+        Err(PassError::Deleting(what)) => {
+            let next = deleting(&before, pipeline.metadata.generation.unwrap_or_default(), &now(), &what);
+            write_status(context, pipeline, &before, &next).await?;
+            Err(PassError::Deleting(what))
+        }
         Err(error) => {
             let message = format!("{error}; to let the pipeline go without deleting more, remove the finalizer {FINALIZER}");
             let next = invalid(&before, pipeline.metadata.generation.unwrap_or_default(), &now(), "DeletionWaits", &message);
@@ -440,7 +448,7 @@ async fn end(
             deployments.delete(&workers, &parameters).await?;
         }
         if found.status.and_then(|s| s.replicas).unwrap_or_default() > 0 {
-            return Err(PassError::Deletion("the workers are being stopped".to_owned()));
+            return Err(PassError::Deleting("the workers are being stopped".to_owned()));
         }
     }
     let rows = installation.plan_deletion(&subject).await;
@@ -455,7 +463,7 @@ async fn end(
     }
     // What is on its way out would look like ours, and then vanished, to the next pipeline of this name.
     match rows.iter().find(|r| !r.changes.is_empty()) {
-        Some(row) => Err(PassError::Deletion(format!("{} {} is being deleted", row.resource.kind.name(), row.resource.name))),
+        Some(row) => Err(PassError::Deleting(format!("{} {} is being deleted", row.resource.kind.name(), row.resource.name))),
         None => {
             let owner = installation.owner(&subject.program).to_string();
             let ours = |row: &&Row| matches!(&row.observed, plan::Observed::Present(found) if found.owner.as_ref() == Some(&owner));

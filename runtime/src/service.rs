@@ -21,7 +21,7 @@ use crate::connectors::aws::kinesis::{KinesisLog, KinesisSource, KinesisStreams,
 use crate::connectors::aws::s3::{S3Files, S3Objects, Store};
 use crate::connectors::clock::SystemClock;
 use crate::engine::coordinator;
-use crate::engine::ports::{PortError, Ports};
+use crate::engine::ports::{PortError, Ports, Unclear};
 use crate::engine::task::{Settings, TaskError};
 use crate::engine::worker::{Worker, WorkerError};
 
@@ -29,6 +29,8 @@ use crate::engine::worker::{Worker, WorkerError};
 const ROUND: Duration = Duration::from_millis(500);
 /// How long SIGTERM waits until what was taken is behind a cut, ms; Kubernetes kills after 60 s.
 const PATIENCE: i64 = 20_000;
+/// Least time between two lines about calls without a clear answer.
+const SAID: Duration = Duration::from_secs(10);
 
 /// Why a worker cannot run.
 #[derive(Debug, Error)]
@@ -68,6 +70,8 @@ pub struct Options {
     pub listen: String,
     /// Its name in the lease table; never used twice.
     pub session: String,
+    /// Name that only this process has now: its earlier sessions are over.
+    pub succeeds: Option<String>,
     /// Threads of tasks.
     pub threads: usize,
     /// Settings of tasks.
@@ -113,7 +117,7 @@ async fn ports(program: &Program, tried: &(dyn Fn() + Sync)) -> Result<Ports, Se
     let storage = spec.storage.as_ref().ok_or_else(|| ServiceError::Document("spec.storage is missing: name a prefix in S3".to_owned()))?;
     let leases = names::lease_table(&document.namespace, &document.name);
     let repartition = names::repartition_stream(&document.namespace, &document.name);
-    let s3 = aws_sdk_s3::config::Builder::from(&home).force_path_style(path_style()).timeout_config(leat_aws::for_bodies());
+    let s3 = aws_sdk_s3::config::Builder::from(&home).force_path_style(path_style());
     let s3 = aws_sdk_s3::Client::from_conf(s3.build());
     let prefix = format!("{}/{}/{}", storage.location.trim_end_matches('/'), document.namespace, document.name);
     let rows = LeaseTable::new(aws_sdk_dynamodb::Client::new(&home), &leases);
@@ -163,6 +167,7 @@ async fn ports(program: &Program, tried: &(dyn Fn() + Sync)) -> Result<Ports, Se
         tables: Arc::new(SinkTables::new(tables)),
         streams: Arc::new(KinesisStreams::new(written)),
         clock: Arc::new(SystemClock),
+        unclear: Arc::default(),
     })
 }
 
@@ -181,6 +186,22 @@ async fn job_before(rows: &LeaseTable, objects: &S3Objects, tried: &(dyn Fn() + 
         }
         tried();
         tokio::time::sleep(ROUND).await;
+    }
+}
+
+/// Says now and then that calls had no clear answer: a pipeline that stands still must not be silent.
+async fn say_unclear(unclear: Arc<Unclear>) {
+    let mut said = 0;
+    loop {
+        let count = unclear.count();
+        if count > said {
+            log::error(
+                "calls had no clear answer; they are made again",
+                &[("calls", &(count - said).to_string()), ("last", &unclear.last())],
+            );
+            said = count;
+        }
+        tokio::time::sleep(SAID).await;
     }
 }
 
@@ -210,6 +231,7 @@ pub async fn run(options: Options) -> Result<(), ServiceError> {
     };
     let mut worker = Worker::new(ports, options.settings, options.session.clone(), Arc::clone(&program), revision, options.threads)?;
     health.watch(Arc::clone(&worker.shared));
+    let saying = tokio::spawn(say_unclear(Arc::clone(&worker.shared.unclear)));
     let document = &program.document;
     log::info(
         "worker starts",
@@ -225,6 +247,9 @@ pub async fn run(options: Options) -> Result<(), ServiceError> {
         let round = async {
             if !health.registered() {
                 worker.register().await?;
+                if let Some(name) = &options.succeeds {
+                    worker.succeed(name).await?;
+                }
                 health.set_registered();
             }
             worker.round().await
@@ -248,6 +273,7 @@ pub async fn run(options: Options) -> Result<(), ServiceError> {
         Ok(left) => left?,
         Err(_) => log::error("the lease table does not answer; the worker ends all the same", &[]),
     }
+    saying.abort();
     log::info("worker ends", &[]);
     Ok(())
 }

@@ -154,7 +154,7 @@ impl Clouds {
         let config = leat_aws::connect(&target, Retries::Sdk).await;
         let credentials = SharedCredentialsProvider::new(Credentials::new("test", "test", None, None, "test"));
         // A busy machine is slow, and a call that is made twice would send records twice.
-        let patient = config.into_builder().timeout_config(leat_aws::for_bodies());
+        let patient = config.into_builder().timeout_config(leat_aws::for_body(600 << 20));
         patient.credentials_provider(credentials).endpoint_url(self.endpoints[service].clone()).build()
     }
 

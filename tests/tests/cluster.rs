@@ -241,7 +241,14 @@ async fn data(world: &World) {
     let row = keyed_rows(&leases).await.into_iter().find(|(key, ..)| *key == task).expect("the row");
     assert!(row.1 == owner && !row.2.unsent.is_empty(), "the killed worker left a staged cut unsent");
     world.clouds.proxy.hold(None);
-    a = world.worker("c", &job);
+    // The same name again, as a container that is started again in its pod has: what it held is free at once.
+    a = world.worker(&killed.name, &job);
+    until("the session before to be over", PATIENCE, async || {
+        let row = leases.get(&path::session_row(&owner)).await.map_err(|e| e.to_string())?.ok_or("no row")?;
+        let row: serde_json::Value = decode(&row.body).map_err(|e| e.to_string())?;
+        if row["left"] == true { Ok(()) } else { Err(format!("{row}")) }
+    })
+    .await;
 
     // Everything is taken, every window is closed, nothing is left to send.
     let total = records.len() as u64;

@@ -102,7 +102,7 @@ async fn files(files: &dyn Files, read: impl AsyncFn(&str) -> Option<Vec<u8>>) {
     for (number, fill, size) in [(1, b'a', size), (2, b'b', size), (5_001, b'z', 10)] {
         // Written twice: the second replaces the first.
         files.part(large, &upload, number, bytes(b'?', size)).await.expect("a part");
-        let tag = files.part(large, &upload, number, bytes(fill, size)).await.expect("a part");
+        let tag = files.part(large, &upload, number, bytes(fill, size)).await.expect("an answer").expect("a part");
         parts.push(Part { number, tag, size: size as u64 });
     }
     assert_eq!(read(large).await, None, "nothing shows before it is completed");
@@ -112,6 +112,10 @@ async fn files(files: &dyn Files, read: impl AsyncFn(&str) -> Option<Vec<u8>>) {
     assert_eq!(read(large).await, None);
     assert_eq!(files.complete(large, &upload, &parts).await, Ok(Completed::Done));
     assert_eq!(files.complete(large, &upload, &parts).await, Ok(Completed::Done), "done again, it changes nothing");
+    // Another owner comes too late with a part, and is told so whatever word the store has for it.
+    assert_eq!(files.part(large, &upload, 5_002, bytes(b'y', 10)).await, Ok(None));
+    let never = files.part("s3://lake/out/never.jsonl", &upload, 1, bytes(b'y', 10)).await;
+    assert!(never.is_err(), "an upload that is gone without a file is no success: {never:?}");
     let whole = read(large).await.expect("the file");
     let expected: Vec<u8> = [bytes(b'a', size), bytes(b'b', size), bytes(b'z', 10)].concat();
     assert!(whole == expected, "{} bytes", whole.len());

@@ -306,6 +306,11 @@ async fn cloud_lost(world: &mut World) {
     let message = world.node.wait_for("analytics", "clickstream", "Ready", "CallFailed").await;
     assert!(message.contains("DescribeStreamSummary clickstream-events"), "{message}");
     assert_eq!(world.node.kstatus("analytics", "sp", "clickstream").expect("a status"), "InProgress", "it is tried again");
+    until("workers to say that they get no answers", PATIENCE, async || {
+        let said = world.node.kubectl(&["-n", "analytics", "logs", "-l", WORKERS, "--tail", "-1"])?;
+        if said.contains("calls had no clear answer") { Ok(()) } else { Err(said) }
+    })
+    .await;
     // The fault itself takes its time.
     tokio::time::sleep_until(back).await;
     world.clouds.reachable(true);
@@ -362,6 +367,17 @@ async fn job(leases: &LeaseTable) -> Result<PipelineRow, String> {
     decode(&row.body).map_err(|e| e.to_string())
 }
 
+/// The rows of all tasks, a line each: what to look at when tasks do not come to their end.
+async fn rows_of(leases: &LeaseTable) -> Result<String, String> {
+    let mut lines = String::new();
+    for prefix in [path::SOURCES, path::KEYED] {
+        for (key, row) in leases.list(prefix).await.map_err(|e| e.to_string())? {
+            lines.push_str(&format!("\n{key} {:?} {}", row.fence, String::from_utf8_lossy(&row.body)));
+        }
+    }
+    Ok(lines)
+}
+
 /// A manifest that keeps state, one that would drop it, another image, and back.
 async fn rollouts(world: &mut World) {
     let stop = Arc::new(AtomicBool::new(false));
@@ -386,7 +402,8 @@ async fn rollouts(world: &mut World) {
     world.send(10_000).await;
     let second = until("the change of jobs", PATIENCE, async || {
         let row = job(&world.leases).await?;
-        if row.job > first.job && row.draining_for.is_none() { Ok(row) } else { Err(format!("{row:?}")) }
+        let done = row.job > first.job && row.draining_for.is_none();
+        if done { Ok(row) } else { Err(format!("{row:?}{}", rows_of(&world.leases).await?)) }
     })
     .await;
     world.node.wait("analytics", "clickstream", "Healthy", "True").await;
@@ -503,6 +520,8 @@ async fn uninstalled(world: &World) {
         let about = |e: &&Value| e["reason"] == "Retained" && e["involvedObject"]["name"] == pipeline;
         events["items"].as_array().into_iter().flatten().find(about).map(|e| e["message"].as_str().unwrap_or_default().to_owned())
     };
+    let warned = events["items"].as_array().into_iter().flatten().find(|e| e["reason"] == "DeletionWaits");
+    assert!(warned.is_none(), "nothing stood in the way: {warned:?}");
     let kept = said("clickstream").expect("what stays is said");
     for part in ["KinesisStream clickstream-events", "DynamoDBTable clickstream-counters", "leat.analytics.clickstream.leases"] {
         assert!(kept.contains(part), "{kept}");

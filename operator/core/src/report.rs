@@ -117,6 +117,16 @@ pub fn invalid(before: &StreamingPipelineStatus, generation: i64, now: &str, rea
     }
 }
 
+/// Status of a pipeline on its way out, while nothing stands in the way.
+pub fn deleting(before: &StreamingPipelineStatus, generation: i64, now: &str, message: &str) -> StreamingPipelineStatus {
+    let make = |kind: &str, holds: bool| condition(before, generation, now, kind, holds, "Deleting", message.to_owned());
+    StreamingPipelineStatus {
+        observed_generation: Some(generation),
+        conditions: [("Ready", false), ("Reconciling", true), ("Stalled", false), ("Healthy", false)].map(|(k, h)| make(k, h)).to_vec(),
+        ..before.clone()
+    }
+}
+
 fn condition(
     before: &StreamingPipelineStatus,
     generation: i64,

@@ -20,9 +20,10 @@ struct Arguments {
     /// Address of /healthz, /readyz and /metrics.
     #[arg(long, env = "LEAT_LISTEN", default_value = "0.0.0.0:8080")]
     listen: String,
-    /// Name of this worker in the lease table: the pod's.
-    #[arg(long, env = "LEAT_SESSION", default_value = "worker")]
-    session: String,
+    /// Name of this worker in the lease table: the pod's. No other process that runs may have it: what a worker of this
+    /// name held before is taken over at once. Default: one of its own.
+    #[arg(long, env = "LEAT_SESSION")]
+    session: Option<String>,
     /// Threads of tasks; default: the machine's cores.
     #[arg(long, env = "LEAT_THREADS")]
     threads: Option<usize>,
@@ -43,7 +44,8 @@ async fn main() -> ExitCode {
         job: arguments.job,
         listen: arguments.listen,
         // A container that is started again in its pod is another session.
-        session: format!("{}-{}", arguments.session, SystemClock.now()),
+        session: format!("{}-{}", arguments.session.as_deref().unwrap_or("worker"), SystemClock.now()),
+        succeeds: arguments.session,
         threads,
         settings: Settings { cut_interval, snapshot_interval, poll_interval: 500, ..Settings::default() },
     };

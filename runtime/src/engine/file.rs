@@ -187,7 +187,9 @@ pub async fn upload(ports: &Ports, file: &mut OpenFile, bytes: Vec<u8>) -> Resul
     let number = file.parts.len() as u32 + 1;
     let size = bytes.len() as u64;
     let bytes = Bytes::from(bytes);
+    // Only another owner completes a file that is open here.
     let tag = ports.insist(|| ports.files.part(&file.destination, &file.upload, number, bytes.clone())).await?;
+    let tag = tag.ok_or(TaskError::Fenced)?;
     file.parts.push(Part { number, tag, size });
     Ok(())
 }
@@ -205,11 +207,9 @@ pub async fn complete(ports: &Ports, file: &OpenFile, generation: u64) -> Result
             let bytes = ports.insist(|| ports.objects.get(object)).await?;
             let number = FIRST_TAIL + (generation % u64::from(FIRST_TAIL)) as u32;
             let size = bytes.len() as u64;
-            let tag = match ports.insist(|| ports.files.part(&file.destination, &file.upload, number, bytes.clone())).await {
-                // The upload is gone when another owner has completed it; completing says whether it was so.
-                Err(super::ports::PortError::Fatal(_)) => String::new(),
-                other => other?,
-            };
+            let written = ports.insist(|| ports.files.part(&file.destination, &file.upload, number, bytes.clone())).await?;
+            // An owner before has completed it, and had no time to say so.
+            let Some(tag) = written else { return Ok(()) };
             Some(Part { number, tag, size })
         }
     };

@@ -404,7 +404,10 @@ impl<C: Control> KeyedTask<C> {
             Event::Read(records) => {
                 self.reading = false;
                 let records = match records {
-                    Err(PortError::Unclear(_)) => return Ok(()),
+                    Err(PortError::Unclear(why)) => {
+                        self.ports.unclear.note(&why);
+                        return Ok(());
+                    }
                     other => other?,
                 };
                 self.behind = !records.is_empty();

@@ -1,7 +1,8 @@
 //! What a task needs of the world. Every call may fail, may take for ever, and may have had its effect although it
 //! failed; each trait says what may be assumed all the same.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
@@ -78,8 +79,8 @@ pub trait Files: Send + Sync {
     fn smallest_part(&self) -> usize;
     /// Begins an upload.
     fn create<'a>(&'a self, destination: &'a str) -> Call<'a, String>;
-    /// Writes a part; writing it again replaces it.
-    fn part<'a>(&'a self, destination: &'a str, upload: &'a str, number: u32, bytes: Bytes) -> Call<'a, String>;
+    /// Writes a part; writing it again replaces it. `None`: the upload is gone, since the file was completed.
+    fn part<'a>(&'a self, destination: &'a str, upload: &'a str, number: u32, bytes: Bytes) -> Call<'a, Option<String>>;
     /// Writes a small file at once, unless there is one.
     fn put<'a>(&'a self, destination: &'a str, bytes: Bytes) -> Call<'a, ()>;
     /// Makes the file of exactly these parts; done again, it changes nothing.
@@ -176,6 +177,32 @@ pub struct Ports {
     pub tables: Arc<dyn Tables>,
     pub streams: Arc<dyn Streams>,
     pub clock: Arc<dyn Clock>,
+    pub unclear: Arc<Unclear>,
+}
+
+/// Calls that had no clear answer and are made again: nothing is lost by them, but whoever waits wants to know why.
+#[derive(Debug, Default)]
+pub struct Unclear {
+    count: AtomicU64,
+    last: Mutex<String>,
+}
+
+impl Unclear {
+    /// One more, and why.
+    pub fn note(&self, why: &str) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        why.clone_into(&mut self.last.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// How many so far.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Why the last one had none.
+    pub fn last(&self) -> String {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 impl Ports {
@@ -184,7 +211,8 @@ impl Ports {
         let mut pause = 10;
         loop {
             match call().await {
-                Err(PortError::Unclear(_)) => {
+                Err(PortError::Unclear(why)) => {
+                    self.unclear.note(&why);
                     self.clock.sleep(pause).await;
                     pause = (pause * 2).min(2_000);
                 }

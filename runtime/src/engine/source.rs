@@ -449,7 +449,10 @@ impl<C: Control> SourceTask<C> {
     fn take_records(&mut self, read: Result<Read, PortError>) -> Result<(), TaskError> {
         self.reading = false;
         let read = match read {
-            Err(PortError::Unclear(_)) => return Ok(()),
+            Err(PortError::Unclear(why)) => {
+                self.ports.unclear.note(&why);
+                return Ok(());
+            }
             other => other?,
         };
         if let Some(last) = read.batch.positions.last() {

@@ -108,7 +108,8 @@ pub async fn take<T: DeserializeOwned>(ports: &Ports, key: &str, job: u64, sessi
             Ok(true) => return Ok((fence, decode(&row.body)?)),
             // A cut of the owner before came between: look again.
             Ok(false) => continue,
-            Err(PortError::Unclear(_)) => {
+            Err(PortError::Unclear(why)) => {
+                ports.unclear.note(&why);
                 let found = ports.insist(|| ports.rows.get(key)).await?.ok_or(TaskError::Fenced)?;
                 if found.fence.generation == fence.generation && found.fence.owner == session {
                     return Ok((found.fence.clone(), decode(&found.body)?));
@@ -132,7 +133,8 @@ pub async fn write_cut(ports: &Ports, key: &str, before: &Fence, after: Fence, b
                 let found = ports.insist(|| ports.rows.get(key)).await?;
                 return if found.is_some_and(|f| mine(&f.fence)) && rules.hold(Rule::Pred) { Ok(after) } else { Err(TaskError::Fenced) };
             }
-            Err(PortError::Unclear(_)) => {
+            Err(PortError::Unclear(why)) => {
+                ports.unclear.note(&why);
                 if rules.hold(Rule::Pred) {
                     let found = ports.insist(|| ports.rows.get(key)).await?.ok_or(TaskError::Fenced)?;
                     if mine(&found.fence) {

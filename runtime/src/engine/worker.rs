@@ -22,7 +22,7 @@ use tokio::task::LocalSet;
 
 use super::coordinator;
 use super::keyed::{KeyedJob, KeyedTask};
-use super::ports::{Ports, Shard, StoredRow};
+use super::ports::{Ports, Shard, StoredRow, Unclear};
 use super::source::{SourceJob, SourceTask};
 use super::task::{self, Control, Exit, Settings, TaskError};
 
@@ -79,6 +79,8 @@ pub struct Shared {
     sources: Mutex<BTreeMap<String, Arc<Mutex<super::source::Progress>>>>,
     keyed: Mutex<BTreeMap<String, Arc<Mutex<super::keyed::Progress>>>>,
     fenced: AtomicU64,
+    /// Calls of all tasks that had no clear answer.
+    pub unclear: Arc<Unclear>,
 }
 
 impl Shared {
@@ -166,6 +168,7 @@ impl Worker {
             })?;
             joins.push(thread);
         }
+        let shared = Arc::new(Shared { unclear: Arc::clone(&ports.unclear), ..Shared::default() });
         Ok(Self {
             ports,
             settings,
@@ -180,7 +183,7 @@ impl Worker {
             seen: BTreeMap::new(),
             beat: 0,
             last_beat: i64::MIN,
-            shared: Arc::default(),
+            shared,
         })
     }
 
@@ -221,6 +224,24 @@ impl Worker {
         let body = Bytes::from(serde_json::to_vec(&self.document).unwrap_or_default());
         let name = path::job(&self.desired.hash);
         self.ports.insist(|| self.ports.objects.put(&name, body.clone())).await.map_err(TaskError::from)?;
+        Ok(())
+    }
+
+    /// Says that earlier sessions of this worker's name are over: a container that is started again in its pod need not wait
+    /// until the silence of the one before has been noticed.
+    pub async fn succeed(&self, name: &str) -> Result<(), WorkerError> {
+        let of_name = |session: &str| {
+            let began = session.strip_prefix(name).and_then(|rest| rest.strip_prefix('-'));
+            began.is_some_and(|began| began.bytes().all(|b| b.is_ascii_digit())) && session != self.session
+        };
+        for (key, row) in self.ports.insist(|| self.ports.rows.list(path::SESSIONS)).await.map_err(TaskError::from)? {
+            if of_name(&key[path::SESSIONS.len()..]) {
+                let fence = Fence { cut: row.fence.cut + 1, ..row.fence.clone() };
+                let over = StoredRow { fence, body: task::encode(&SessionRow { left: true }) };
+                // Where this fails, its silence says it later.
+                drop(self.ports.rows.put(&key, over, Expect::Fence(row.fence)).await);
+            }
+        }
         Ok(())
     }
 

@@ -72,8 +72,16 @@ pub const FENCED: Metric = Metric {
     labels: &[],
 };
 
+/// Calls that are made again.
+pub const UNCLEAR: Metric = Metric {
+    name: "leat_calls_unclear_total",
+    kind: "counter",
+    help: "Calls of tasks that had no clear answer (time-out, throttling, a server's fault) and were made again.",
+    labels: &[],
+};
+
 /// All of them.
-pub const ALL: [Metric; 8] = [TAKEN, WATERMARK, AT_TIP, ROWS, WINDOWS, KEYED_WATERMARK, TASKS, FENCED];
+pub const ALL: [Metric; 9] = [TAKEN, WATERMARK, AT_TIP, ROWS, WINDOWS, KEYED_WATERMARK, TASKS, FENCED, UNCLEAR];
 
 fn head(out: &mut String, metric: Metric) {
     out.push_str(&format!("# HELP {} {}\n# TYPE {} {}\n", metric.name, metric.help, metric.name, metric.kind));
@@ -146,6 +154,8 @@ pub fn text(shared: &Shared) -> String {
     sample(&mut out, TASKS, &["keyed"], keyed.len() as f64);
     head(&mut out, FENCED);
     sample(&mut out, FENCED, &[], shared.fenced() as f64);
+    head(&mut out, UNCLEAR);
+    sample(&mut out, UNCLEAR, &[], shared.unclear.count() as f64);
     out
 }
 

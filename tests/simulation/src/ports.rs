@@ -47,6 +47,7 @@ impl Sim {
             tables: Arc::clone(self) as _,
             streams: Arc::clone(self) as _,
             clock: Arc::clone(self) as _,
+            unclear: Arc::default(),
         }
     }
 
@@ -166,15 +167,16 @@ impl Files for Sim {
         })
     }
 
-    fn part<'a>(&'a self, _destination: &'a str, upload: &'a str, number: u32, bytes: Bytes) -> Call<'a, String> {
-        let upload = upload.to_owned();
+    fn part<'a>(&'a self, destination: &'a str, upload: &'a str, number: u32, bytes: Bytes) -> Call<'a, Option<String>> {
+        let (destination, upload) = (destination.to_owned(), upload.to_owned());
         self.call(move |w| {
             let tag = format!("{:x}", leat_runtime_core::key::hash(&bytes));
             match w.uploads.get_mut(&upload) {
+                None if w.files.contains_key(&destination) => Ok(None),
                 None => Err(PortError::Fatal(format!("{upload} is gone"))),
                 Some(found) => {
                     found.parts.insert(number, (tag.clone(), bytes.clone()));
-                    Ok(tag)
+                    Ok(Some(tag))
                 }
             }
         })

@@ -13,6 +13,11 @@ use crate::engine::ports::{Call, Completed, Files, Objects, PortError};
 /// Smallest part of a multipart upload that is not the last (Amazon S3 multipart upload limits).
 const SMALLEST_PART: usize = 5 << 20;
 
+/// How long a call with a body of `size` bytes may take.
+fn patience(size: usize) -> aws_sdk_s3::config::Builder {
+    aws_sdk_s3::config::Builder::default().timeout_config(leat_aws::for_body(size))
+}
+
 /// S3, with the key that new objects are encrypted with.
 #[derive(Clone)]
 pub struct Store {
@@ -35,11 +40,12 @@ impl Store {
     /// Writes an object unless there is one; what is there is what an earlier try wrote, since names are unique.
     async fn put_once(&self, url: &str, bytes: Bytes) -> Result<(), PortError> {
         let (bucket, key) = locate(url)?;
+        let size = bytes.len();
         let request = self.client.put_object().bucket(bucket).key(key).if_none_match("*").body(ByteStream::from(bytes));
         let request = request
             .set_server_side_encryption(self.kms_key.as_ref().map(|_| ServerSideEncryption::AwsKms))
             .set_ssekms_key_id(self.kms_key.clone());
-        match request.send().await {
+        match request.customize().config_override(patience(size)).send().await {
             Ok(_) => Ok(()),
             Err(error) => {
                 let failure = Failure::of(Tried::new("S3 PutObject", url), &error);
@@ -137,14 +143,25 @@ impl Files for S3Files {
         })
     }
 
-    fn part<'a>(&'a self, destination: &'a str, upload: &'a str, number: u32, bytes: Bytes) -> Call<'a, String> {
+    /// What is said of an upload that is gone differs between stores (S3: `NoSuchUpload`; others fail): after any failure
+    /// the file itself tells.
+    fn part<'a>(&'a self, destination: &'a str, upload: &'a str, number: u32, bytes: Bytes) -> Call<'a, Option<String>> {
         Box::pin(async move {
             let (bucket, key) = locate(destination)?;
             let number = i32::try_from(number).unwrap_or(i32::MAX);
+            let size = bytes.len();
             let request =
                 self.store.client.upload_part().bucket(bucket).key(key).upload_id(upload).part_number(number).body(ByteStream::from(bytes));
-            let answer = request.send().await.map_err(|e| Failure::of(Tried::new("S3 UploadPart", destination), &e))?;
-            answer.e_tag.ok_or_else(|| PortError::Unclear(format!("S3 UploadPart {destination}: no ETag")))
+            match request.customize().config_override(patience(size)).send().await {
+                Ok(answer) => {
+                    let tag = answer.e_tag.ok_or_else(|| PortError::Unclear(format!("S3 UploadPart {destination}: no ETag")))?;
+                    Ok(Some(tag))
+                }
+                Err(error) => {
+                    let failure = Failure::of(Tried::new("S3 UploadPart", destination), &error);
+                    if self.store.exists(destination).await == Ok(true) { Ok(None) } else { Err(failure.into()) }
+                }
+            }
         })
     }
 

@@ -129,10 +129,13 @@ impl Files for LocalFiles {
         })
     }
 
-    fn part<'a>(&'a self, _destination: &'a str, upload: &'a str, number: u32, bytes: Bytes) -> Call<'a, String> {
-        let path = self.part_path(upload, number);
+    fn part<'a>(&'a self, destination: &'a str, upload: &'a str, number: u32, bytes: Bytes) -> Call<'a, Option<String>> {
+        let (path, target) = (self.part_path(upload, number), self.path(destination));
         Box::pin(async move {
             if !self.uploads.join(upload).exists() {
+                if target.exists() {
+                    return Ok(None);
+                }
                 return Err(PortError::Fatal(format!("the upload {upload} is gone")));
             }
             let tag = format!("{:08x}", crc32fast::hash(&bytes));
@@ -140,7 +143,7 @@ impl Files for LocalFiles {
                 .await
                 .map_err(|e| fatal("writing was stopped", e))?
                 .map_err(|e| fatal("cannot write a part", e))?;
-            Ok(tag)
+            Ok(Some(tag))
         })
     }
 

@@ -76,7 +76,10 @@ pub(super) async fn append(ports: &Ports, messages: Vec<Message>, groups: u16, p
         let records = bundles.iter().map(|b| Bytes::from(message::encode(b))).collect();
         match ports.log.append(partition, records).await {
             Ok(failed) => failed.into_iter().filter_map(|i| bundles.get(i)).for_each(|b| left.extend_from_slice(b)),
-            Err(PortError::Unclear(_)) => left.extend(messages),
+            Err(PortError::Unclear(why)) => {
+                ports.unclear.note(&why);
+                left.extend(messages);
+            }
             Err(fatal) => return Err(fatal),
         }
     }
@@ -111,7 +114,10 @@ pub(super) async fn leave(ports: &Ports, job: &SourceJob, leaving: Vec<Replayabl
         }
         match ports.streams.put(&spec.stream, &records).await {
             Ok(refused) => failed.extend(refused.into_iter().filter_map(|i| places.get(i))),
-            Err(PortError::Unclear(_)) => failed.extend(places),
+            Err(PortError::Unclear(why)) => {
+                ports.unclear.note(&why);
+                failed.extend(places);
+            }
             Err(fatal) => return Err(fatal),
         }
     }
