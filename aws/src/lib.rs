@@ -24,8 +24,8 @@ use leat_crds::spec::Aws;
 const CALL: Duration = Duration::from_secs(30);
 /// Longest that one try may take.
 const TRY: Duration = Duration::from_secs(10);
-/// Least speed at which the body of a request goes out, bytes a second.
-const BODY_SPEED: u64 = 1 << 20;
+/// Least speed at which the body of a request goes out, bytes a second: many share a line.
+const BODY_SPEED: u64 = 128 << 10;
 /// Longest that a connection may take.
 const CONNECT: Duration = Duration::from_secs(3);
 

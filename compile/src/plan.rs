@@ -8,7 +8,7 @@ mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use leat_crds::job::{JOB_VERSION, JobDocument, KEY_GROUPS};
+use leat_crds::job::{self, JobDocument, KEY_GROUPS};
 use leat_crds::problem::{Problem, suggest};
 use leat_crds::spec::{Kinesis, StreamingPipelineSpec};
 
@@ -27,7 +27,7 @@ pub fn compile(namespace: &str, name: &str, spec: StreamingPipelineSpec, referen
     let mut problems = Vec::new();
     let definitions = resolve(&spec, references, &mut problems);
     let document = JobDocument {
-        version: JOB_VERSION,
+        version: job::version_of(&spec),
         namespace: namespace.to_owned(),
         name: name.to_owned(),
         key_groups: KEY_GROUPS,

@@ -44,10 +44,37 @@ pub struct SourceProgram {
     pub decode: Decode,
     /// Index of the decoded column that is the record's partition key.
     pub partitioned_by: Option<usize>,
+    /// Where a lineage is begun.
+    pub start: Start,
+    /// Records that came in an aggregate to a shard that is not theirs are left out, since their producer sends them again.
+    pub drop_strays: bool,
     /// The event's time.
     pub event_time: Option<EventTimeSpec>,
     /// Steps and sinks, each after what it reads.
     pub nodes: Vec<Node>,
+}
+
+/// Where a lineage that was never read is begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// With its oldest record.
+    Earliest,
+    /// With what arrived after the source became a part of the pipeline.
+    Latest,
+    /// With what arrived at this time or later, ms.
+    Since(i64),
+}
+
+impl Start {
+    /// Time of arrival from which records are read, ms, for a source that became a part of the pipeline at `began`; `None`:
+    /// all are.
+    pub fn since(self, began: i64) -> Option<i64> {
+        match self {
+            Start::Earliest => None,
+            Start::Latest => Some(began),
+            Start::Since(time) => Some(time),
+        }
+    }
 }
 
 /// What a source reads.

@@ -11,8 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::spec::StreamingPipelineSpec;
 
-/// Version of the document that this code writes.
-pub const JOB_VERSION: u32 = 1;
+/// Newest version of the document that this code knows. 2: `start` and `kpl` of sources.
+pub const JOB_VERSION: u32 = 2;
+
+/// The oldest version that can say what a spec says: what a worker of the version before can run, it gets.
+pub fn version_of(spec: &StreamingPipelineSpec) -> u32 {
+    if spec.sources.iter().any(|source| source.start.is_some() || source.kpl.is_some()) { 2 } else { 1 }
+}
 
 /// Versions of the document that this code reads: its own and the one before.
 pub fn readable() -> std::ops::RangeInclusive<u32> {

@@ -1,4 +1,4 @@
-//! Values that a manifest writes as text: durations and sizes. Each is parsed once, here.
+//! Values that a manifest writes as text: durations, sizes and times. Each is parsed once, here.
 
 use std::borrow::Cow;
 
@@ -114,6 +114,31 @@ impl std::fmt::Display for Size {
     }
 }
 
+/// A moment, to the millisecond, written as RFC 3339 has it: `2026-11-01T00:00:00Z`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Time(jiff::Timestamp);
+
+impl Time {
+    /// Milliseconds since the epoch.
+    pub fn millis(self) -> i64 {
+        self.0.as_millisecond()
+    }
+
+    /// Parses `text`; the error says what a time looks like.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let time = text.parse::<jiff::Timestamp>().map_err(|_| ());
+        let time = time.and_then(|t| jiff::Timestamp::from_millisecond(t.as_millisecond()).map_err(|_| ()));
+        time.map(Self).map_err(|()| format!("`{text}` is not a time; write for example 2026-11-01T00:00:00Z"))
+    }
+}
+
+impl std::fmt::Display for Time {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+const TIME_PATTERN: &str = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,3})?(Z|[+-][0-9]{2}:[0-9]{2})$";
 const DURATION_PATTERN: &str = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h|d))+$";
 const SIZE_PATTERN: &str = r"^[0-9]+(k|M|G|T|Ki|Mi|Gi|Ti)?$";
 /// What AWS allows in the names of streams and tables.
@@ -124,6 +149,7 @@ pub(crate) fn mismatch(pattern: &str, text: &str) -> Option<String> {
     match pattern {
         DURATION_PATTERN => Duration::parse(text).err(),
         SIZE_PATTERN => Size::parse(text).err(),
+        TIME_PATTERN => Time::parse(text).err(),
         AWS_NAME_PATTERN => {
             let fits = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
             let wrong = !text.chars().all(fits) || text.chars().all(|c| c == '.');
@@ -166,6 +192,7 @@ macro_rules! text_value {
 
 text_value!(Duration, DURATION_PATTERN, "A duration: 250ms, 30s, 5m, 24h, 7d.");
 text_value!(Size, SIZE_PATTERN, "A size in bytes: 64Ki, 128Mi, 1Gi.");
+text_value!(Time, TIME_PATTERN, "A time (RFC 3339): 2026-11-01T00:00:00Z.");
 
 #[cfg(test)]
 mod tests {
@@ -180,6 +207,17 @@ mod tests {
             assert!(Duration::parse(text).is_err(), "{text}");
         }
         assert_eq!(Duration::from_millis(90_061_001).to_string(), "1d1h1m1s1ms");
+    }
+
+    #[test]
+    fn times_read_as_rfc_3339_writes_them() {
+        for (text, ms) in [("1970-01-01T00:00:01Z", 1_000), ("2026-11-01T01:00:00.250+01:00", 1_793_491_200_250)] {
+            assert_eq!(Time::parse(text).map(Time::millis), Ok(ms), "{text}");
+        }
+        assert_eq!(Time::parse("2026-11-01T01:00:00+01:00").map(|t| t.to_string()).as_deref(), Ok("2026-11-01T00:00:00Z"));
+        for text in ["", "2026-11-01", "2026-11-01T00:00:00", "2026-13-01T00:00:00Z", "now"] {
+            assert!(Time::parse(text).is_err(), "{text}");
+        }
     }
 
     #[test]

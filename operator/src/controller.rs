@@ -67,6 +67,13 @@ pub enum PassError {
     Finalizer(String),
 }
 
+impl PassError {
+    /// What failed in a deletion; `passes`: it may succeed later without anybody's doing.
+    fn of_deletion(why: String, passes: bool) -> Self {
+        if passes { Self::Deleting(why) } else { Self::Deletion(why) }
+    }
+}
+
 /// What the loop runs with.
 pub struct Loop {
     /// The installation.
@@ -186,9 +193,12 @@ async fn reconcile(pipeline: Arc<DynamicObject>, context: Arc<Context>) -> Resul
         context.run.telemetry.passed(false);
         return Err(PassError::Late);
     };
-    context.run.telemetry.passed(finished.is_ok());
+    let deleting = matches!(finished, Err(finalizer::Error::CleanupFailed(PassError::Deleting(_))));
+    context.run.telemetry.passed(finished.is_ok() || deleting);
     match finished {
         Ok(action) => Ok(action),
+        // The finalizer stays until it is done.
+        Err(finalizer::Error::CleanupFailed(PassError::Deleting(_))) => Ok(Action::requeue(PENDING)),
         Err(finalizer::Error::ApplyFailed(error) | finalizer::Error::CleanupFailed(error)) => Err(error),
         // The object is newer than the one that was looked at.
         Err(finalizer::Error::AddFinalizer(kube::Error::Api(status)) | finalizer::Error::RemoveFinalizer(kube::Error::Api(status)))
@@ -454,12 +464,12 @@ async fn end(
     let rows = installation.plan_deletion(&subject).await;
     let outcomes = carry_out(context, pipeline, &subject, &rows).await;
     for row in &rows {
-        if let plan::Observed::Unknown { why, .. } = &row.observed {
-            return Err(PassError::Deletion(why.clone()));
+        if let plan::Observed::Unknown { why, passes } = &row.observed {
+            return Err(PassError::of_deletion(why.clone(), *passes));
         }
     }
-    if let Some((why, _)) = outcomes.into_values().find_map(|o| o.failed) {
-        return Err(PassError::Deletion(why));
+    if let Some((why, passes)) = outcomes.into_values().find_map(|o| o.failed) {
+        return Err(PassError::of_deletion(why, passes));
     }
     // What is on its way out would look like ours, and then vanished, to the next pipeline of this name.
     match rows.iter().find(|r| !r.changes.is_empty()) {

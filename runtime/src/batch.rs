@@ -19,6 +19,9 @@ pub struct SourceBatch {
     pub keys: Bytes,
     /// End of each key in `keys`; empty: the source has no partition keys.
     pub key_ends: Vec<usize>,
+    /// Records that came in an aggregate to a shard that is not theirs, ascending: their producer took the shard's range
+    /// for another.
+    pub strays: Vec<u32>,
     /// The line that names the fields of the records, where their lineage has one (a file of CSV).
     pub header: Bytes,
 }
@@ -32,6 +35,11 @@ impl SourceBatch {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
+    }
+
+    /// Whether a record came to a shard that is not its own.
+    pub fn is_stray(&self, i: usize) -> bool {
+        !self.strays.is_empty() && self.strays.binary_search(&(i as u32)).is_ok()
     }
 
     /// A record's bytes.

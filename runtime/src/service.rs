@@ -29,6 +29,8 @@ use crate::engine::worker::{Worker, WorkerError};
 const ROUND: Duration = Duration::from_millis(500);
 /// How long SIGTERM waits until what was taken is behind a cut, ms; Kubernetes kills after 60 s.
 const PATIENCE: i64 = 20_000;
+/// How long a folder may show another job than the one that the pod was made for.
+const STALE: Duration = Duration::from_secs(90);
 /// Least time between two lines about calls without a clear answer.
 const SAID: Duration = Duration::from_secs(10);
 
@@ -72,6 +74,8 @@ pub struct Options {
     pub session: String,
     /// Name that only this process has now: its earlier sessions are over.
     pub succeeds: Option<String>,
+    /// Hash of the job that its pod was made for.
+    pub made_for: Option<String>,
     /// Threads of tasks.
     pub threads: usize,
     /// Settings of tasks.
@@ -189,19 +193,39 @@ async fn job_before(rows: &LeaseTable, objects: &S3Objects, tried: &(dyn Fn() + 
     }
 }
 
-/// Says now and then that calls had no clear answer: a pipeline that stands still must not be silent.
-async fn say_unclear(unclear: Arc<Unclear>) {
+/// Says now and then that calls are made again: a pipeline that stands still must not be silent, and a worker that waits for
+/// AWS is not stuck.
+async fn say_unclear(unclear: Arc<Unclear>, health: Arc<web::Health>) {
     let mut said = 0;
     loop {
-        let count = unclear.count();
+        let (count, last) = unclear.seen();
         if count > said {
-            log::error(
-                "calls had no clear answer; they are made again",
-                &[("calls", &(count - said).to_string()), ("last", &unclear.last())],
+            log::warn(
+                "calls had no clear answer or were throttled; they are made again",
+                &[("calls", &(count - said).to_string()), ("last", &last)],
             );
+            health.tried();
             said = count;
         }
         tokio::time::sleep(SAID).await;
+    }
+}
+
+/// The job, once the folder has the one that the pod was made for: a node may show an older one for a while. One that does
+/// not come is not waited for: this worker then drains or runs what is there.
+async fn arrived(options: &Options) -> Result<(Program, u64), ServiceError> {
+    let until = tokio::time::Instant::now() + STALE;
+    loop {
+        let (program, revision) = load(&options.job)?;
+        let found = leat_compile::job_hash(&program.document);
+        if options.made_for.as_ref().is_none_or(|wanted| *wanted == found) {
+            return Ok((program, revision));
+        }
+        if tokio::time::Instant::now() >= until {
+            log::warn("runs the job that is here; the one that this worker was made for does not come", &[("found", &found)]);
+            return Ok((program, revision));
+        }
+        tokio::time::sleep(ROUND).await;
     }
 }
 
@@ -212,8 +236,6 @@ fn path_style() -> bool {
 
 /// Runs until SIGTERM or Ctrl-C.
 pub async fn run(options: Options) -> Result<(), ServiceError> {
-    let (program, revision) = load(&options.job)?;
-    let program = Arc::new(program);
     let io = |what: &str| {
         let what = what.to_owned();
         move |source| ServiceError::Io { what, source }
@@ -223,6 +245,12 @@ pub async fn run(options: Options) -> Result<(), ServiceError> {
     // Health is served first: while AWS is away, a worker that begins waits for it and is not stuck.
     let health = Arc::new(web::Health::default());
     let at = web::serve(&options.listen, Arc::clone(&health)).await.map_err(io(&format!("cannot listen on {}", options.listen)))?;
+    let (program, revision) = tokio::select! {
+        job = arrived(&options) => job?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let program = Arc::new(program);
     let tried = || health.tried();
     let ports = tokio::select! {
         ports = ports(&program, &tried) => ports?,
@@ -231,7 +259,7 @@ pub async fn run(options: Options) -> Result<(), ServiceError> {
     };
     let mut worker = Worker::new(ports, options.settings, options.session.clone(), Arc::clone(&program), revision, options.threads)?;
     health.watch(Arc::clone(&worker.shared));
-    let saying = tokio::spawn(say_unclear(Arc::clone(&worker.shared.unclear)));
+    let saying = tokio::spawn(say_unclear(Arc::clone(&worker.shared.unclear), Arc::clone(&health)));
     let document = &program.document;
     log::info(
         "worker starts",

@@ -78,6 +78,8 @@ pub enum Kinesis {
 pub struct Clouds {
     /// Endpoint of each service, as the SDKs' environment variables name them.
     pub endpoints: BTreeMap<&'static str, String>,
+    /// Port on loopback where kinesis-local speaks TLS, as the Kinesis Producer Library wants it.
+    pub kinesis_tls: u16,
     /// The proxy in front of DynamoDB Local.
     pub proxy: Arc<Proxy>,
     gates: Vec<Gate>,
@@ -134,7 +136,7 @@ impl Clouds {
             endpoints.extend(services.iter().map(|service| (*service, format!("http://{}", gate.address))));
             gates.push(gate);
         }
-        Self { endpoints, proxy, gates, _programs: programs }
+        Self { endpoints, kinesis_tls: tls, proxy, gates, _programs: programs }
     }
 
     /// All of AWS is there, or gone: connections end and are refused.
@@ -154,7 +156,7 @@ impl Clouds {
         let config = leat_aws::connect(&target, Retries::Sdk).await;
         let credentials = SharedCredentialsProvider::new(Credentials::new("test", "test", None, None, "test"));
         // A busy machine is slow, and a call that is made twice would send records twice.
-        let patient = config.into_builder().timeout_config(leat_aws::for_body(600 << 20));
+        let patient = config.into_builder().timeout_config(leat_aws::for_body(64 << 20));
         patient.credentials_provider(credentials).endpoint_url(self.endpoints[service].clone()).build()
     }
 

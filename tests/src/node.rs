@@ -99,8 +99,10 @@ impl Node {
     pub fn load(&self, another: &str) {
         let archives = ["leat-operator", "leat-worker"].map(|i| tool("LEAT_TEST_IMAGES").join(format!("{i}.tar")).display().to_string());
         self.xtask(&["load", &archives[0], &archives[1], "--into", &self.name]);
-        let image = format!("docker.io/library/leat-worker:{}", env!("CARGO_PKG_VERSION"));
-        self.inside(&["ctr", "--namespace", "k8s.io", "images", "tag", &image, &format!("docker.io/library/leat-worker:{another}")]);
+        for image in ["leat-operator", "leat-worker"].map(|name| format!("docker.io/library/{name}")) {
+            let from = format!("{image}:{}", env!("CARGO_PKG_VERSION"));
+            self.inside(&["ctr", "--namespace", "k8s.io", "images", "tag", &from, &format!("{image}:{another}")]);
+        }
     }
 
     /// Kills one of the cluster's own programs and starts it again.

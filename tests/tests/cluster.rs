@@ -171,6 +171,13 @@ async fn data(world: &World) {
     let kinesis = world.clouds.kinesis().await;
     let leases = world.leases().await;
     let (job, revision) = world.job(0).expect("the job");
+    // A worker whose role lacks a right ends and says which; it does not wait in silence.
+    world.clouds.proxy.refuse(Some(("TransactWriteItems", "AccessDeniedException")));
+    let mut powerless = world.worker("powerless", &job);
+    assert!(!powerless.program.ended(PATIENCE).await, "it has nothing to do:\n{}", powerless.program.output());
+    let said = powerless.program.output();
+    assert!(said.contains("DynamoDB TransactWriteItems") && said.contains("allow this action in the policy of the role"), "{said}");
+    world.clouds.proxy.refuse(None);
     let mut a = world.worker("a", &job);
     let b = world.worker("b", &job);
     until("both workers to hold leases", PATIENCE, async || {

@@ -1,6 +1,7 @@
 //! One suite for each port of the engine, passed by the connectors of the laptop and by those of AWS.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,14 +19,16 @@ use leat_runtime::connectors::local::shard::Record;
 use leat_runtime::connectors::local::store::Store;
 use leat_runtime::connectors::local::streams::{LocalLog, LocalSource, LocalStream};
 use leat_runtime::connectors::local::written::LocalStreams;
-use leat_runtime::engine::ports::{Completed, Files, Guard, Log, Objects, PortError, Rows, Source, StoredRow, Streams, Tables};
+use leat_runtime::engine::ports::{Completed, Files, Guard, Log, Objects, Place, PortError, Rows, Source, StoredRow, Streams, Tables};
 use leat_runtime::output::{Attribute, Item, StreamRecord};
 use leat_runtime_core::key::{HashRange, partition_hash};
 use leat_runtime_core::path;
 use leat_runtime_core::position::{Lineage, Offset};
 use leat_runtime_core::row::{Expect, Fence, Part};
 use leat_tests::clouds::{Clouds, Kinesis};
-use leat_tests::process::until;
+use leat_tests::process::{tool, until};
+use leat_tests::repository;
+use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -72,6 +75,13 @@ async fn rows(rows: &dyn Rows) {
         ["source/s/1/shard-0", "source/s/1/shard-1", "source/s/1/shard-2"]
     );
     assert_eq!(listed[2].1.body, long);
+    // A row goes only as it was seen.
+    let session = "session/a-1";
+    assert_eq!(rows.put(session, row(0, 1, "{}"), Expect::Absent { job: 0 }).await, Ok(true));
+    assert_eq!(rows.delete(session, row(0, 2, "").fence).await, Ok(false));
+    assert_eq!(rows.delete(session, row(0, 1, "").fence).await, Ok(true));
+    assert_eq!(rows.delete(session, row(0, 1, "").fence).await, Ok(false));
+    assert_eq!(rows.get(session).await, Ok(None));
     // A draining pipeline takes no new rows.
     let draining = StoredRow { fence: Fence { drained: true, ..row(0, 2, "{}").fence }, ..row(0, 2, "{}") };
     assert_eq!(rows.put(path::PIPELINE, draining, Expect::Fence(row(0, 1, "").fence)).await, Ok(true));
@@ -188,7 +198,7 @@ struct Feed<'a> {
 async fn read_shard(source: &dyn Source, lineage: &Lineage, mut after: Option<Offset>, count: usize) -> Vec<(Offset, Vec<u8>, Vec<u8>)> {
     let mut all = Vec::new();
     while all.len() < count {
-        let read = source.read(lineage, after).await.expect("records");
+        let read = source.read(lineage, Place::behind(after, None)).await.expect("records");
         for i in 0..read.batch.len() {
             all.push((read.batch.positions[i], read.batch.key(i).unwrap_or_default().to_vec(), read.batch.record(i).to_vec()));
         }
@@ -247,7 +257,7 @@ async fn source(source: &dyn Source, feed: Feed<'_>) {
     assert!(halves[0].first == parent.range.first && halves[0].last + 1 == halves[1].first && halves[1].last == parent.range.last);
     let mut position = None;
     let ended = until("the end of the parent", PATIENCE, async || {
-        let read = source.read(&parent.lineage, position).await.map_err(|e| e.to_string())?;
+        let read = source.read(&parent.lineage, Place::behind(position, None)).await.map_err(|e| e.to_string())?;
         position = read.batch.positions.last().copied().or(position);
         if read.end { Ok(read) } else { Err("it goes on".to_owned()) }
     })
@@ -256,7 +266,7 @@ async fn source(source: &dyn Source, feed: Feed<'_>) {
     assert_eq!(named, children.iter().map(|c| &c.lineage).collect());
     // Another incarnation is another source.
     let stranger = Lineage::new("s", "1", parent.lineage.partition());
-    assert!(matches!(source.read(&stranger, None).await, Err(PortError::Fatal(_))));
+    assert!(matches!(source.read(&stranger, Place::Oldest).await, Err(PortError::Fatal(_))));
 }
 
 #[tokio::test]
@@ -318,6 +328,34 @@ async fn make(clouds: &Clouds, kind: Kind, name: &str, wish: Wish) {
     .await;
 }
 
+/// A stream that is begun at a time gives exactly what arrived then or later.
+async fn since(client: &aws_sdk_kinesis::Client, written: &KinesisSource) {
+    let shard = written.shards("w").await.expect("shards").remove(0).lineage;
+    let all = async |from: Place| {
+        let (mut found, mut from) = (Vec::new(), from);
+        loop {
+            let read = written.read(&shard, from).await.expect("records").batch;
+            let Some(last) = read.positions.last() else { return found };
+            from = Place::After(*last);
+            found.extend(read.positions.iter().copied().zip(read.arrivals));
+        }
+    };
+    let stream = KinesisStreams::new(BTreeMap::from([("w".to_owned(), Stream::new(client.clone(), "w"))]));
+    let whole = until("records of two seconds", PATIENCE, async || {
+        let marks: Vec<StreamRecord> = (0..8).map(|n| StreamRecord { key: format!("mark-{n}"), data: Bytes::from_static(b"{}") }).collect();
+        stream.put("w", &marks).await.map_err(|e| e.to_string())?;
+        let found = all(Place::Oldest).await;
+        let (first, last) = (found[0].1, found[found.len() - 1].1);
+        if last - first > 2_000 { Ok(found) } else { Err(format!("{first} to {last}")) }
+    })
+    .await;
+    let time = whole[0].1 + 1_500;
+    let expected: Vec<_> = whole.iter().copied().filter(|(_, arrival)| *arrival >= time).collect();
+    assert!(!expected.is_empty() && expected.len() < whole.len());
+    assert_eq!(all(Place::Since(time)).await, expected);
+    assert_eq!(all(Place::Since(whole[0].1 - 60_000)).await.len(), whole.len(), "older than the stream");
+}
+
 async fn kinesis_conforms(clouds: &Clouds) {
     for (name, shards) in [("s", 2), ("repartition", 2), ("w", 2)] {
         let wish = StreamWish { shards: Some(shards), fixed: false, retention_hours: Some(24), kms_key: None };
@@ -339,6 +377,7 @@ async fn kinesis_conforms(clouds: &Clouds) {
         found.sort_by(|a, b| (&a.1, &a.2).cmp(&(&b.1, &b.2)));
         assert!(found.iter().map(|(_, k, d)| (k.as_slice(), d.as_slice())).eq(here.iter().map(|(k, d)| (k.as_bytes(), d.as_slice()))));
     }
+    since(&client, &written).await;
     let port = KinesisSource::new(BTreeMap::from([("s".to_owned(), Stream::new(client.clone(), "s"))]));
     let send = |records: Vec<(String, Vec<u8>)>| -> futures::future::LocalBoxFuture<'_, ()> {
         let client = client.clone();
@@ -423,11 +462,72 @@ async fn aws_conforms() {
 }
 
 /// kinesis-local names child shards in its answers and knows capacity on demand.
+/// Records that the real Kinesis Producer Library put together are read one by one, where it says it put them.
+async fn producer_library(clouds: &Clouds) {
+    const COUNT: usize = 2_000;
+    let wish = StreamWish { shards: Some(2), fixed: false, retention_hours: Some(24), kms_key: None };
+    make(clouds, Kind::KinesisStream, "kpl", Wish::Stream(wish)).await;
+    let mut producer = Command::new("java");
+    producer.arg("-cp").arg(tool("LEAT_TEST_KPL").join("*")).arg(repository().join("tests/kpl/Produce.java"));
+    let output = producer.args([&clouds.kinesis_tls.to_string(), "kpl", &COUNT.to_string()]).output().expect("Java starts");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let said: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    assert_eq!(said.len(), COUNT, "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let field = |line: &Value, name: &str| line[name].as_str().expect("a text").to_owned();
+
+    let client = clouds.kinesis().await;
+    let source = KinesisSource::new(BTreeMap::from([("s".to_owned(), Stream::new(client.clone(), "kpl"))]));
+    let shards = source.shards("s").await.expect("shards");
+    let (mut seen, mut aggregated) = (BTreeSet::new(), 0);
+    for shard in &shards {
+        let mut expected: Vec<&Value> = said.iter().filter(|line| line["shard"] == shard.lineage.partition()).collect();
+        expected.sort_by_key(|line| field(line, "number").parse::<Offset>().expect("a number"));
+        let all = read_shard(&source, &shard.lineage, None, expected.len()).await;
+        assert_eq!(all.len(), expected.len());
+        assert!(all.windows(2).all(|w| w[0].0 < w[1].0), "the records of an aggregate are ordered too");
+        for ((at, key, body), line) in all.iter().zip(&expected) {
+            assert_eq!(at.inside(0).to_string(), field(line, "number"));
+            seen.insert((String::from_utf8_lossy(key).into_owned(), String::from_utf8_lossy(body).into_owned()));
+        }
+        aggregated += all.iter().filter(|(at, ..)| at.sub > 0).count();
+        // The one after an aggregate is found, whichever way its place is remembered.
+        let last = all.last().expect("records").0;
+        let fresh = KinesisSource::new(BTreeMap::from([("s".to_owned(), Stream::new(client.clone(), "kpl"))]));
+        for again in [&source, &fresh] {
+            assert!(again.read(&shard.lineage, Place::After(last)).await.expect("an answer").batch.is_empty());
+        }
+    }
+    assert!(seen == said.iter().map(|line| (field(line, "key"), field(line, "body"))).collect(), "each record with its key");
+    assert!(aggregated > COUNT / 2, "{aggregated} of {COUNT} records came in aggregates");
+
+    // An aggregate that comes to the other shard, as after a split: its records are there, and known as strays.
+    let iterator = client.get_shard_iterator().stream_name("kpl").shard_id(shards[0].lineage.partition());
+    let iterator = iterator.shard_iterator_type(aws_sdk_kinesis::types::ShardIteratorType::TrimHorizon).send().await;
+    let iterator = iterator.expect("an answer").shard_iterator.expect("an iterator");
+    let records = client.get_records().shard_iterator(iterator).send().await.expect("records").records;
+    let aggregate = records.into_iter().find(|r| r.data.as_ref().starts_with(&[0xf3, 0x89, 0x9a, 0xc2])).expect("an aggregate");
+    let inside = said.iter().filter(|line| line["number"] == aggregate.sequence_number.as_str()).count();
+    let other = &shards[1];
+    let put = client.put_record().stream_name("kpl").partition_key("any").explicit_hash_key(other.range.first.to_string());
+    let put = put.data(aggregate.data).send().await.expect("PutRecord");
+    assert_eq!(put.shard_id(), other.lineage.partition());
+    let mut after = None;
+    let read = until("the strays", PATIENCE, async || {
+        let read = source.read(&other.lineage, Place::behind(after, None)).await.map_err(|e| e.to_string())?;
+        after = read.batch.positions.last().copied().or(after);
+        if read.batch.strays.is_empty() { Err("none yet".to_owned()) } else { Ok(read.batch) }
+    })
+    .await;
+    let number = |i: u32| read.positions[i as usize].inside(0).to_string();
+    assert!(read.strays.len() == inside && read.strays.iter().all(|i| number(*i) == put.sequence_number()), "{:?}", read.strays);
+}
+
 #[tokio::test]
 async fn another_kinesis_conforms() {
     let folder = tempfile::tempdir().expect("a folder");
     let clouds = Clouds::start(folder.path(), Kinesis::KinesisLocal, "127.0.0.1").await;
     kinesis_conforms(&clouds).await;
+    producer_library(&clouds).await;
     let wish = StreamWish { shards: None, fixed: false, retention_hours: Some(48), kms_key: None };
     let resource_kind = Kind::KinesisStream;
     let services =

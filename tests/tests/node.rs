@@ -105,6 +105,17 @@ impl World {
         .await;
     }
 
+    /// Waits until both pods with a label are ready and of an image.
+    async fn runs(&self, namespace: &str, selector: &str, wanted: &str) {
+        until(&format!("pods to run {wanted}"), PATIENCE, async || {
+            let pods = self.node.pods(namespace, selector);
+            let image = |pod: &str| Ok::<Value, String>(self.node.get(namespace, "pod", pod)?["spec"]["containers"][0]["image"].clone());
+            let images: Vec<Value> = pods.iter().map(|(pod, _)| image(pod)).collect::<Result<_, _>>()?;
+            if images.len() == 2 && images.iter().all(|i| *i == *wanted) { Ok(()) } else { Err(format!("{images:?}")) }
+        })
+        .await;
+    }
+
     /// How often containers of workers were started again.
     fn restarts(&self) -> u64 {
         self.node.pods("analytics", WORKERS).iter().map(|(_, n)| n).sum()
@@ -139,6 +150,8 @@ async fn on_a_real_node_pipelines_run_in_pods_whatever_happens() {
     phases.done("AWS gone for a minute");
     rollouts(&mut world).await;
     phases.done("jobs and images changed");
+    upgraded(&mut world).await;
+    phases.done("upgraded and rolled back");
     git_ops(&world).await;
     phases.done("GitOps");
     finished(&mut world).await;
@@ -307,8 +320,8 @@ async fn cloud_lost(world: &mut World) {
     assert!(message.contains("DescribeStreamSummary clickstream-events"), "{message}");
     assert_eq!(world.node.kstatus("analytics", "sp", "clickstream").expect("a status"), "InProgress", "it is tried again");
     until("workers to say that they get no answers", PATIENCE, async || {
-        let said = world.node.kubectl(&["-n", "analytics", "logs", "-l", WORKERS, "--tail", "-1"])?;
-        if said.contains("calls had no clear answer") { Ok(()) } else { Err(said) }
+        let said = world.node.kubectl(&["-n", "analytics", "logs", "-l", WORKERS, "--tail", "-1", "--since", "30s"])?;
+        if said.contains("calls had no clear answer or were throttled") { Ok(()) } else { Err(said) }
     })
     .await;
     // The fault itself takes its time.
@@ -444,19 +457,31 @@ async fn rollouts(world: &mut World) {
         world.node.apply(&file).expect("the manifest is applied");
         world.send(5_000).await;
         let wanted = image.unwrap_or_else(|| format!("leat-worker:{}", env!("CARGO_PKG_VERSION")));
-        until(&format!("the workers to run {wanted}"), PATIENCE, async || {
-            let pods = world.node.pods("analytics", &format!("{WORKERS},app.kubernetes.io/instance=clickstream"));
-            let image = |pod: &str| Ok::<Value, String>(world.node.get("analytics", "pod", pod)?["spec"]["containers"][0]["image"].clone());
-            let images: Vec<Value> = pods.iter().map(|(pod, _)| image(pod)).collect::<Result<_, _>>()?;
-            if images.len() == 2 && images.iter().all(|i| *i == wanted) { Ok(()) } else { Err(format!("{images:?}")) }
-        })
-        .await;
+        world.runs("analytics", &format!("{WORKERS},app.kubernetes.io/instance=clickstream"), &wanted).await;
         world.taken().await;
         assert_eq!(job(&world.leases).await.expect("a job").job, second.job, "another image is no other job");
     }
     stop.store(true, Ordering::Relaxed);
     let watched = watching.join().expect("it watches").expect("two jobs never both cut");
     assert!(watched.looks > 100 && watched.jobs.contains(&second.job), "{} looks, jobs {:?}", watched.looks, watched.jobs);
+}
+
+/// The chart is upgraded and rolled back while events come: the operators change places, then the workers follow.
+async fn upgraded(world: &mut World) {
+    let before = job(&world.leases).await.expect("a job");
+    let release = ["leat", "--namespace", "leat-system", "--wait", "--timeout", "60s"];
+    let tag = format!("image.tag={ANOTHER}");
+    let upgrade = [&["upgrade"][..], &release[..], &["--reuse-values", "--set", &tag]].concat();
+    let upgrade = [&upgrade[..2], &["charts/leat"][..], &upgrade[2..]].concat();
+    let rollback = [&["rollback"][..], &release[..]].concat();
+    for (words, version) in [(upgrade, ANOTHER), (rollback, env!("CARGO_PKG_VERSION"))] {
+        world.node.helm(&words);
+        world.send(2_000).await;
+        world.runs("leat-system", OPERATORS, &format!("leat-operator:{version}")).await;
+        world.runs("analytics", &format!("{WORKERS},app.kubernetes.io/instance=clickstream"), &format!("leat-worker:{version}")).await;
+        world.taken().await;
+    }
+    assert_eq!(job(&world.leases).await.expect("a job"), before, "an upgrade is no change of job");
 }
 
 /// What tools that sync from Git see.

@@ -15,12 +15,25 @@ fn released(version: u32, what: &str) -> PathBuf {
     repository().join(format!("crds/versions/job-{version}.{what}"))
 }
 
+/// The newest version that was released: the one that is being worked on has no files yet.
+fn newest() -> u32 {
+    let newest = *[JOB_VERSION, JOB_VERSION - 1].iter().find(|v| released(**v, "json").exists()).expect("a released version");
+    assert!(job::readable().contains(&newest), "what was released is read");
+    newest
+}
+
 /// The job that the operator writes for the clickstream manifest with everything that a manifest says of pods.
 fn written() -> Value {
+    changed("")
+}
+
+/// The same, with more said of its source.
+fn changed(source: &str) -> Value {
     let text = std::fs::read_to_string(repository().join("manifests/pipelines/clickstream.yaml")).expect("the manifest");
     let pods = "workers: {image: \"leat-worker:2\", spill: {sizeLimit: 1Gi}, serviceAccount: {annotations: {a: b}}, \
                 podTemplate: {spec: {priorityClassName: high, containers: [{name: worker, env: [{name: A, value: b}]}]}}, ";
     let text = text.replace("workers: {", pods);
+    let text = text.replace("schema: click-event, partitionedBy", &format!("{source}schema: click-event, partitionedBy"));
     let documents = leat::manifest::documents("clickstream.yaml", &text).expect("YAML");
     let pipeline = leat::manifest::pipeline(&documents, leat::manifest::References::default()).expect("a pipeline");
     let defaults = WorkerDefaults { image: "leat-worker:1".to_owned(), ..WorkerDefaults::default() };
@@ -41,7 +54,7 @@ print(json.dumps(sorted(e.json_path + ': ' + e.message[:200] for e in Draft20201
 
 #[test]
 fn documents_of_the_version_before_are_read_and_make_the_same_job() {
-    for version in job::readable() {
+    for version in *job::readable().start()..=newest() {
         let text = std::fs::read_to_string(released(version, "json")).expect("a released document");
         let hash = std::fs::read_to_string(released(version, "hash")).expect("its hash");
         let folder = tempfile::tempdir().expect("a folder");
@@ -51,7 +64,7 @@ fn documents_of_the_version_before_are_read_and_make_the_same_job() {
         assert_eq!((leat_compile::job_hash(&program.document).as_str(), revision), (hash.trim(), 7), "another hash is another job");
     }
     let now: JobDocument = serde_json::from_value(written()).expect("a document");
-    let hash = std::fs::read_to_string(released(JOB_VERSION, "hash")).expect("its hash");
+    let hash = std::fs::read_to_string(released(now.version, "hash")).expect("its hash");
     assert_eq!(leat_compile::job_hash(&now), hash.trim(), "what pods are is no part of a job");
 }
 
@@ -66,6 +79,13 @@ fn what_is_written_is_read_by_the_version_before() {
         duckdb(VALIDATE, &[&released(version, "schema.json").display().to_string(), &file.display().to_string()]).expect("Python answers")
     };
     assert_eq!(check(&document), json!([]), "raise the version of the document, or leave out what only this version has");
+    // What only a newer version knows raises the version, and the schema of the one before refuses it.
+    for source in ["start: {at: Latest}, ", "start: {time: \"2026-11-01T00:00:00Z\"}, ", "kpl: {wrongShard: Drop}, "] {
+        let newer = changed(source);
+        assert_eq!(newer["version"], json!(2), "{newer}");
+        let refused = check(&newer);
+        assert_eq!(refused.as_array().map(Vec::len), Some(1), "{refused}");
+    }
     // The schema is one that refuses what it does not know.
     let mut unknown = document;
     unknown["spec"]["streams"][0]["invented"] = json!(1);

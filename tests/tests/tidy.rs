@@ -154,3 +154,40 @@ fn versions_agree() {
     let channel = rust.split('"').nth(1).expect("a version");
     assert!(docker.contains(&format!("FROM rust:{channel}-")), "the Dockerfile builds with another Rust than {channel}");
 }
+
+/// The actions that a policy of the reference allows.
+fn allowed(role: &str) -> BTreeSet<String> {
+    let text = std::fs::read_to_string(repository().join(format!("docs/reference/iam/{role}.json"))).expect("a policy");
+    let policy: Value = serde_json::from_str(&text).expect("JSON");
+    let statements = policy["Statement"].as_array().expect("statements");
+    let actions = statements.iter().flat_map(|s| s["Action"].as_array().cloned().unwrap_or_else(|| vec![s["Action"].clone()]));
+    actions.map(|a| a.as_str().expect("an action").to_owned()).collect()
+}
+
+#[test]
+fn policies_allow_the_calls_that_are_made_and_no_others() {
+    for (role, folder) in [("operator", "operator/src/"), ("worker", "runtime/src/connectors/aws/")] {
+        let mut called = BTreeSet::new();
+        for path in tracked("rs").iter().filter(|p| p.strip_prefix(repository()).is_ok_and(|p| p.starts_with(folder))) {
+            let text = std::fs::read_to_string(path).expect("a source file");
+            // Calls are named where they are made: `"Kinesis CreateStream"`.
+            for quoted in text.split('"').skip(1).step_by(2) {
+                let (service, call) = quoted.split_once(' ').unwrap_or_default();
+                let service = service.to_lowercase();
+                let is_call = call.starts_with(|c: char| c.is_ascii_uppercase()) && call.chars().all(|c| c.is_ascii_alphanumeric());
+                if !is_call || !["kinesis", "dynamodb", "glue", "s3"].contains(&service.as_str()) {
+                    continue;
+                }
+                let actions = match call {
+                    "TransactWriteItems" => vec!["PutItem", "ConditionCheckItem"],
+                    "CreateMultipartUpload" | "UploadPart" | "CompleteMultipartUpload" => vec!["PutObject"],
+                    "HeadObject" => vec!["GetObject", "ListBucket"],
+                    call => vec![call],
+                };
+                called.extend(actions.iter().map(|action| format!("{service}:{action}")));
+            }
+        }
+        assert!(called.len() > 5, "{called:?}");
+        assert_eq!(called, allowed(role), "{role}");
+    }
+}

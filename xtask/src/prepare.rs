@@ -1,6 +1,6 @@
 //! What the tests need besides cargo, each kept in the user's cache folder under its version: Python with DuckDB (whose
 //! answers the output is compared with), moto, Helm and a reader of bills of materials; the programs of Kubernetes;
-//! emulators of Kinesis and DynamoDB; Apache Kafka.
+//! emulators of Kinesis and DynamoDB; Apache Kafka; the Kinesis Producer Library.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,6 +24,9 @@ const FERROKINESIS: &str = "0.7.0";
 const DYNAMODB_LOCAL: &str = "3.1.0";
 /// Version of Apache Kafka and of the logger that it wants.
 const KAFKA: (&str, &str) = ("4.3.1", "2.25.4");
+
+/// Version of the Maven artifact amazon-kinesis-producer.
+const KPL: &str = "1.1.1";
 
 /// What tests are started with.
 pub struct Environment {
@@ -60,6 +63,8 @@ pub struct Emulators {
 /// Sets up what is missing for the tests.
 pub fn prepare() -> Result<Environment> {
     let mut variables = emulator_variables()?;
+    // A program of one file is compiled when it is started.
+    needed("javac", "default-jdk-headless")?;
     let python = kept(PYTHON_FOLDER, python)?;
     let (server, etcd) = kubernetes()?;
     variables.extend([
@@ -68,6 +73,7 @@ pub fn prepare() -> Result<Environment> {
         ("LEAT_TEST_KUBERNETES", text(server)),
         ("LEAT_TEST_ETCD", text(etcd)),
         ("LEAT_TEST_KSTATUS", text(kept(&format!("kstatus-{KSTATUS}"), kstatus)?.join("kstatus"))),
+        ("LEAT_TEST_KPL", text(kept(&format!("kpl-{KPL}"), kpl)?.join("lib"))),
         ("LEAT_TEST_XTASK", text(std::env::current_exe()?)),
         ("LEAT_TEST_IMAGES", text(crate::image::folder("dev")?)),
     ]);
@@ -243,6 +249,10 @@ fn ferrokinesis(folder: &Path) -> Result<()> {
 
 fn dynamodb_local(folder: &Path) -> Result<()> {
     maven(folder, &[("software.amazon.dynamodb", "DynamoDBLocal", DYNAMODB_LOCAL)])
+}
+
+fn kpl(folder: &Path) -> Result<()> {
+    maven(folder, &[("software.amazon.kinesis", "amazon-kinesis-producer", KPL)])
 }
 
 fn kafka(folder: &Path) -> Result<()> {

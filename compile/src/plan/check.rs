@@ -205,6 +205,15 @@ fn check_source(source: &Source, path: &str, out: &mut Vec<Problem>) {
     if source.files.is_some() && !source.partitioned_by.is_empty() {
         out.push(Problem::new(format!("{path}.partitionedBy"), "files have no partition keys", "leave it out"));
     }
+    if let Some(start) = &source.start {
+        exactly_one("start", &[("at", start.at.is_some()), ("time", start.time.is_some())], &format!("{path}.start"), out);
+        if source.files.is_some() {
+            out.push(Problem::new(format!("{path}.start"), "files are read from their beginning", "leave it out"));
+        }
+    }
+    if source.files.is_some() && source.kpl.is_some() {
+        out.push(Problem::new(format!("{path}.kpl"), "files have no aggregated records", "leave it out"));
+    }
     if source.partitioned_by.len() > 1 {
         planned(true, format!("{path}.partitionedBy"), "partitionedBy of several columns", out);
     }

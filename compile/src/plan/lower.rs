@@ -6,13 +6,13 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field as ArrowField, Schema, SchemaRef, TimeUnit};
 use leat_crds::job::JobDocument;
 use leat_crds::problem::{Problem, suggest};
-use leat_crds::spec::{EmitMode, RecordFormat, SchemaFormat, Source, Step};
+use leat_crds::spec::{EmitMode, RecordFormat, SchemaFormat, Source, Step, StreamEnd, WrongShard};
 use leat_crds::values::Duration;
 
 use crate::definition::{self, Field, Kind};
 use crate::program::{
     Aggregate, Csv, Decode, DeduplicateSpec, Edge, EdgeKind, Encoding, EventTimeSpec, From, Function, Input, KeyedProgram, Node, Op, Port,
-    Program, RowsSpec, Side, SourceProgram, WindowSpec,
+    Program, RowsSpec, Side, SourceProgram, Start, WindowSpec,
 };
 use crate::sql::{Planner, SqlError, type_name};
 
@@ -134,6 +134,8 @@ impl<'a> Lowering<'a> {
             input,
             decode,
             partitioned_by,
+            start: start_of(source),
+            drop_strays: source.kpl.as_ref().and_then(|k| k.wrong_shard) == Some(WrongShard::Drop),
             event_time,
             nodes: Vec::new(),
         });
@@ -564,6 +566,15 @@ impl<'a> Lowering<'a> {
 /// A sink's name in the ledger and in state: a step may have the same name.
 pub(super) fn label(sink: &str) -> String {
     format!("{sink} (sink)")
+}
+
+/// Where the lineages of a source are begun.
+fn start_of(source: &Source) -> Start {
+    match source.start.as_ref().map(|s| (s.at, s.time)) {
+        Some((_, Some(time))) => Start::Since(time.millis()),
+        Some((Some(StreamEnd::Latest), None)) => Start::Latest,
+        _ => Start::Earliest,
+    }
 }
 
 /// The name before `.rejected` or `.late`.

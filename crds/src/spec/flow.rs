@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Planned;
-use crate::values::{Duration, Size};
+use crate::values::{Duration, Size, Time};
 
 /// Where events come from: `stream` or `files`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -41,12 +41,60 @@ pub struct Source {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), inner(length(min = 1, max = 255)))]
     pub partitioned_by: Vec<String>,
+    /// Where a stream is begun. Lineages that were read before go on where they stand. Default: its oldest records.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start: Option<Start>,
+    /// Aggregated records of the Kinesis Producer Library; they are always taken apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kpl: Option<Kpl>,
     /// Which column is the event's time and how far it is out of order.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_time: Option<EventTime>,
     /// Newest row per key: a table (not there yet).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub changelog: Planned,
+}
+
+/// Where a stream is begun: exactly one member.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "[has(self.at), has(self.time)].filter(x, x).size() == 1", "message": "exactly one of at, time"}]))]
+pub struct Start {
+    /// One of the stream's ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at: Option<StreamEnd>,
+    /// Records that arrived at this time or later; by the clock of the stream, not by event time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time: Option<Time>,
+}
+
+/// An end of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum StreamEnd {
+    /// The oldest records that the stream still has.
+    Earliest,
+    /// Records that arrive after the first worker of the pipeline began, or of the job that brought the source.
+    Latest,
+}
+
+/// Aggregated records of the Kinesis Producer Library.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Kpl {
+    /// What becomes of records that an aggregate brought to a shard that does not take their hash key, as happens while a
+    /// stream is resharded. Default: DeadLetter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wrong_shard: Option<WrongShard>,
+}
+
+/// What becomes of records in an aggregate that came to the wrong shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum WrongShard {
+    /// They go to the dead letters with the reason `wrong-shard`.
+    DeadLetter,
+    /// They are left out and counted, as the Kinesis Client Library does. Right only where every producer of the stream is
+    /// the Kinesis Producer Library: it notices and sends them again. Others do not, and then they are lost.
+    Drop,
 }
 
 /// Files as a source.

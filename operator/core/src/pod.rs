@@ -54,8 +54,10 @@ pub fn template(program: &Program, defaults: &WorkerDefaults, labels: &Value, se
     if let Some(region) = document.spec.aws.as_ref().and_then(|a| a.region.clone()) {
         environment.insert("AWS_REGION".to_owned(), region);
     }
-    let mut variables =
-        vec![json!({"name": "LEAT_SESSION", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}})];
+    let mut variables = vec![
+        json!({"name": "LEAT_SESSION", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}}),
+        json!({"name": "LEAT_JOB_HASH", "value": hash}),
+    ];
     variables.extend(environment.iter().map(|(name, value)| json!({"name": name, "value": value})));
     let probe = |path: &str, period: u32| json!({"httpGet": {"path": path, "port": "http", "scheme": "HTTP"}, "periodSeconds": period, "timeoutSeconds": 5});
     let mut container = json!({

@@ -52,8 +52,8 @@ fn a_template_adds_and_takes_nothing_away() {
     }));
     let worker = &full["spec"]["containers"][0];
     assert_eq!(worker["image"], "mirror/leat-worker:2");
-    assert_eq!(names(&worker["env"]), ["LEAT_SESSION", "HTTPS_PROXY", "TZ"]);
-    assert_eq!(worker["env"][1]["value"], "http://other");
+    assert_eq!(names(&worker["env"]), ["LEAT_SESSION", "LEAT_JOB_HASH", "HTTPS_PROXY", "TZ"]);
+    assert_eq!(worker["env"][2]["value"], "http://other");
     assert_eq!(names(&worker["volumeMounts"]), ["job", "spill", "ca"]);
     assert_eq!(names(&full["spec"]["containers"]), ["worker", "proxy"]);
     assert_eq!(names(&full["spec"]["volumes"]), ["job", "spill", "ca"]);

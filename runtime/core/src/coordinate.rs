@@ -84,7 +84,12 @@ pub fn decide(view: &View, desired: &Desired, rules: Rules) -> Vec<Change> {
     }
     let changes = births(view, fence, pipeline, rules);
     if changes.is_empty() && pipeline.job_hash != desired.hash && desired.revision > pipeline.revision && pipeline.joining.is_empty() {
+        let mut began = pipeline.began.clone();
+        for source in desired.sources.iter().filter(|s| !pipeline.sources.contains(s)) {
+            began.entry(source.clone()).or_insert(desired.now);
+        }
         let draining = PipelineRow {
+            began,
             draining_for: Some(desired.hash.clone()),
             revision: desired.revision,
             next_partitions: desired.partitions,
@@ -263,4 +268,40 @@ fn flip(view: &View, fence: &Fence, pipeline: &PipelineRow, rules: Rules) -> Vec
         changes.push(Change::Pipeline(Some(fence.clone()), next));
     }
     changes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn desired(hash: &str, revision: u64, sources: &[&str], now: i64) -> Desired {
+        Desired { hash: hash.to_owned(), revision, partitions: 0, sources: sources.iter().map(|s| (*s).to_owned()).collect(), now }
+    }
+
+    /// Makes the one change that is possible, which is one of the pipeline's row.
+    fn step(pipeline: &mut Option<(Fence, PipelineRow)>, desired: &Desired) {
+        let view = View { pipeline: pipeline.clone(), sources: BTreeMap::new(), keyed: BTreeMap::new(), shards: Vec::new() };
+        match decide(&view, desired, Rules::all()).as_slice() {
+            [Change::Pipeline(_, row)] => *pipeline = Some((Fence { job: row.job, ..Fence::default() }, row.clone())),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_source_begins_when_its_job_is_wanted_first_and_never_again() {
+        let mut pipeline = None;
+        step(&mut pipeline, &desired("one", 1, &["a"], 100));
+        step(&mut pipeline, &desired("two", 2, &["a", "b"], 500));
+        // Whoever hands the job over does not matter, nor when.
+        step(&mut pipeline, &desired("one", 1, &["a"], 900));
+        let began = |pipeline: &Option<(Fence, PipelineRow)>, source: &str| pipeline.as_ref().map(|(_, row)| row.began(source));
+        assert_eq!((began(&pipeline, "a"), began(&pipeline, "b")), (Some(100), Some(500)));
+        assert_eq!(pipeline.as_ref().map(|(_, row)| (row.job, row.sources.len())), Some((2, 2)));
+        // Left out and taken in again: what it has read counts from where it stood.
+        for (hash, revision, sources) in [("three", 3, &["a"][..]), ("four", 4, &["a", "b"])] {
+            step(&mut pipeline, &desired(hash, revision, sources, 1_000));
+            step(&mut pipeline, &desired(hash, revision, sources, 1_000));
+        }
+        assert_eq!(began(&pipeline, "b"), Some(500));
+    }
 }

@@ -1,72 +1,121 @@
-//! Which leases a worker takes: balanced by count. Any lease may be taken at any time without harm; this only decides
-//! when it is wise.
+//! Which leases a worker takes: balanced by the work in them. Any lease may be taken at any time without harm; this only
+//! decides when it is wise.
+//!
+//! Every worker computes the same assignment from what it sees, so two that see the same never want the same lease. What
+//! they see is never quite the same: that costs a lost write now and then, and nothing else.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
+/// Leases that one worker takes in one round at most: when many begin at once, the first one does not take all.
+const FREE_AT_ONCE: usize = 32;
+/// Leases that one worker takes from another in one round at most; each has to be recovered.
+const MOVED_AT_ONCE: usize = 4;
+/// Time between two measurements of a task's work, ms.
+const LOOK: i64 = 5_000;
+/// A lease is moved only if that brings two workers closer by at least this part of an average lease, and by this part of
+/// an even share: less is not worth a recovery.
+const WORTH: (f64, f64) = (0.5, 0.1);
+
 /// A task as the lease table shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Lease {
     /// Key of the row.
     pub task: String,
     /// Session that holds it; empty: nobody.
     pub owner: String,
+    /// Work in it: records a second, or any other measure that is the same for all leases.
+    pub rate: f64,
+}
+
+/// How fast the work of each task grows, from what its row says at different times.
+#[derive(Debug, Default)]
+pub struct Rates(BTreeMap<String, Rate>);
+
+#[derive(Debug)]
+struct Rate {
+    work: u64,
+    at: i64,
+    rate: f64,
+}
+
+impl Rates {
+    /// Looks at the work that tasks have done by now, ms; those that are not there any more are forgotten.
+    pub fn look<'a>(&mut self, now: i64, tasks: impl Iterator<Item = (&'a str, u64)>) {
+        let mut before = std::mem::take(&mut self.0);
+        for (task, work) in tasks {
+            let mut rate = before.remove(task).unwrap_or(Rate { work, at: now, rate: 0.0 });
+            let passed = now.saturating_sub(rate.at);
+            if passed >= LOOK {
+                let newest = work.saturating_sub(rate.work) as f64 * 1_000.0 / passed as f64;
+                rate = Rate { work, at: now, rate: (rate.rate + newest) / 2.0 };
+            }
+            self.0.insert(task.to_owned(), rate);
+        }
+    }
+
+    /// Work a second; 0 for a task that is not known yet.
+    pub fn of(&self, task: &str) -> f64 {
+        self.0.get(task).map_or(0.0, |rate| rate.rate)
+    }
 }
 
 /// Tasks that `me` should take now, given the sessions that are alive (mine among them).
-///
-/// Every worker computes the same share: the tasks of dead sessions and unowned tasks are taken up to an even share;
-/// when none is free, one lease at a time is taken from a worker that has at least two more than its share allows.
 pub fn to_take(me: &str, alive: &[String], leases: &[Lease]) -> Vec<String> {
-    let workers = alive.len().max(1);
-    let share = leases.len().div_ceil(workers);
-    let mine = leases.iter().filter(|l| l.owner == me).count();
-    let mut wanted = share.saturating_sub(mine);
-    let free: Vec<&Lease> = leases.iter().filter(|l| !alive.contains(&l.owner)).collect();
-    let mut take: Vec<String> = free.iter().take(wanted).map(|l| l.task.clone()).collect();
-    wanted -= take.len();
-    if take.is_empty() && wanted > 0 {
-        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        for lease in leases {
-            *counts.entry(&lease.owner).or_default() += 1;
+    let mean = leases.iter().map(|l| l.rate).sum::<f64>() / leases.len().max(1) as f64;
+    // To hold a lease is work too, also one without records.
+    let weight = |lease: &Lease| if mean > 0.0 { 1.0 + lease.rate / mean } else { 1.0 };
+    let average = if mean > 0.0 { 2.0 } else { 1.0 };
+    let mut loads: BTreeMap<&str, f64> = alive.iter().map(|session| (session.as_str(), 0.0)).collect();
+    let mut free: Vec<&Lease> = Vec::new();
+    for lease in leases {
+        match loads.get_mut(lease.owner.as_str()) {
+            Some(load) => *load += weight(lease),
+            None => free.push(lease),
         }
-        let richest = counts.into_iter().filter(|(owner, _)| *owner != me).max_by_key(|(_, n)| *n);
-        if let Some((owner, _)) = richest.filter(|(_, n)| *n > mine + 1) {
-            take.extend(leases.iter().find(|l| l.owner == owner).map(|l| l.task.clone()));
+    }
+    if free.is_empty() {
+        return moved(me, &loads, leases, weight, average);
+    }
+    // The heaviest first, each to whoever has least.
+    free.sort_by(|a, b| weight(b).total_cmp(&weight(a)).then_with(|| a.task.cmp(&b.task)));
+    let mut mine = Vec::new();
+    for lease in free {
+        let Some((session, load)) = loads.iter_mut().min_by(|a, b| by_load((a.0, *a.1), (b.0, *b.1))) else { return mine };
+        *load += weight(lease);
+        if *session == me && mine.len() < FREE_AT_ONCE {
+            mine.push(lease.task.clone());
+        }
+    }
+    mine
+}
+
+/// Who has less comes first; of two that have the same, one is always the first.
+fn by_load(a: (&str, f64), b: (&str, f64)) -> Ordering {
+    a.1.total_cmp(&b.1).then_with(|| a.0.cmp(b.0))
+}
+
+/// The poorest takes from the richest, the second poorest from the second richest, and so on: nobody loses to two.
+fn moved(me: &str, loads: &BTreeMap<&str, f64>, leases: &[Lease], weight: impl Fn(&Lease) -> f64, average: f64) -> Vec<String> {
+    let mut workers: Vec<(&str, f64)> = loads.iter().map(|(session, load)| (*session, *load)).collect();
+    workers.sort_by(|a, b| by_load(*a, *b));
+    let Some(place) = workers.iter().position(|(session, _)| *session == me) else { return Vec::new() };
+    let (rich, rich_load) = workers[workers.len() - 1 - place];
+    let mut gap = rich_load - workers[place].1;
+    let mut theirs: Vec<&Lease> = leases.iter().filter(|l| l.owner == rich).collect();
+    theirs.sort_by(|a, b| weight(b).total_cmp(&weight(a)).then_with(|| a.task.cmp(&b.task)));
+    let worth = (WORTH.0 * average).max(WORTH.1 * loads.values().sum::<f64>() / loads.len() as f64);
+    let mut take = Vec::new();
+    for lease in theirs {
+        let after = gap - 2.0 * weight(lease);
+        if take.len() < MOVED_AT_ONCE && gap - after.abs() >= worth {
+            gap = after;
+            take.push(lease.task.clone());
         }
     }
     take
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Workers take in turns until nobody wants anything: how many each has then, and how many were moved.
-    fn settle(owners: &[&str], alive: &[&str]) -> (Vec<usize>, usize) {
-        let alive: Vec<String> = alive.iter().map(|s| (*s).to_owned()).collect();
-        let mut leases: Vec<Lease> =
-            owners.iter().enumerate().map(|(i, o)| Lease { task: i.to_string(), owner: (*o).to_owned() }).collect();
-        let mut moved = 0;
-        loop {
-            let before = moved;
-            for me in &alive {
-                for task in to_take(me, &alive, &leases) {
-                    leases.iter_mut().filter(|l| l.task == task).for_each(|l| l.owner.clone_from(me));
-                    moved += 1;
-                }
-            }
-            if moved == before {
-                break;
-            }
-        }
-        (alive.iter().map(|me| leases.iter().filter(|l| l.owner == *me).count()).collect(), moved)
-    }
-
-    #[test]
-    fn shares_are_even_and_nothing_moves_without_need() {
-        assert_eq!(settle(&["", "", "", "", ""], &["a", "b"]), (vec![3, 2], 5));
-        assert_eq!(settle(&["a", "a", "a", "a"], &["a", "b"]), (vec![2, 2], 2));
-        assert_eq!(settle(&["a", "a", "b"], &["a", "b"]), (vec![2, 1], 0));
-        assert_eq!(settle(&["dead", "a", "b", "dead"], &["a", "b"]), (vec![2, 2], 2));
-    }
-}
+#[path = "lease_tests.rs"]
+mod tests;

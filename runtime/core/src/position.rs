@@ -21,6 +21,11 @@ impl Offset {
         Self { words: [0, 0, number], sub: 0 }
     }
 
+    /// The user record `sub` in the record at this offset.
+    pub const fn inside(self, sub: u32) -> Self {
+        Self { words: self.words, sub }
+    }
+
     /// The number of a log that counts its records; `None` for offsets that do not fit.
     pub fn number(self) -> Option<u64> {
         (self.words[0] == 0 && self.words[1] == 0).then_some(self.words[2])

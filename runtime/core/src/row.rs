@@ -225,6 +225,9 @@ pub struct PipelineRow {
     pub next_sources: Vec<String>,
     /// When the pipeline came into being, ms: makes the names of its files its own.
     pub born: i64,
+    /// When a source became a part of the pipeline, ms, for those that were not there at its birth.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub began: BTreeMap<String, i64>,
     /// Lineages without parents, listed before any watermark is merged.
     pub roots: Vec<Lineage>,
     /// Raised whenever a root is announced.
@@ -235,6 +238,13 @@ pub struct PipelineRow {
     pub partitions: u16,
     /// Bounded input: when every lineage has taken its records up to here, all windows close.
     pub seal: Option<Seal>,
+}
+
+impl PipelineRow {
+    /// When a source became a part of the pipeline, ms.
+    pub fn began(&self, source: &str) -> i64 {
+        self.began.get(source).copied().unwrap_or(self.born)
+    }
 }
 
 /// The end of bounded input that was fed into streams.

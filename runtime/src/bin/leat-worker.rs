@@ -22,8 +22,11 @@ struct Arguments {
     listen: String,
     /// Name of this worker in the lease table: the pod's. No other process that runs may have it: what a worker of this
     /// name held before is taken over at once. Default: one of its own.
-    #[arg(long, env = "LEAT_SESSION")]
+    #[arg(long, env = "LEAT_SESSION", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     session: Option<String>,
+    /// Hash of the job that this worker was made for: it is waited for up to 90 s.
+    #[arg(long, env = "LEAT_JOB_HASH")]
+    job_hash: Option<String>,
     /// Threads of tasks; default: the machine's cores.
     #[arg(long, env = "LEAT_THREADS")]
     threads: Option<usize>,
@@ -44,8 +47,9 @@ async fn main() -> ExitCode {
         job: arguments.job,
         listen: arguments.listen,
         // A container that is started again in its pod is another session.
-        session: format!("{}-{}", arguments.session.as_deref().unwrap_or("worker"), SystemClock.now()),
+        session: format!("{}-{}", arguments.session.clone().unwrap_or_else(|| format!("worker-{}", std::process::id())), SystemClock.now()),
         succeeds: arguments.session,
+        made_for: arguments.job_hash,
         threads,
         settings: Settings { cut_interval, snapshot_interval, poll_interval: 500, ..Settings::default() },
     };

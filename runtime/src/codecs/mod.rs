@@ -4,6 +4,7 @@ pub mod column;
 pub mod csv;
 pub mod decoder;
 pub mod json;
+pub mod kpl;
 pub mod number;
 pub mod record;
 pub mod time;

@@ -102,5 +102,11 @@ async fn execute(ports: &Ports, view: &View, change: Change) -> Result<bool, Tas
             (path::keyed_row(partition), StoredRow { fence: after, body: task::encode(&*row) }, Expect::Fence(before))
         }
     };
-    Ok(matches!(ports.rows.put(&key, row, expect).await, Ok(true)))
+    match ports.rows.put(&key, row, expect).await {
+        Err(PortError::Unclear(why)) => {
+            ports.unclear.note(&why);
+            Ok(false)
+        }
+        clear => Ok(clear?),
+    }
 }

@@ -187,9 +187,10 @@ pub async fn upload(ports: &Ports, file: &mut OpenFile, bytes: Vec<u8>) -> Resul
     let number = file.parts.len() as u32 + 1;
     let size = bytes.len() as u64;
     let bytes = Bytes::from(bytes);
-    // Only another owner completes a file that is open here.
+    // Only an owner after this one completes a file that is open here; who owns the row tells.
     let tag = ports.insist(|| ports.files.part(&file.destination, &file.upload, number, bytes.clone())).await?;
-    let tag = tag.ok_or(TaskError::Fenced)?;
+    let there = || TaskError::Defect(format!("{}: a file of this name is there already", file.destination));
+    let tag = tag.ok_or_else(there)?;
     file.parts.push(Part { number, tag, size });
     Ok(())
 }

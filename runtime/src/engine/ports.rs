@@ -1,7 +1,6 @@
 //! What a task needs of the world. Every call may fail, may take for ever, and may have had its effect although it
 //! failed; each trait says what may be assumed all the same.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -49,6 +48,8 @@ pub trait Rows: Send + Sync {
     fn list<'a>(&'a self, prefix: &'a str) -> Call<'a, Vec<(String, StoredRow)>>;
     /// Writes a row if it is as expected; answers whether it was.
     fn put<'a>(&'a self, key: &'a str, row: StoredRow, expect: Expect) -> Call<'a, bool>;
+    /// Removes a row if it is as expected; answers whether it was. Only sessions that are over are ever removed.
+    fn delete<'a>(&'a self, key: &'a str, expect: Fence) -> Call<'a, bool>;
 }
 
 /// Objects that are written once: staged output, snapshots, tails.
@@ -121,14 +122,36 @@ pub struct Read {
     pub children: Vec<Lineage>,
 }
 
+/// From where a lineage is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Its oldest record.
+    Oldest,
+    /// What arrived at this time or later, ms.
+    Since(i64),
+    /// The record behind this one.
+    After(Offset),
+}
+
+impl Place {
+    /// Behind the last record that was taken; before the first, at the beginning that the manifest names.
+    pub fn behind(last: Option<Offset>, since: Option<i64>) -> Self {
+        match (last, since) {
+            (Some(last), _) => Self::After(last),
+            (None, Some(since)) => Self::Since(since),
+            (None, None) => Self::Oldest,
+        }
+    }
+}
+
 /// What a pipeline reads.
 ///
 /// Guarantees: a lineage's records have one order, and reading after an offset gives the same records each time.
 pub trait Source: Send + Sync {
     /// The shards of a source that exist now, parents among them as long as they have records.
     fn shards<'a>(&'a self, source: &'a str) -> Call<'a, Vec<Shard>>;
-    /// Records after an offset, as many as are there now up to a size of the source's choice.
-    fn read<'a>(&'a self, lineage: &'a Lineage, after: Option<Offset>) -> Call<'a, Read>;
+    /// Records from a place on, as many as are there now up to a size of the source's choice.
+    fn read<'a>(&'a self, lineage: &'a Lineage, from: Place) -> Call<'a, Read>;
 }
 
 /// What orders writes of one item: with the item's version it is its guard, (born, version, cut).
@@ -180,28 +203,22 @@ pub struct Ports {
     pub unclear: Arc<Unclear>,
 }
 
-/// Calls that had no clear answer and are made again: nothing is lost by them, but whoever waits wants to know why.
+/// Calls that had no clear answer, or were put off, and are made again: nothing is lost by them, but whoever waits wants to
+/// know why.
 #[derive(Debug, Default)]
-pub struct Unclear {
-    count: AtomicU64,
-    last: Mutex<String>,
-}
+pub struct Unclear(Mutex<(u64, String)>);
 
 impl Unclear {
     /// One more, and why.
     pub fn note(&self, why: &str) {
-        self.count.fetch_add(1, Ordering::Relaxed);
-        why.clone_into(&mut self.last.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut noted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        noted.0 += 1;
+        why.clone_into(&mut noted.1);
     }
 
-    /// How many so far.
-    pub fn count(&self) -> u64 {
-        self.count.load(Ordering::Relaxed)
-    }
-
-    /// Why the last one had none.
-    pub fn last(&self) -> String {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// How many so far, and why the last one.
+    pub fn seen(&self) -> (u64, String) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

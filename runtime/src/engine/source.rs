@@ -26,7 +26,7 @@ use leat_runtime_core::watermark::Watermark;
 use self::send::computed_again;
 use self::send::{BUNDLE, Queue, append, leave};
 use super::file::{self, FileWriter};
-use super::ports::{PortError, Ports, Read};
+use super::ports::{Place, PortError, Ports, Read};
 use super::task::{self, Control, Exit, Settings, TaskError};
 use crate::operators::source::{Replayable, SourceChain};
 
@@ -50,6 +50,8 @@ pub struct SourceJob {
     pub range: HashRange,
     /// Makes the names of files the pipeline's own.
     pub unique: String,
+    /// Where a lineage that was never read is begun: time of arrival, ms; `None`: with its oldest record.
+    pub since: Option<i64>,
 }
 
 /// Staged messages that were not acknowledged yet.
@@ -176,6 +178,11 @@ impl<C: Control> SourceTask<C> {
         Ok(task)
     }
 
+    /// Where reading goes on behind `last`.
+    fn place(&self, last: Option<Offset>) -> Place {
+        Place::behind(last, self.job.since)
+    }
+
     fn rules(&self) -> Rules {
         self.settings.rules
     }
@@ -278,13 +285,13 @@ impl<C: Control> SourceTask<C> {
             && self.buffered() < 4 * self.settings.part_bytes
         {
             self.reading = true;
-            let (source, lineage, after) = (Arc::clone(&self.ports.source), self.job.lineage.clone(), self.position);
+            let (source, lineage, from) = (Arc::clone(&self.ports.source), self.job.lineage.clone(), self.place(self.position));
             let (clock, pause) = (Arc::clone(&self.ports.clock), if self.at_tip_since.is_some() { self.settings.poll_interval } else { 0 });
             busy.push(Box::pin(async move {
                 if pause > 0 {
                     clock.sleep(pause).await;
                 }
-                Event::Read(source.read(&lineage, after).await)
+                Event::Read(source.read(&lineage, from).await)
             }));
         }
         if !self.cutting {

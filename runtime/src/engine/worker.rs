@@ -11,10 +11,10 @@ use leat_compile::program::Program;
 use leat_crds::job::JobDocument;
 use leat_runtime_core::coordinate::Desired;
 use leat_runtime_core::key::HashRange;
-use leat_runtime_core::lease::{self, Lease};
+use leat_runtime_core::lease::{self, Lease, Rates};
 use leat_runtime_core::path;
 use leat_runtime_core::position::Lineage;
-use leat_runtime_core::row::{Expect, Fence, PipelineRow, SourceRow, Status};
+use leat_runtime_core::row::{Expect, Fence, KeyedRow, PipelineRow, SourceRow, Status};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::mpsc;
@@ -22,12 +22,15 @@ use tokio::task::LocalSet;
 
 use super::coordinator;
 use super::keyed::{KeyedJob, KeyedTask};
-use super::ports::{Ports, Shard, StoredRow, Unclear};
+use super::ports::{PortError, Ports, Shard, StoredRow, Unclear};
 use super::source::{SourceJob, SourceTask};
 use super::task::{self, Control, Exit, Settings, TaskError};
 
 /// A worker that has not shown a heartbeat for so long is dead, ms.
 const SESSION_TIMEOUT: i64 = 5_000;
+
+/// The row of a session that is over is kept for so long, ms, for whoever looks what happened.
+const SESSION_KEPT: i64 = 3_600_000;
 
 /// Why a worker stopped.
 #[derive(Debug, Error)]
@@ -129,6 +132,7 @@ pub struct Worker {
     seen: BTreeMap<String, (u64, i64)>,
     beat: u64,
     last_beat: i64,
+    rates: Rates,
     /// What is known of the pipeline.
     pub shared: Arc<Shared>,
 }
@@ -183,6 +187,7 @@ impl Worker {
             seen: BTreeMap::new(),
             beat: 0,
             last_beat: i64::MIN,
+            rates: Rates::default(),
             shared,
         })
     }
@@ -203,9 +208,13 @@ impl Worker {
             if !behind {
                 break;
             }
+            // Nobody is to take what is about to be cut.
+            self.beat().await?;
             self.ports.clock.sleep(20).await;
         }
-        self.beat_once(&SessionRow { left: true }).await?;
+        while !self.beat_once(&SessionRow { left: true }).await? {
+            self.ports.clock.sleep(20).await;
+        }
         self.stop();
         Ok(())
     }
@@ -228,14 +237,17 @@ impl Worker {
     }
 
     /// Says that earlier sessions of this worker's name are over: a container that is started again in its pod need not wait
-    /// until the silence of the one before has been noticed.
-    pub async fn succeed(&self, name: &str) -> Result<(), WorkerError> {
+    /// until the silence of the one before has been noticed. It shows itself first: else others, who see one worker less,
+    /// would take all that is free.
+    pub async fn succeed(&mut self, name: &str) -> Result<(), WorkerError> {
+        self.beat().await?;
         let of_name = |session: &str| {
             let began = session.strip_prefix(name).and_then(|rest| rest.strip_prefix('-'));
             began.is_some_and(|began| began.bytes().all(|b| b.is_ascii_digit())) && session != self.session
         };
         for (key, row) in self.ports.insist(|| self.ports.rows.list(path::SESSIONS)).await.map_err(TaskError::from)? {
-            if of_name(&key[path::SESSIONS.len()..]) {
+            let left = task::decode::<SessionRow>(&row.body).is_ok_and(|s| s.left);
+            if of_name(&key[path::SESSIONS.len()..]) && !left {
                 let fence = Fence { cut: row.fence.cut + 1, ..row.fence.clone() };
                 let over = StoredRow { fence, body: task::encode(&SessionRow { left: true }) };
                 // Where this fails, its silence says it later.
@@ -283,41 +295,62 @@ impl Worker {
 
     /// Shows that this worker lives; answers which do.
     async fn heartbeat(&mut self) -> Result<Vec<String>, WorkerError> {
+        self.beat().await?;
         let now = self.ports.clock.now();
-        if now.saturating_sub(self.last_beat) >= SESSION_TIMEOUT / 5 {
-            self.beat_once(&SessionRow::default()).await?;
-            self.last_beat = now;
-        }
         let mut alive = vec![self.session.clone()];
         for (key, row) in self.ports.insist(|| self.ports.rows.list(path::SESSIONS)).await.map_err(TaskError::from)? {
             let session = key[path::SESSIONS.len()..].to_owned();
-            let left = task::decode::<SessionRow>(&row.body).is_ok_and(|s| s.left);
-            if session == self.session || left {
+            if session == self.session {
                 continue;
             }
             let seen = self.seen.entry(session.clone()).or_insert((row.fence.cut, now));
             if seen.0 != row.fence.cut {
                 *seen = (row.fence.cut, now);
             }
-            if now.saturating_sub(seen.1) < SESSION_TIMEOUT {
+            let silent = now.saturating_sub(seen.1);
+            let left = task::decode::<SessionRow>(&row.body).is_ok_and(|s| s.left);
+            if !left && silent < SESSION_TIMEOUT {
                 alive.push(session);
+            } else if silent >= SESSION_KEPT {
+                // One that was only paused shows itself again, as a new row. Where this fails, the next round tries again.
+                drop(self.ports.rows.delete(&key, row.fence).await);
+                self.seen.remove(&session);
             }
         }
         alive.sort();
         Ok(alive)
     }
 
-    async fn beat_once(&mut self, body: &SessionRow) -> Result<(), WorkerError> {
+    /// Shows that this worker lives, when it is time.
+    async fn beat(&mut self) -> Result<(), WorkerError> {
+        let now = self.ports.clock.now();
+        if now.saturating_sub(self.last_beat) >= SESSION_TIMEOUT / 5 {
+            self.beat_once(&SessionRow::default()).await?;
+            self.last_beat = now;
+        }
+        Ok(())
+    }
+
+    /// Writes the session's row once; answers whether it is known to be written.
+    async fn beat_once(&mut self, body: &SessionRow) -> Result<bool, WorkerError> {
         let key = path::session_row(&self.session);
         let before = (self.beat > 0).then(|| Fence { cut: self.beat, ..Fence::default() });
         let row = StoredRow { fence: Fence { cut: self.beat + 1, ..Fence::default() }, body: task::encode(body) };
         let expect = before.map_or(Expect::Absent { job: 0 }, Expect::Fence);
-        // One without a clear answer is looked at before the next.
-        match self.ports.rows.put(&key, row, expect).await {
-            Ok(true) => self.beat += 1,
-            _ => self.beat = self.ports.insist(|| self.ports.rows.get(&key)).await.map_err(TaskError::from)?.map_or(0, |r| r.fence.cut),
+        let written = match self.ports.rows.put(&key, row, expect).await {
+            Err(PortError::Unclear(why)) => {
+                self.ports.unclear.note(&why);
+                false
+            }
+            other => other.map_err(TaskError::from)?,
+        };
+        if written {
+            self.beat += 1;
+        } else {
+            // One before may have come into effect unseen: what is there is looked at before the next.
+            self.beat = self.ports.insist(|| self.ports.rows.get(&key)).await.map_err(TaskError::from)?.map_or(0, |r| r.fence.cut);
         }
-        Ok(())
+        Ok(written)
     }
 
     async fn start_tasks(&mut self, pipeline: &PipelineRow, shards: &[Shard], alive: &[String]) -> Result<(), WorkerError> {
@@ -325,23 +358,25 @@ impl Worker {
         for (key, row) in self.ports.insist(|| self.ports.rows.list(path::SOURCES)).await.map_err(TaskError::from)? {
             let body: SourceRow = task::decode(&row.body).map_err(TaskError::from)?;
             if body.status != Status::Retired {
-                rows.push((key, row));
+                rows.push((key, row, body.taken));
             }
         }
-        let keyed = self.ports.insist(|| self.ports.rows.list(path::KEYED)).await.map_err(TaskError::from)?;
-        rows.extend(keyed.into_iter().filter(|(key, _)| key[path::KEYED.len()..].parse::<u16>().is_ok_and(|p| p < pipeline.partitions)));
-        rows.retain(|(_, row)| row.fence.job == pipeline.job && !row.fence.drained);
+        for (key, row) in self.ports.insist(|| self.ports.rows.list(path::KEYED)).await.map_err(TaskError::from)? {
+            if key[path::KEYED.len()..].parse::<u16>().is_ok_and(|p| p < pipeline.partitions) {
+                let body: KeyedRow = task::decode(&row.body).map_err(TaskError::from)?;
+                rows.push((key, row, body.ledger.0.values().map(|counts| counts.taken).sum()));
+            }
+        }
+        rows.retain(|(_, row, _)| row.fence.job == pipeline.job && !row.fence.drained);
+        self.rates.look(self.ports.clock.now(), rows.iter().map(|(key, _, work)| (key.as_str(), *work)));
         let running: BTreeSet<&String> = self.load.iter().flatten().collect();
         let leases: Vec<Lease> = rows
             .iter()
-            .map(|(key, row)| {
-                let mine = running.contains(key);
-                // A task that ended although its row is ours is nobody's.
-                let lost = row.fence.owner == self.session && !mine;
-                Lease { task: key.clone(), owner: if lost { String::new() } else { row.fence.owner.clone() } }
-            })
+            .map(|(key, row, _)| Lease { task: key.clone(), owner: row.fence.owner.clone(), rate: self.rates.of(key) })
             .collect();
-        let take = lease::to_take(&self.session, alive, &leases);
+        // A task that ended although its row is ours is ours to begin again: to everybody else it is held.
+        let lost = leases.iter().filter(|l| l.owner == self.session && !running.contains(&l.task)).map(|l| l.task.clone());
+        let take: Vec<String> = lost.chain(lease::to_take(&self.session, alive, &leases)).collect();
         if take.is_empty() {
             return Ok(());
         }
@@ -393,6 +428,7 @@ impl Worker {
                 lineage,
                 range,
                 unique: unique(program, pipeline),
+                since: program.sources[source].start.since(pipeline.began(&program.sources[source].name)),
             };
             let progress = Arc::default();
             shared.sources.lock().unwrap_or_else(PoisonError::into_inner).insert(task.clone(), Arc::clone(&progress));

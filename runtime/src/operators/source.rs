@@ -204,9 +204,22 @@ impl SourceChain {
         let refuse = |origin: u32, reason: &str, detail: String| Refused { origin, step: name.clone(), reason: reason.to_owned(), detail };
         let mut refused: Vec<Refused> = decoded.rejects.into_iter().map(|r| refuse(r.record as u32, r.reason, r.detail)).collect();
         let mut keep = vec![true; decoded.origins.len()];
+        if !batch.strays.is_empty() {
+            refused.retain(|r| !batch.is_stray(r.origin as usize));
+            keep = decoded.origins.iter().map(|origin| !batch.is_stray(*origin as usize)).collect();
+            if self.spec().drop_strays {
+                self.ledger.of(&name).filtered += batch.strays.len() as u64;
+            } else {
+                let detail = "its producer put it into an aggregate for a shard that does not take its hash key";
+                refused.extend(batch.strays.iter().map(|origin| refuse(*origin, "wrong-shard", detail.to_owned())));
+            }
+        }
         if let Some(column) = self.spec().partitioned_by {
             let values = decoded.rows.column(column);
             for (row, origin) in decoded.origins.iter().enumerate() {
+                if !keep[row] {
+                    continue;
+                }
                 if let Some(detail) = self.wrong_shard(batch.key(*origin as usize), values, row) {
                     keep[row] = false;
                     refused.push(refuse(*origin, "wrong-shard", detail));
@@ -562,3 +575,7 @@ pub fn event_hash(rows: &RecordBatch, row: usize, key: &[usize], by: &[usize], w
     let columns: Vec<usize> = key.iter().chain(by).copied().collect();
     leat_runtime_core::key::hash(key_bytes(rows, row, &columns, writer))
 }
+
+#[cfg(test)]
+#[path = "source_tests.rs"]
+mod tests;

@@ -7,6 +7,11 @@ pub fn info(message: &str, fields: &[(&str, &str)]) {
     write("info", message, fields);
 }
 
+/// Something that may need somebody.
+pub fn warn(message: &str, fields: &[(&str, &str)]) {
+    write("warn", message, fields);
+}
+
 /// Something that somebody has to look at.
 pub fn error(message: &str, fields: &[(&str, &str)]) {
     write("error", message, fields);

@@ -76,7 +76,7 @@ pub const FENCED: Metric = Metric {
 pub const UNCLEAR: Metric = Metric {
     name: "leat_calls_unclear_total",
     kind: "counter",
-    help: "Calls of tasks that had no clear answer (time-out, throttling, a server's fault) and were made again.",
+    help: "Calls to AWS that were made again, since they had no clear answer (time-out, a server's fault) or were throttled.",
     labels: &[],
 };
 
@@ -155,7 +155,7 @@ pub fn text(shared: &Shared) -> String {
     head(&mut out, FENCED);
     sample(&mut out, FENCED, &[], shared.fenced() as f64);
     head(&mut out, UNCLEAR);
-    sample(&mut out, UNCLEAR, &[], shared.unclear.count() as f64);
+    sample(&mut out, UNCLEAR, &[], shared.unclear.seen().0 as f64);
     out
 }
 

@@ -13,14 +13,14 @@ use axum::routing::get;
 use super::metrics;
 use crate::engine::worker::Shared;
 
-/// A loop that has not turned for so long is stuck; a call to AWS takes 30 s at most.
+/// A loop that has not turned for so long, and has not tried to reach AWS either, is stuck.
 const STUCK: Duration = Duration::from_secs(120);
 
 /// What the probes ask.
 pub struct Health {
     shared: OnceLock<Arc<Shared>>,
     turned: Mutex<Option<Instant>>,
-    /// When it began, or last tried to reach AWS before it could begin.
+    /// When it began, or last tried in vain to reach AWS: a worker that is killed meanwhile comes back later.
     tried: Mutex<Instant>,
     registered: AtomicBool,
     leaving: AtomicBool,
@@ -87,7 +87,8 @@ pub async fn serve(address: &str, health: Arc<Health>) -> std::io::Result<Socket
 }
 
 async fn live(State(health): State<Arc<Health>>) -> (StatusCode, &'static str) {
-    if health.last().unwrap_or_else(|| *health.tried.lock().unwrap_or_else(PoisonError::into_inner)).elapsed() < STUCK {
+    let tried = *health.tried.lock().unwrap_or_else(PoisonError::into_inner);
+    if health.last().map_or(tried, |turned| turned.max(tried)).elapsed() < STUCK {
         (StatusCode::OK, "ok\n")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "the worker's loop has not turned for two minutes\n")

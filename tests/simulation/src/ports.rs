@@ -11,12 +11,12 @@ use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 use leat_runtime::batch::SourceBatch;
 use leat_runtime::engine::ports::{
-    Call, Clock, Completed, Files, Guard, Log, Objects, PortError, Ports, Read, Rows, Shard, Source, StoredRow, Streams, Tables,
+    Call, Clock, Completed, Files, Guard, Log, Objects, Place, PortError, Ports, Read, Rows, Shard, Source, StoredRow, Streams, Tables,
 };
 use leat_runtime::engine::task::Control;
 use leat_runtime::output::{Attribute, Item, StreamRecord};
 use leat_runtime_core::position::{Lineage, Offset};
-use leat_runtime_core::row::{Expect, Part, PipelineRow, Status};
+use leat_runtime_core::row::{Expect, Fence, Part, PipelineRow, Status};
 use leat_runtime_core::watermark::Watermark;
 
 use crate::world::{Upload, World};
@@ -127,6 +127,17 @@ impl Rows for Sim {
     fn put<'a>(&'a self, key: &'a str, row: StoredRow, expect: Expect) -> Call<'a, bool> {
         let key = key.to_owned();
         self.call(move |w| Ok(w.put_row(&key, row.clone(), &expect)))
+    }
+
+    fn delete<'a>(&'a self, key: &'a str, expect: Fence) -> Call<'a, bool> {
+        let key = key.to_owned();
+        self.call(move |w| {
+            let found = w.rows.get(&key).is_some_and(|row| row.fence == expect);
+            if found {
+                w.rows.remove(&key);
+            }
+            Ok(found)
+        })
     }
 }
 
@@ -244,9 +255,9 @@ impl Source for Sim {
         })
     }
 
-    fn read<'a>(&'a self, lineage: &'a Lineage, after: Option<Offset>) -> Call<'a, Read> {
+    fn read<'a>(&'a self, lineage: &'a Lineage, from: Place) -> Call<'a, Read> {
         let lineage = lineage.clone();
-        let after = after.and_then(Offset::number).unwrap_or_default() as usize;
+        let after = if let Place::After(last) = from { last.number().unwrap_or_default() as usize } else { 0 };
         self.call(move |w| {
             let take = 1 + w.random.below(5);
             let Some(shard) = w.shards.iter().find(|s| s.lineage == lineage) else {

@@ -328,7 +328,7 @@ impl Run {
         drop(leat_runtime::engine::task::Control::pipeline(control.as_ref()));
         let future: LocalBoxFuture<'static, Result<(), TaskError>> = match shard {
             Some((lineage, range)) => {
-                let job = SourceJob { program, job, partitions, source: 0, lineage, range, unique: "simulation".to_owned() };
+                let job = SourceJob { program, job, partitions, source: 0, lineage, range, unique: "simulation".to_owned(), since: None };
                 Box::pin(
                     async move { SourceTask::start(ports, control, settings, job, &name, Arc::default()).await?.run().await.map(drop) },
                 )

@@ -222,6 +222,23 @@ impl Rows for LeaseTable {
             }
         })
     }
+
+    fn delete<'a>(&'a self, key: &'a str, expect: Fence) -> Call<'a, bool> {
+        Box::pin(async move {
+            let request = self
+                .client
+                .delete_item()
+                .table_name(&self.table)
+                .key(KIND, text(kind(key)))
+                .key(KEY, text(key))
+                .condition_expression("#generation = :generation AND #cut = :cut")
+                .expression_attribute_names("#generation", GENERATION)
+                .expression_attribute_names("#cut", CUT)
+                .expression_attribute_values(":generation", number(expect.generation))
+                .expression_attribute_values(":cut", number(expect.cut));
+            written(request.send().await.map_err(|e| Failure::of(self.tried("DynamoDB DeleteItem", key), &e)))
+        })
+    }
 }
 
 /// Whether a conditional write was made.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::operation::get_records::GetRecordsOutput;
-use aws_sdk_kinesis::primitives::Blob;
+use aws_sdk_kinesis::primitives::{Blob, DateTime};
 use aws_sdk_kinesis::types::{PutRecordsRequestEntry, ShardIteratorType};
 use bytes::Bytes;
 use leat_aws::{Call as Tried, Failure};
@@ -17,7 +17,8 @@ use leat_runtime_core::key::HashRange;
 use leat_runtime_core::position::{Lineage, Offset};
 
 use crate::batch::SourceBatch;
-use crate::engine::ports::{Call, Log, PortError, Read, Shard, Source, Streams};
+use crate::codecs::kpl;
+use crate::engine::ports::{Call, Log, Place, PortError, Read, Shard, Source, Streams};
 use crate::output::StreamRecord;
 
 /// Least time between two reads of a shard.
@@ -35,7 +36,7 @@ const BELIEVED: Duration = Duration::from_secs(10);
 
 /// Where a shard is read.
 struct Held {
-    after: Option<Offset>,
+    from: Place,
     iterator: Option<String>,
     not_before: Instant,
 }
@@ -54,6 +55,8 @@ pub struct Stream {
     name: String,
     incarnation: Mutex<Option<(String, Instant)>>,
     held: Mutex<HashMap<String, Held>>,
+    /// The hash key ranges of shards; one never changes.
+    ranges: Mutex<HashMap<String, HashRange>>,
     /// Shards of a stream whose shards do not change.
     fixed: Mutex<Option<Vec<(HashRange, String)>>>,
 }
@@ -65,7 +68,14 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl Stream {
     /// The stream of this name.
     pub fn new(client: Client, name: &str) -> Self {
-        Self { client, name: name.to_owned(), incarnation: Mutex::default(), held: Mutex::default(), fixed: Mutex::default() }
+        Self {
+            client,
+            name: name.to_owned(),
+            incarnation: Mutex::default(),
+            held: Mutex::default(),
+            ranges: Mutex::default(),
+            fixed: Mutex::default(),
+        }
     }
 
     fn tried(&self, operation: &'static str) -> Tried {
@@ -114,16 +124,19 @@ impl Stream {
             }
             next = answer.next_token().map(str::to_owned);
             if next.is_none() {
+                lock(&self.ranges).extend(shards.iter().map(|s: &Listed| (s.id.clone(), s.range)));
                 return Ok(shards);
             }
         }
     }
 
-    /// Records of a shard after an offset; waits so that the shard's limit is kept, and reads on until there are records
+    /// Records of a shard from a place on; waits so that the shard's limit is kept, and reads on until there are records
     /// or none are left. `incarnation`: what the offset belongs to.
-    async fn read(&self, shard: &str, after: Option<Offset>, incarnation: Option<&str>) -> Result<GetRecordsOutput, PortError> {
+    async fn read(&self, shard: &str, from: Place, incarnation: Option<&str>) -> Result<GetRecordsOutput, PortError> {
+        // A position lies behind a whole record, also where that holds several.
+        let from = if let Place::After(last) = from { Place::After(last.inside(0)) } else { from };
         loop {
-            let held = lock(&self.held).remove(shard).filter(|h| h.after == after);
+            let held = lock(&self.held).remove(shard).filter(|h| h.from == from);
             let (iterator, not_before) = match held {
                 Some(held) => (held.iterator, held.not_before),
                 None => (None, Instant::now()),
@@ -131,7 +144,7 @@ impl Stream {
             tokio::time::sleep_until(not_before.into()).await;
             let iterator = match iterator {
                 Some(iterator) => iterator,
-                None => self.iterator(shard, after, incarnation).await?,
+                None => self.iterator(shard, from, incarnation).await?,
             };
             let not_before = Instant::now() + READ_INTERVAL;
             match self.client.get_records().shard_iterator(&iterator).limit(READ_RECORDS).send().await {
@@ -140,7 +153,8 @@ impl Stream {
                     let next = answer.next_shard_iterator().map(str::to_owned);
                     let more = next.is_some() && answer.records().is_empty() && answer.millis_behind_latest().unwrap_or_default() > 0;
                     if next.is_some() {
-                        lock(&self.held).insert(shard.to_owned(), Held { after: last.or(after), iterator: next, not_before });
+                        lock(&self.held)
+                            .insert(shard.to_owned(), Held { from: last.map_or(from, Place::After), iterator: next, not_before });
                     }
                     if !more {
                         return Ok(answer);
@@ -150,7 +164,7 @@ impl Stream {
                     let failure = Failure::of(self.tried("Kinesis GetRecords"), &error);
                     let expired = failure.code() == Some("ExpiredIteratorException");
                     let iterator = (!expired).then_some(iterator);
-                    lock(&self.held).insert(shard.to_owned(), Held { after, iterator, not_before });
+                    lock(&self.held).insert(shard.to_owned(), Held { from, iterator, not_before });
                     if !expired {
                         return Err(failure.into());
                     }
@@ -159,7 +173,17 @@ impl Stream {
         }
     }
 
-    async fn iterator(&self, shard: &str, after: Option<Offset>, incarnation: Option<&str>) -> Result<String, PortError> {
+    /// The keys of a shard.
+    async fn range(&self, shard: &str) -> Result<HashRange, PortError> {
+        if let Some(found) = lock(&self.ranges).get(shard) {
+            return Ok(*found);
+        }
+        let listed = self.list().await?;
+        let found = listed.iter().find(|s| s.id == shard).map(|s| s.range);
+        found.ok_or_else(|| PortError::Unclear(format!("{} does not list the shard {shard}", self.name)))
+    }
+
+    async fn iterator(&self, shard: &str, from: Place, incarnation: Option<&str>) -> Result<String, PortError> {
         if let Some(incarnation) = incarnation
             && self.incarnation(Duration::ZERO).await? != incarnation
         {
@@ -167,12 +191,11 @@ impl Stream {
             return Err(PortError::Fatal(format!("the stream {}: {why}", self.name)));
         }
         let request = self.client.get_shard_iterator().stream_name(&self.name).shard_id(shard);
-        let request = match after {
-            None => request.shard_iterator_type(ShardIteratorType::TrimHorizon),
-            Some(after) => {
-                let mut number = after;
-                number.sub = 0;
-                request.shard_iterator_type(ShardIteratorType::AfterSequenceNumber).starting_sequence_number(number.to_string())
+        let request = match from {
+            Place::Oldest => request.shard_iterator_type(ShardIteratorType::TrimHorizon),
+            Place::Since(time) => request.shard_iterator_type(ShardIteratorType::AtTimestamp).timestamp(DateTime::from_millis(time)),
+            Place::After(after) => {
+                request.shard_iterator_type(ShardIteratorType::AfterSequenceNumber).starting_sequence_number(after.to_string())
             }
         };
         let answer = request.send().await.map_err(|e| Failure::of(self.tried("Kinesis GetShardIterator"), &e))?;
@@ -233,19 +256,36 @@ impl Source for KinesisSource {
         })
     }
 
-    fn read<'a>(&'a self, lineage: &'a Lineage, after: Option<Offset>) -> Call<'a, Read> {
+    fn read<'a>(&'a self, lineage: &'a Lineage, from: Place) -> Call<'a, Read> {
         Box::pin(async move {
             let stream = self.stream(lineage.source())?;
-            let answer = stream.read(lineage.partition(), after, Some(lineage.incarnation())).await?;
+            let answer = stream.read(lineage.partition(), from, Some(lineage.incarnation())).await?;
             let mut batch = SourceBatch::default();
             let (mut data, mut keys) = (Vec::new(), Vec::new());
             for record in answer.records() {
-                data.extend_from_slice(record.data().as_ref());
-                keys.extend_from_slice(record.partition_key().unwrap_or_default().as_bytes());
-                batch.ends.push(data.len());
-                batch.key_ends.push(keys.len());
-                batch.positions.push(offset(record.sequence_number())?);
-                batch.arrivals.push(record.approximate_arrival_timestamp().and_then(|t| t.to_millis().ok()).unwrap_or_default());
+                let position = offset(record.sequence_number())?;
+                let arrival = record.approximate_arrival_timestamp().and_then(|t| t.to_millis().ok()).unwrap_or_default();
+                let mut push = |bytes: &[u8], key: &str, position: Offset| {
+                    data.extend_from_slice(bytes);
+                    keys.extend_from_slice(key.as_bytes());
+                    batch.ends.push(data.len());
+                    batch.key_ends.push(keys.len());
+                    batch.positions.push(position);
+                    batch.arrivals.push(arrival);
+                    batch.arrivals.len() as u32 - 1
+                };
+                match kpl::take_apart(record.data().as_ref()) {
+                    None => drop(push(record.data().as_ref(), record.partition_key().unwrap_or_default(), position)),
+                    Some(parts) => {
+                        let range = stream.range(lineage.partition()).await?;
+                        for (sub, part) in parts.iter().enumerate() {
+                            let index = push(&part.data, &part.key, position.inside(sub as u32));
+                            if !range.contains(part.hash) {
+                                batch.strays.push(index);
+                            }
+                        }
+                    }
+                }
             }
             (batch.data, batch.keys) = (data.into(), keys.into());
             let end = answer.next_shard_iterator().is_none();
@@ -345,7 +385,7 @@ impl Log for KinesisLog {
     fn read<'a>(&'a self, partition: u16, after: Option<Offset>) -> Call<'a, Vec<(Offset, Bytes)>> {
         Box::pin(async move {
             let shard = self.stream.fixed_shard(self.hash(partition)?).await?;
-            let answer = self.stream.read(&shard, after, None).await?;
+            let answer = self.stream.read(&shard, Place::behind(after, None), None).await?;
             if answer.next_shard_iterator().is_none() {
                 let why = "a shard of it was closed; Leat alone decides how many it has";
                 return Err(PortError::Fatal(format!("the repartition stream {}: {why}", self.stream.name)));

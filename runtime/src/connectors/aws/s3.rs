@@ -13,6 +13,9 @@ use crate::engine::ports::{Call, Completed, Files, Objects, PortError};
 /// Smallest part of a multipart upload that is not the last (Amazon S3 multipart upload limits).
 const SMALLEST_PART: usize = 5 << 20;
 
+/// Completing an upload is waited for as long as for a body of this size, bytes: about nine minutes.
+const COMPLETING: usize = 64 << 20;
+
 /// How long a call with a body of `size` bytes may take.
 fn patience(size: usize) -> aws_sdk_s3::config::Builder {
     aws_sdk_s3::config::Builder::default().timeout_config(leat_aws::for_body(size))
@@ -178,14 +181,17 @@ impl Files for S3Files {
             });
             let list = CompletedMultipartUpload::builder().set_parts(Some(parts.collect())).build();
             let request = self.store.client.complete_multipart_upload().bucket(bucket).key(key).upload_id(upload).multipart_upload(list);
-            match request.send().await {
+            // S3 may take minutes to put the parts together, and answers only then.
+            match request.customize().config_override(patience(COMPLETING)).send().await {
                 Ok(_) => Ok(Completed::Done),
                 Err(error) => {
                     let failure = Failure::of(Tried::new("S3 CompleteMultipartUpload", destination), &error);
                     match failure.code() {
-                        // It was completed before, by this owner or another; the names of files are unique.
-                        Some("NoSuchUpload") if self.store.exists(destination).await? => Ok(Completed::Done),
                         Some("InvalidPart" | "InvalidPartOrder" | "EntityTooSmall") => Ok(Completed::WrongPart),
+                        // It was completed before, by this owner or another; the names of files are unique.
+                        _ if self.store.exists(destination).await == Ok(true) => Ok(Completed::Done),
+                        // A try of before may be at it still.
+                        Some("NoSuchUpload") => Err(PortError::Unclear(failure.to_string())),
                         _ => Err(failure.into()),
                     }
                 }

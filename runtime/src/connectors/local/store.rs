@@ -38,7 +38,8 @@ pub struct StoredItem {
 }
 
 enum Write {
-    Row(String, StoredRow, Expect, oneshot::Sender<Result<bool, PortError>>),
+    /// `None`: the row is removed.
+    Row(String, Option<StoredRow>, Expect, oneshot::Sender<Result<bool, PortError>>),
     Items(String, Vec<Item>, Guard, oneshot::Sender<Result<(), PortError>>),
     Note(String, Vec<u8>, oneshot::Sender<Result<(), PortError>>),
 }
@@ -175,10 +176,12 @@ fn commit(database: &Database, writes: &[Write]) -> Result<Vec<bool>, redb::Erro
                         _ => true,
                     };
                     let allowed = pipeline_allows && expect.allows(found.as_ref(), Rules::all());
-                    if allowed {
+                    if let (true, Some(row)) = (allowed, row) {
                         let body = serde_json::from_slice(&row.body).unwrap_or_default();
                         let bytes = serde_json::to_vec(&RowOnDisk { fence: row.fence.clone(), body }).unwrap_or_default();
                         rows.insert(key.as_str(), bytes.as_slice())?;
+                    } else if allowed {
+                        rows.remove(key.as_str())?;
                     }
                     allowed
                 }
@@ -232,7 +235,11 @@ impl Rows for Store {
     }
 
     fn put<'a>(&'a self, key: &'a str, row: StoredRow, expect: Expect) -> Call<'a, bool> {
-        Box::pin(self.send(|reply| Write::Row(key.to_owned(), row, expect, reply)))
+        Box::pin(self.send(|reply| Write::Row(key.to_owned(), Some(row), expect, reply)))
+    }
+
+    fn delete<'a>(&'a self, key: &'a str, expect: Fence) -> Call<'a, bool> {
+        Box::pin(self.send(|reply| Write::Row(key.to_owned(), None, Expect::Fence(expect), reply)))
     }
 }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fatal;
 use super::shard::{Record, ShardLog};
-use crate::engine::ports::{Call, Log, PortError, Read, Shard, Source};
+use crate::engine::ports::{Call, Log, Place, PortError, Read, Shard, Source};
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct ShardMeta {
@@ -176,9 +176,10 @@ impl Source for LocalSource {
         })
     }
 
-    fn read<'a>(&'a self, lineage: &'a Lineage, after: Option<Offset>) -> Call<'a, Read> {
+    /// A stream of the laptop is as old as its pipeline: it is read whole, wherever the manifest begins.
+    fn read<'a>(&'a self, lineage: &'a Lineage, from: Place) -> Call<'a, Read> {
         Box::pin(async move {
-            let after = after.and_then(Offset::number).unwrap_or_default();
+            let after = if let Place::After(last) = from { last.number().unwrap_or_default() } else { 0 };
             if let Some(files) = self.files.get(lineage.source()) {
                 let (files, partition) = (Arc::clone(files), lineage.partition().to_owned());
                 return tokio::task::spawn_blocking(move || files.read(&partition, after))

@@ -46,7 +46,7 @@ impl<C: Control> SourceTask<C> {
         let raises = self.row.raises.clone();
         self.apply_raises(&raises, at, true);
         while at < self.row.position {
-            let read = self.ports.insist(|| self.ports.source.read(&self.job.lineage, at)).await?;
+            let read = self.ports.insist(|| self.ports.source.read(&self.job.lineage, self.place(at))).await?;
             let mut batch = truncate(&read.batch, self.row.position);
             if batch.is_empty() && (!read.batch.is_empty() || read.end) {
                 return Err(TaskError::Trimmed { what: self.job.lineage.to_string(), from: at });
@@ -127,5 +127,6 @@ fn range(batch: &SourceBatch, from: usize, to: usize) -> SourceBatch {
     let (data, ends) = cut(&batch.data, &batch.ends);
     let (keys, key_ends) = cut(&batch.keys, &batch.key_ends);
     let (positions, arrivals) = (batch.positions[from..to].to_vec(), batch.arrivals[from..to].to_vec());
-    SourceBatch { data, ends, positions, arrivals, keys, key_ends, header: batch.header.clone() }
+    let strays = batch.strays.iter().filter(|i| (from..to).contains(&(**i as usize))).map(|i| i - from as u32).collect();
+    SourceBatch { data, ends, positions, arrivals, keys, key_ends, strays, header: batch.header.clone() }
 }

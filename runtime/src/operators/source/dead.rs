@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, BinaryArray, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::array::{ArrayRef, BinaryArray, BooleanArray, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::buffer::Buffer;
+use arrow::compute::filter;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use leat_compile::program::Op;
@@ -13,7 +14,7 @@ use crate::batch::SourceBatch;
 use crate::operators::files::raw_schema;
 
 impl SourceChain {
-    /// Every record of a batch into a Raw sink, by arrival.
+    /// Every record of a batch into a Raw sink, by arrival; what came to the wrong shard is not this lineage's.
     pub(super) fn raw(&mut self, node: usize, batch: &SourceBatch) {
         let n = batch.len();
         let columns: Vec<ArrayRef> = vec![
@@ -24,7 +25,15 @@ impl SourceChain {
             // The records' own buffer: an archive that copies every event costs more than decoding it.
             Arc::new(BinaryArray::new(batch.offsets(), Buffer::from(batch.data.clone()), None)),
         ];
-        self.push(node, raw_schema(), columns, &batch.arrivals);
+        if batch.strays.is_empty() {
+            self.push(node, raw_schema(), columns, &batch.arrivals);
+            return;
+        }
+        let own: BooleanArray = (0..n).map(|i| Some(!batch.is_stray(i))).collect();
+        #[expect(clippy::expect_used, reason = "the mask is as long as each column")]
+        let columns = columns.iter().map(|column| filter(column, &own).expect("a mask for each record")).collect();
+        let arrivals: Vec<i64> = (0..n).filter(|i| !batch.is_stray(*i)).map(|i| batch.arrivals[i]).collect();
+        self.push(node, raw_schema(), columns, &arrivals);
     }
 
     /// Refused records into a sink, with where they stood and why.
