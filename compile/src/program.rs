@@ -46,7 +46,7 @@ pub struct SourceProgram {
     pub partitioned_by: Option<usize>,
     /// Where a lineage is begun.
     pub start: Start,
-    /// Records that came in an aggregate to a shard that is not theirs are left out, since their producer sends them again.
+    /// An aggregate with a record that is not the shard's is left out, since its producer sends it again.
     pub drop_strays: bool,
     /// The event's time.
     pub event_time: Option<EventTimeSpec>,

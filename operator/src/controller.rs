@@ -59,6 +59,9 @@ pub enum PassError {
     /// How far a deletion is: it goes on by itself.
     #[error("{0}")]
     Deleting(String),
+    /// What holds a deletion up for now.
+    #[error("{0}")]
+    Delayed(String),
     /// A call was not answered.
     #[error("no end after {} s: a call is not answered; it is begun again", LONGEST_PASS.as_secs())]
     Late,
@@ -70,9 +73,12 @@ pub enum PassError {
 impl PassError {
     /// What failed in a deletion; `passes`: it may succeed later without anybody's doing.
     fn of_deletion(why: String, passes: bool) -> Self {
-        if passes { Self::Deleting(why) } else { Self::Deletion(why) }
+        if passes { Self::Delayed(why) } else { Self::Deletion(why) }
     }
 }
+
+/// What helps where a deletion does not end.
+const LET_GO: &str = "to let the pipeline go without deleting more, remove the finalizer leat.dev/resources";
 
 /// What the loop runs with.
 pub struct Loop {
@@ -392,8 +398,14 @@ async fn clean_up(pipeline: &DynamicObject, context: &Context) -> Result<Action,
             write_status(context, pipeline, &before, &next).await?;
             Err(PassError::Deleting(what))
         }
+        Err(PassError::Delayed(why)) => {
+            let said = format!("{why}; {LET_GO}");
+            let next = deleting(&before, pipeline.metadata.generation.unwrap_or_default(), &now(), &said);
+            write_status(context, pipeline, &before, &next).await?;
+            Err(PassError::Delayed(why))
+        }
         Err(error) => {
-            let message = format!("{error}; to let the pipeline go without deleting more, remove the finalizer {FINALIZER}");
+            let message = format!("{error}; {LET_GO}");
             let next = invalid(&before, pipeline.metadata.generation.unwrap_or_default(), &now(), "DeletionWaits", &message);
             if write_status(context, pipeline, &before, &next).await? {
                 context.events.warning(&pipeline.object_ref(&api_resource()), "DeletionWaits", &message).await;

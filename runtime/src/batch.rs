@@ -1,5 +1,7 @@
 //! What a source hands over: records as they came, one buffer for all of them.
 
+use std::collections::BTreeSet;
+
 use arrow::buffer::OffsetBuffer;
 use bytes::Bytes;
 use leat_runtime_core::position::Offset;
@@ -40,6 +42,14 @@ impl SourceBatch {
     /// Whether a record came to a shard that is not its own.
     pub fn is_stray(&self, i: usize) -> bool {
         !self.strays.is_empty() && self.strays.binary_search(&(i as u32)).is_ok()
+    }
+
+    /// The same with all records of an aggregate strays, if one of them is.
+    pub fn with_whole_aggregates_astray(&self) -> Self {
+        let of = |i: usize| self.positions[i].inside(0);
+        let astray: BTreeSet<Offset> = self.strays.iter().map(|i| of(*i as usize)).collect();
+        let strays = (0..self.len()).filter(|i| astray.contains(&of(*i))).map(|i| i as u32).collect();
+        Self { strays, ..self.clone() }
     }
 
     /// A record's bytes.

@@ -90,10 +90,11 @@ pub struct Kpl {
 /// What becomes of records in an aggregate that came to the wrong shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum WrongShard {
-    /// They go to the dead letters with the reason `wrong-shard`.
+    /// They go to the dead letters with the reason `wrong-shard`; the other records of the aggregate are taken. The library
+    /// sends an aggregate that came to a wrong shard again, whole, so both may be there twice: `deduplicate` removes repeats.
     DeadLetter,
-    /// They are left out and counted, as the Kinesis Client Library does. Right only where every producer of the stream is
-    /// the Kinesis Producer Library: it notices and sends them again. Others do not, and then they are lost.
+    /// The whole aggregate is left out and counted, as the Kinesis Client Library does. Right only where every producer of
+    /// the stream is the Kinesis Producer Library, which sends it again. Others do not, and then it is lost.
     Drop,
 }
 

@@ -74,6 +74,7 @@ pub fn decide(view: &View, desired: &Desired, rules: Rules) -> Vec<Change> {
             partitions: desired.partitions,
             sources: desired.sources.clone(),
             born: desired.now,
+            began: desired.sources.iter().map(|source| (source.clone(), desired.now)).collect(),
             roots,
             ..PipelineRow::default()
         };
@@ -120,6 +121,7 @@ fn newborn(origin: Origin, watermark: Watermark) -> SourceRow {
         raises: Vec::new(),
         snapshot: None,
         end_snapshot: None,
+        continues: false,
         children: Vec::new(),
         ledger: Default::default(),
     }
@@ -199,7 +201,9 @@ fn child(view: &View, pipeline: &PipelineRow, shard: &KnownShard, rules: Rules) 
     };
     let hash_range = (shard.range.first.to_string(), shard.range.last.to_string());
     let origin = Origin::Parents { snapshots, watermark, hash_range };
-    Some(Change::Source(shard.lineage.clone(), pipeline.job, Box::new(newborn(origin, watermark))))
+    // What a parent left out, its children leave out too; what it has begun, they go on with.
+    let continues = parents.iter().any(|p| p.position.is_some() || p.continues);
+    Some(Change::Source(shard.lineage.clone(), pipeline.job, Box::new(SourceRow { continues, ..newborn(origin, watermark) })))
 }
 
 /// The change of job: once every row is drained, each is handed over by its own write, then the pipeline's row.
@@ -297,11 +301,11 @@ mod tests {
         let began = |pipeline: &Option<(Fence, PipelineRow)>, source: &str| pipeline.as_ref().map(|(_, row)| row.began(source));
         assert_eq!((began(&pipeline, "a"), began(&pipeline, "b")), (Some(100), Some(500)));
         assert_eq!(pipeline.as_ref().map(|(_, row)| (row.job, row.sources.len())), Some((2, 2)));
-        // Left out and taken in again: what it has read counts from where it stood.
-        for (hash, revision, sources) in [("three", 3, &["a"][..]), ("four", 4, &["a", "b"])] {
+        // Left out and taken in again: it has begun before.
+        for (hash, revision, sources) in [("three", 3, &["b"][..]), ("four", 4, &["a"]), ("five", 5, &["a", "b"])] {
             step(&mut pipeline, &desired(hash, revision, sources, 1_000));
             step(&mut pipeline, &desired(hash, revision, sources, 1_000));
         }
-        assert_eq!(began(&pipeline, "b"), Some(500));
+        assert_eq!((began(&pipeline, "a"), began(&pipeline, "b")), (Some(100), Some(500)));
     }
 }

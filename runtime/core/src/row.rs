@@ -173,6 +173,9 @@ pub struct SourceRow {
     pub snapshot: Option<Snapshot>,
     /// State at the end, for the children.
     pub end_snapshot: Option<Snapshot>,
+    /// Records of its parents were taken: it is read from its oldest record, wherever the manifest begins.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub continues: bool,
     /// Lineages that go on where this one ended.
     pub children: Vec<Lineage>,
     /// Where its records went.
@@ -225,7 +228,7 @@ pub struct PipelineRow {
     pub next_sources: Vec<String>,
     /// When the pipeline came into being, ms: makes the names of its files its own.
     pub born: i64,
-    /// When a source became a part of the pipeline, ms, for those that were not there at its birth.
+    /// When each source became a part of the pipeline for the first time, ms.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub began: BTreeMap<String, i64>,
     /// Lineages without parents, listed before any watermark is merged.

@@ -1,7 +1,10 @@
 //! The bytes of what is persisted or travels: little-endian base-128 numbers, counted bytes. A reader never trusts a
-//! length: what is cut off or does not fit is an error, not a panic.
+//! length: what is cut off or does not fit is an error, not a panic. What is stored or sent as a whole is sealed: a hash of
+//! its bytes stands behind them, so that no change of them is taken for state.
 
 use thiserror::Error;
+
+use crate::key::hash;
 
 /// Bytes that are not what was written.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
@@ -15,6 +18,13 @@ pub struct Writer(Vec<u8>);
 impl Writer {
     /// The bytes written.
     pub fn finish(self) -> Vec<u8> {
+        self.0
+    }
+
+    /// The bytes written, and their hash behind them.
+    pub fn sealed(mut self) -> Vec<u8> {
+        let seal = hash(&self.0).to_le_bytes();
+        self.0.extend(seal);
         self.0
     }
 
@@ -62,6 +72,15 @@ impl<'a> Reader<'a> {
     /// Reads `bytes` from their start.
     pub fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
+    }
+
+    /// Reads what was sealed, if it is as it was.
+    pub fn sealed(bytes: &'a [u8]) -> Result<Self, Damaged> {
+        let (bytes, seal) = bytes.split_last_chunk::<8>().ok_or(Damaged("the seal is missing"))?;
+        if hash(bytes).to_le_bytes() != *seal {
+            return Err(Damaged("they are not those that were written"));
+        }
+        Ok(Self(bytes))
     }
 
     /// Whether everything was read.

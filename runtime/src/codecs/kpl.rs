@@ -3,6 +3,8 @@
 //! Format (amazon-kinesis-producer, `aggregation-format.md`): four bytes that say so, a message of Protocol Buffers, and the
 //! MD5 of the message. What only looks like it is a record like any other.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use leat_runtime_core::key::partition_hash;
 use prost::Message;
@@ -11,6 +13,10 @@ use prost::Message;
 const MAGIC: [u8; 4] = [0xF3, 0x89, 0x9A, 0xC2];
 /// Length of the MD5 at its end.
 const SUM: usize = 16;
+/// Longest partition key, characters (Kinesis PutRecord).
+const LONGEST_KEY: usize = 256;
+/// Most bytes that one record may become, keys included: a key that stands once in it may be that of very many records.
+const LARGEST: usize = 16 << 20;
 
 #[derive(Clone, PartialEq, Message)]
 struct Aggregate {
@@ -38,7 +44,7 @@ pub struct UserRecord {
     /// Its bytes.
     pub data: Bytes,
     /// Its partition key.
-    pub key: String,
+    pub key: Arc<str>,
     /// Where it belongs in the hash key space.
     pub hash: u128,
 }
@@ -55,16 +61,22 @@ pub fn take_apart(record: &[u8]) -> Option<Vec<UserRecord>> {
     }
     // Its parts share one buffer.
     let aggregate = Aggregate::decode(Bytes::copy_from_slice(message)).ok()?;
+    if aggregate.partition_keys.iter().any(|key| key.chars().count() > LONGEST_KEY) {
+        return None;
+    }
+    let keys: Vec<(Arc<str>, u128)> = aggregate.partition_keys.iter().map(|k| (k.as_str().into(), partition_hash(k.as_bytes()))).collect();
     let index = |n: u64| usize::try_from(n).ok();
+    let mut size = 0;
     let records = aggregate.records.into_iter().map(|part| {
-        let key = aggregate.partition_keys.get(index(part.partition_key)?)?.clone();
+        let (key, hash) = keys.get(index(part.partition_key)?)?;
         let hash = match part.explicit_hash_key {
             Some(n) => aggregate.explicit_hash_keys.get(index(n)?)?.parse().ok()?,
-            None => partition_hash(key.as_bytes()),
+            None => *hash,
         };
-        Some(UserRecord { data: part.data, key, hash })
+        size += part.data.len() + key.len();
+        (size <= LARGEST).then(|| UserRecord { data: part.data, key: Arc::clone(key), hash })
     });
-    // One that holds nothing, or names keys that it has not, was not made by the library.
+    // One that holds nothing, names keys that it has not, or is out of all proportion was not made by the library.
     records.collect::<Option<Vec<_>>>().filter(|records| !records.is_empty())
 }
 
@@ -93,7 +105,7 @@ mod tests {
     #[test]
     fn records_come_apart_in_their_order_with_their_keys() {
         let records = take_apart(&encode(&aggregate())).expect("an aggregated record");
-        let seen: Vec<(&str, &[u8], u128)> = records.iter().map(|r| (r.key.as_str(), r.data.as_ref(), r.hash)).collect();
+        let seen: Vec<(&str, &[u8], u128)> = records.iter().map(|r| (&*r.key, r.data.as_ref(), r.hash)).collect();
         let a = partition_hash(b"a");
         assert_eq!(seen, [("a", b"one".as_slice(), a), ("b", b"two".as_slice(), 7), ("a", b"".as_slice(), a)]);
     }
@@ -105,8 +117,19 @@ mod tests {
         broken[6] ^= 1;
         let unknown_key = Aggregate { records: vec![part(2, None, "one")], ..aggregate() };
         let no_hash = Aggregate { explicit_hash_keys: vec!["x".to_owned()], ..aggregate() };
+        let long = Aggregate { partition_keys: vec!["k".repeat(257)], records: vec![part(0, None, "one")], ..aggregate() };
+        let bomb = Aggregate { partition_keys: vec!["k".repeat(256)], records: vec![part(0, None, ""); 100_000], ..aggregate() };
         let empty = Aggregate { records: Vec::new(), ..aggregate() };
-        for other in [Bytes::from(broken), whole.slice(..20), whole.slice(1..), encode(&unknown_key), encode(&no_hash), encode(&empty)] {
+        for other in [
+            Bytes::from(broken),
+            whole.slice(..20),
+            whole.slice(1..),
+            encode(&unknown_key),
+            encode(&no_hash),
+            encode(&long),
+            encode(&bomb),
+            encode(&empty),
+        ] {
             assert_eq!(take_apart(&other), None);
         }
     }

@@ -180,7 +180,7 @@ impl<C: Control> SourceTask<C> {
 
     /// Where reading goes on behind `last`.
     fn place(&self, last: Option<Offset>) -> Place {
-        Place::behind(last, self.job.since)
+        Place::behind(last, self.job.since.filter(|_| !self.row.continues))
     }
 
     fn rules(&self) -> Rules {

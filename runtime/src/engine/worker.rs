@@ -11,10 +11,10 @@ use leat_compile::program::Program;
 use leat_crds::job::JobDocument;
 use leat_runtime_core::coordinate::Desired;
 use leat_runtime_core::key::HashRange;
-use leat_runtime_core::lease::{self, Lease, Rates};
+use leat_runtime_core::lease::{self, Lease};
 use leat_runtime_core::path;
 use leat_runtime_core::position::Lineage;
-use leat_runtime_core::row::{Expect, Fence, KeyedRow, PipelineRow, SourceRow, Status};
+use leat_runtime_core::row::{Expect, Fence, PipelineRow, SourceRow, Status};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::mpsc;
@@ -132,7 +132,6 @@ pub struct Worker {
     seen: BTreeMap<String, (u64, i64)>,
     beat: u64,
     last_beat: i64,
-    rates: Rates,
     /// What is known of the pipeline.
     pub shared: Arc<Shared>,
 }
@@ -187,7 +186,6 @@ impl Worker {
             seen: BTreeMap::new(),
             beat: 0,
             last_beat: i64::MIN,
-            rates: Rates::default(),
             shared,
         })
     }
@@ -312,9 +310,14 @@ impl Worker {
             if !left && silent < SESSION_TIMEOUT {
                 alive.push(session);
             } else if silent >= SESSION_KEPT {
-                // One that was only paused shows itself again, as a new row. Where this fails, the next round tries again.
-                drop(self.ports.rows.delete(&key, row.fence).await);
-                self.seen.remove(&session);
+                // One that was only paused shows itself again, as a new row.
+                match self.ports.rows.delete(&key, row.fence).await {
+                    Err(PortError::Unclear(why)) => self.ports.unclear.note(&why),
+                    done => {
+                        done.map_err(TaskError::from)?;
+                        self.seen.remove(&session);
+                    }
+                }
             }
         }
         alive.sort();
@@ -357,23 +360,17 @@ impl Worker {
         let mut rows = Vec::new();
         for (key, row) in self.ports.insist(|| self.ports.rows.list(path::SOURCES)).await.map_err(TaskError::from)? {
             let body: SourceRow = task::decode(&row.body).map_err(TaskError::from)?;
-            if body.status != Status::Retired {
-                rows.push((key, row, body.taken));
+            // Those of a source that was left out are nobody's: they would stand in the way of a balance.
+            let read = pipeline.sources.iter().any(|source| source == coordinator::lineage_of(&key).source());
+            if read && body.status != Status::Retired {
+                rows.push((key, row));
             }
         }
-        for (key, row) in self.ports.insist(|| self.ports.rows.list(path::KEYED)).await.map_err(TaskError::from)? {
-            if key[path::KEYED.len()..].parse::<u16>().is_ok_and(|p| p < pipeline.partitions) {
-                let body: KeyedRow = task::decode(&row.body).map_err(TaskError::from)?;
-                rows.push((key, row, body.ledger.0.values().map(|counts| counts.taken).sum()));
-            }
-        }
-        rows.retain(|(_, row, _)| row.fence.job == pipeline.job && !row.fence.drained);
-        self.rates.look(self.ports.clock.now(), rows.iter().map(|(key, _, work)| (key.as_str(), *work)));
+        let keyed = self.ports.insist(|| self.ports.rows.list(path::KEYED)).await.map_err(TaskError::from)?;
+        rows.extend(keyed.into_iter().filter(|(key, _)| key[path::KEYED.len()..].parse::<u16>().is_ok_and(|p| p < pipeline.partitions)));
+        rows.retain(|(_, row)| row.fence.job == pipeline.job && !row.fence.drained);
         let running: BTreeSet<&String> = self.load.iter().flatten().collect();
-        let leases: Vec<Lease> = rows
-            .iter()
-            .map(|(key, row, _)| Lease { task: key.clone(), owner: row.fence.owner.clone(), rate: self.rates.of(key) })
-            .collect();
+        let leases: Vec<Lease> = rows.iter().map(|(key, row)| Lease { task: key.clone(), owner: row.fence.owner.clone() }).collect();
         // A task that ended although its row is ours is ours to begin again: to everybody else it is held.
         let lost = leases.iter().filter(|l| l.owner == self.session && !running.contains(&l.task)).map(|l| l.task.clone());
         let take: Vec<String> = lost.chain(lease::to_take(&self.session, alive, &leases)).collect();

@@ -8,3 +8,6 @@ pub mod source;
 pub mod stream;
 pub mod table;
 pub mod window;
+
+#[cfg(test)]
+mod state_tests;

@@ -150,6 +150,8 @@ impl SourceChain {
     pub fn process(&mut self, batch: &SourceBatch) -> Vec<Replayable> {
         let program = Arc::clone(&self.program);
         let spec = &program.sources[self.source];
+        let widened = (spec.drop_strays && !batch.strays.is_empty()).then(|| batch.with_whole_aggregates_astray());
+        let batch = widened.as_ref().unwrap_or(batch);
         self.taken += batch.len() as u64;
         let (rows, refused) = self.decode(batch);
         let mut passed: Vec<Option<Rows>> = vec![None; spec.nodes.len()];

@@ -50,13 +50,24 @@ fn records_in_the_wrong_shard_are_dead_letters_or_left_out_and_always_counted() 
     let records = batch(&["{\"id\":1}", "{\"id\":2}", "{", "{\"id\":4}", "nothing"], &[1, 4]);
     let file =
         |archive: usize, out: usize, dead: usize| -> Value { json!({"archive (sink)": archive, "out (sink)": out, "dead letters": dead}) };
-    for (kpl, dead, filtered) in [(None, 3, 0), (Some("DeadLetter"), 3, 0), (Some("Drop"), 1, 2)] {
+    for (kpl, dead, passed, filtered) in [(None, 3, 2, 0), (Some("DeadLetter"), 3, 2, 0), (Some("Drop"), 0, 0, 5)] {
         let mut chain = chain(kpl);
         drop(chain.process(&records));
-        assert_eq!(serde_json::to_value(rows(&mut chain)).expect("JSON"), file(3, 2, dead));
+        assert_eq!(
+            serde_json::to_value(rows(&mut chain)).expect("JSON"),
+            file(5 - filtered - if filtered == 0 { 2 } else { 0 }, passed, dead)
+        );
+        // An aggregate that is all the shard's own, and a plain record, are taken either way.
+        drop(chain.process(&SourceBatch {
+            positions: vec![Offset::new(8), Offset::new(8).inside(1), Offset::new(9)],
+            ..batch(&["{\"id\":5}"; 3], &[])
+        }));
         let counts = chain.ledger.of("events").clone();
-        assert!(counts.adds_up() && counts.taken == 5 && counts.passed == 2 && counts.filtered == filtered, "{counts:?}");
-        assert_eq!(counts.rejected.get("wrong-shard").copied().unwrap_or_default(), 2 - filtered);
+        assert!(
+            counts.adds_up() && counts.taken == 8 && counts.passed == passed as u64 + 3 && counts.filtered == filtered as u64,
+            "{counts:?}"
+        );
+        assert_eq!(counts.rejected.get("wrong-shard").copied().unwrap_or_default(), if filtered == 0 { 2 } else { 0 });
         assert_eq!(chain.ledger.gap(), None);
     }
 }

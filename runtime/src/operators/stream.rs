@@ -82,12 +82,12 @@ pub fn encode(rows: &[StreamRow]) -> Vec<u8> {
         out.blob(row.key.as_deref().unwrap_or_default().as_bytes());
         out.blob(&row.json);
     }
-    out.finish()
+    out.sealed()
 }
 
 /// What [`encode`] wrote.
 pub fn decode(bytes: &[u8]) -> Result<Vec<StreamRow>, Damaged> {
-    let mut from = Reader::new(bytes);
+    let mut from = Reader::sealed(bytes)?;
     let mut rows = Vec::new();
     while !from.is_empty() {
         let keyed = from.byte()? == 1;

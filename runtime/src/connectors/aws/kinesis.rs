@@ -18,6 +18,7 @@ use leat_runtime_core::position::{Lineage, Offset};
 
 use crate::batch::SourceBatch;
 use crate::codecs::kpl;
+use crate::codecs::time::format_millis;
 use crate::engine::ports::{Call, Log, Place, PortError, Read, Shard, Source, Streams};
 use crate::output::StreamRecord;
 
@@ -144,7 +145,14 @@ impl Stream {
             tokio::time::sleep_until(not_before.into()).await;
             let iterator = match iterator {
                 Some(iterator) => iterator,
-                None => self.iterator(shard, from, incarnation).await?,
+                None => match self.iterator(shard, from, incarnation).await {
+                    Ok(iterator) => iterator,
+                    Err(error) => {
+                        let not_before = Instant::now() + Duration::from_secs(1);
+                        lock(&self.held).insert(shard.to_owned(), Held { from, iterator: None, not_before });
+                        return Err(error);
+                    }
+                },
             };
             let not_before = Instant::now() + READ_INTERVAL;
             match self.client.get_records().shard_iterator(&iterator).limit(READ_RECORDS).send().await {
@@ -198,7 +206,19 @@ impl Stream {
                 request.shard_iterator_type(ShardIteratorType::AfterSequenceNumber).starting_sequence_number(after.to_string())
             }
         };
-        let answer = request.send().await.map_err(|e| Failure::of(self.tried("Kinesis GetShardIterator"), &e))?;
+        let answer = match (request.send().await, from) {
+            (Ok(answer), _) => answer,
+            (Err(error), Place::Since(time)) => {
+                let failure = Failure::of(self.tried("Kinesis GetShardIterator"), &error);
+                // Kinesis takes no time that is ahead of its own clock.
+                if failure.code() == Some("InvalidArgumentException") {
+                    let at = format_millis(time);
+                    return Err(PortError::Unclear(format!("{}: it is begun at {at}, which has not come yet: {failure}", self.name)));
+                }
+                return Err(failure.into());
+            }
+            (Err(error), _) => return Err(Failure::of(self.tried("Kinesis GetShardIterator"), &error).into()),
+        };
         answer.shard_iterator.ok_or_else(|| PortError::Unclear(format!("{}: no iterator for {shard}", self.name)))
     }
 

@@ -70,11 +70,23 @@ impl Store {
         Ok(body.into_bytes())
     }
 
+    /// Whether an object is there although a call for it failed. A failure for good is told with what hinders the look.
+    async fn there_after(&self, url: &str, failure: &Failure) -> Result<bool, PortError> {
+        match self.exists(url).await {
+            Err(PortError::Fatal(why)) if !failure.passes() => Err(PortError::Fatal(format!("{failure}; {why}"))),
+            found => Ok(found == Ok(true)),
+        }
+    }
+
     async fn exists(&self, url: &str) -> Result<bool, PortError> {
         let (bucket, key) = locate(url)?;
         match self.client.head_object().bucket(bucket).key(key).send().await {
             Ok(_) => Ok(true),
             Err(error) if error.raw_response().is_some_and(|r| r.status().as_u16() == 404) => Ok(false),
+            Err(error) if error.raw_response().is_some_and(|r| r.status().as_u16() == 403) => {
+                let why = "whether the file is there cannot be seen: allow s3:GetObject and s3:ListBucket in the policy of the role";
+                Err(PortError::Fatal(format!("S3 HeadObject {url}: {why}")))
+            }
             Err(error) => Err(Failure::of(Tried::new("S3 HeadObject", url), &error).into()),
         }
     }
@@ -162,7 +174,7 @@ impl Files for S3Files {
                 }
                 Err(error) => {
                     let failure = Failure::of(Tried::new("S3 UploadPart", destination), &error);
-                    if self.store.exists(destination).await == Ok(true) { Ok(None) } else { Err(failure.into()) }
+                    if self.store.there_after(destination, &failure).await? { Ok(None) } else { Err(failure.into()) }
                 }
             }
         })
@@ -189,9 +201,7 @@ impl Files for S3Files {
                     match failure.code() {
                         Some("InvalidPart" | "InvalidPartOrder" | "EntityTooSmall") => Ok(Completed::WrongPart),
                         // It was completed before, by this owner or another; the names of files are unique.
-                        _ if self.store.exists(destination).await == Ok(true) => Ok(Completed::Done),
-                        // A try of before may be at it still.
-                        Some("NoSuchUpload") => Err(PortError::Unclear(failure.to_string())),
+                        _ if self.store.there_after(destination, &failure).await? => Ok(Completed::Done),
                         _ => Err(failure.into()),
                     }
                 }

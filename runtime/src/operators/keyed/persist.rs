@@ -49,13 +49,13 @@ impl KeyedChain {
             out.blob(edge.name.as_bytes());
             out.blob(one.bytes());
         }
-        out.finish()
+        out.sealed()
     }
 
     /// Takes over from a snapshot the key groups of this partition, beside what is here already. The ledger is taken
     /// over when `ledger` says so: only by the task of the same partition.
     pub fn restore(&mut self, bytes: &[u8], ledger: bool) -> Result<(), Damaged> {
-        let mut from = Reader::new(bytes);
+        let mut from = Reader::sealed(bytes)?;
         if from.byte()? != VERSION {
             return Err(Damaged("a snapshot has an unknown version"));
         }

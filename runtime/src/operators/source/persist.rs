@@ -51,7 +51,7 @@ impl SourceChain {
             out.blob(node.name.as_bytes());
             out.blob(one.bytes());
         }
-        out.finish()
+        out.sealed()
     }
 
     /// Takes over a snapshot of this lineage. Steps that the snapshot does not know start empty.
@@ -99,7 +99,7 @@ impl SourceChain {
     }
 
     fn head<'a>(&mut self, bytes: &'a [u8]) -> Result<Reader<'a>, Damaged> {
-        let mut from = Reader::new(bytes);
+        let mut from = Reader::sealed(bytes)?;
         if from.byte()? != VERSION {
             return Err(Damaged("a snapshot has an unknown version"));
         }
