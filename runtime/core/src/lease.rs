@@ -3,6 +3,8 @@
 //!
 //! Every worker computes the same assignment from what it sees, so two that see the same never want the same lease. What
 //! they see is never quite the same: that costs a lost write now and then, and nothing else.
+//! Nothing may decide here that one worker alone remembers, such as a rate that it has measured: two that remember differently
+//! disagree for ever, and the lease that each leaves to the other is nobody's.
 
 use std::collections::BTreeMap;
 
