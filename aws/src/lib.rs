@@ -93,3 +93,19 @@ pub async fn connect(target: &Target, retries: Retries) -> SdkConfig {
     let credentials = SharedCredentialsProvider::new(assume.build().await);
     config.into_builder().credentials_provider(credentials).build()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_may_take_as_long_as_its_body_and_no_longer() {
+        let of = |bytes: usize| {
+            let timeouts = for_body(bytes);
+            (timeouts.operation_timeout(), timeouts.operation_attempt_timeout(), timeouts.connect_timeout())
+        };
+        let seconds = |n| Some(Duration::from_secs(n));
+        assert_eq!(of(0), (seconds(30), seconds(10), seconds(3)));
+        assert_eq!(of(8 << 20), (seconds(94), seconds(74), seconds(3)), "8 MiB at 128 KiB a second");
+    }
+}

@@ -78,7 +78,9 @@ impl PassError {
 }
 
 /// What helps where a deletion does not end.
-const LET_GO: &str = "to let the pipeline go without deleting more, remove the finalizer leat.dev/resources";
+fn let_go(why: &str) -> String {
+    format!("{why}; to let the pipeline go without deleting more, remove the finalizer {FINALIZER}")
+}
 
 /// What the loop runs with.
 pub struct Loop {
@@ -399,13 +401,12 @@ async fn clean_up(pipeline: &DynamicObject, context: &Context) -> Result<Action,
             Err(PassError::Deleting(what))
         }
         Err(PassError::Delayed(why)) => {
-            let said = format!("{why}; {LET_GO}");
-            let next = deleting(&before, pipeline.metadata.generation.unwrap_or_default(), &now(), &said);
+            let next = deleting(&before, pipeline.metadata.generation.unwrap_or_default(), &now(), &let_go(&why));
             write_status(context, pipeline, &before, &next).await?;
             Err(PassError::Delayed(why))
         }
         Err(error) => {
-            let message = format!("{error}; {LET_GO}");
+            let message = let_go(&error.to_string());
             let next = invalid(&before, pipeline.metadata.generation.unwrap_or_default(), &now(), "DeletionWaits", &message);
             if write_status(context, pipeline, &before, &next).await? {
                 context.events.warning(&pipeline.object_ref(&api_resource()), "DeletionWaits", &message).await;

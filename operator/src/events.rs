@@ -4,8 +4,9 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 
-/// Longest action of an event, characters.
+/// Longest action and longest note of an event, bytes (the API server's validation of `events.k8s.io/v1`).
 const ACTION: usize = 128;
+const NOTE: usize = 1_024;
 
 /// Publishes events; one that cannot be published is only said on standard error, since status says the same.
 #[derive(Clone)]
@@ -31,9 +32,8 @@ impl Events {
     }
 
     async fn publish(&self, pipeline: &ObjectReference, type_: EventType, reason: &str, note: &str) {
-        let note: String = note.chars().take(1_000).collect();
         // Events of one action become one with a count and the first note: each note is an action of its own.
-        let action = note.chars().take(ACTION).collect();
+        let [action, note] = [ACTION, NOTE].map(|longest| note[..note.floor_char_boundary(longest)].to_owned());
         let event = Event { type_, reason: reason.to_owned(), note: Some(note), action, secondary: None };
         if let Err(error) = self.recorder.publish(&event, pipeline).await {
             eprintln!("cannot publish the event {reason}: {error}");

@@ -54,6 +54,14 @@ impl ProviderError {
     }
 }
 
+/// How a deletion went: one that is there no more is deleted. Looks at what is there lag behind.
+fn deleted<T>(answer: Result<T, Failure>) -> Result<(), ProviderError> {
+    match answer {
+        Err(failure) if matches!(failure.code(), Some("ResourceNotFoundException" | "EntityNotFoundException")) => Ok(()),
+        other => Ok(drop(other?)),
+    }
+}
+
 /// Looks at a resource in AWS.
 pub async fn observe(services: &Services, resource: &Resource) -> Result<Observed, ProviderError> {
     match resource.kind {

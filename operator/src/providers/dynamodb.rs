@@ -13,7 +13,7 @@ use leat_crds::spec::KeyType;
 use leat_operator_core::plan::{Action, Difference, Found, Observed, differences};
 use leat_operator_core::resource::{OWNER_TAG, Resource, Settings, Table};
 
-use super::ProviderError;
+use super::{ProviderError, deleted};
 
 /// Reads a table.
 pub async fn observe(client: &Client, resource: &Resource) -> Result<Observed, ProviderError> {
@@ -108,8 +108,7 @@ pub async fn apply(client: &Client, resource: &Resource, table: &Table, arn: &st
         }
         Action::Delete => {
             let call = client.delete_table().table_name(&resource.name).send().await;
-            call.map_err(|e| Failure::of(Call::new("DynamoDB DeleteTable", &resource.name), &e))?;
-            Ok(())
+            deleted(call.map_err(|e| Failure::of(Call::new("DynamoDB DeleteTable", &resource.name), &e)))
         }
         Action::Adopt | Action::Wait(_) | Action::Blocked(_) => Ok(()),
     }

@@ -9,7 +9,7 @@ use leat_aws::{Call, Failure};
 use leat_operator_core::plan::{Action, Found, Observed, differences};
 use leat_operator_core::resource::{OWNER_TAG, Resource, Schema, Settings, Wish, digest};
 
-use super::ProviderError;
+use super::{ProviderError, deleted};
 
 /// Reads a registry.
 pub async fn observe_registry(client: &Client, resource: &Resource) -> Result<Observed, ProviderError> {
@@ -132,8 +132,7 @@ pub async fn apply_schema(client: &Client, resource: &Resource, schema: &Schema,
         }
         Action::Delete => {
             let call = client.delete_schema().schema_id(id(schema)).send().await;
-            call.map_err(|e| Failure::of(Call::new("Glue DeleteSchema", &resource.name), &e))?;
-            Ok(())
+            deleted(call.map_err(|e| Failure::of(Call::new("Glue DeleteSchema", &resource.name), &e)))
         }
         Action::Adopt | Action::Wait(_) | Action::Blocked(_) => Ok(()),
     }

@@ -9,7 +9,7 @@ use leat_aws::{Call, Failure};
 use leat_operator_core::plan::{Action, Found, Observed, differences};
 use leat_operator_core::resource::{OWNER_TAG, Resource, Settings, Stream};
 
-use super::ProviderError;
+use super::{ProviderError, deleted};
 
 /// Reads a stream.
 pub async fn observe(client: &Client, resource: &Resource) -> Result<Observed, ProviderError> {
@@ -99,8 +99,7 @@ pub async fn apply(client: &Client, resource: &Resource, stream: &Stream, action
         }
         Action::Delete => {
             let call = client.delete_stream().stream_name(name).enforce_consumer_deletion(true).send().await;
-            call.map_err(|e| Failure::of(Call::new("Kinesis DeleteStream", name), &e))?;
-            Ok(())
+            deleted(call.map_err(|e| Failure::of(Call::new("Kinesis DeleteStream", name), &e)))
         }
         Action::Adopt | Action::Wait(_) | Action::Blocked(_) => Ok(()),
     }

@@ -68,6 +68,12 @@ impl Health {
     fn last(&self) -> Option<Instant> {
         *self.turned.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Whether the loop is not stuck at `now`: it has turned lately, or waits for AWS and says so.
+    fn turns(&self, now: Instant) -> bool {
+        let tried = *self.tried.lock().unwrap_or_else(PoisonError::into_inner);
+        now.saturating_duration_since(self.last().map_or(tried, |turned| turned.max(tried))) < STUCK
+    }
 }
 
 /// Serves in the background; answers the address.
@@ -87,8 +93,7 @@ pub async fn serve(address: &str, health: Arc<Health>) -> std::io::Result<Socket
 }
 
 async fn live(State(health): State<Arc<Health>>) -> (StatusCode, &'static str) {
-    let tried = *health.tried.lock().unwrap_or_else(PoisonError::into_inner);
-    if health.last().map_or(tried, |turned| turned.max(tried)).elapsed() < STUCK {
+    if health.turns(Instant::now()) {
         (StatusCode::OK, "ok\n")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "the worker's loop has not turned for two minutes\n")
@@ -102,5 +107,23 @@ async fn ready(State(health): State<Arc<Health>>) -> (StatusCode, &'static str) 
         (StatusCode::OK, "ok\n")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "the worker has not reached its lease table yet\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_is_stuck_when_it_neither_turns_nor_tries() {
+        let health = Health::default();
+        let later = |seconds| Instant::now() + Duration::from_secs(seconds);
+        assert!(health.turns(later(100)) && !health.turns(later(130)), "it begins");
+        // Two minutes without AWS: each try counts, whatever the loop does.
+        *health.turned.lock().expect("a lock") = Some(Instant::now());
+        *health.tried.lock().expect("a lock") = later(125);
+        assert!(health.turns(later(130)) && health.turns(later(240)) && !health.turns(later(250)), "it waits");
+        *health.turned.lock().expect("a lock") = Some(later(300));
+        assert!(health.turns(later(415)) && !health.turns(later(425)), "it works");
     }
 }
