@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use leat_compile::program::{EdgeKind, Encoding, Input, Program};
+use leat_compile::program::{EdgeKind, Encoding, Input, Program, Start};
 use leat_crds::spec::Stream;
 use leat_operator_core::plan::{Found, Observed};
 use leat_operator_core::resource::{self, Owner, Resource, Wish};
@@ -85,7 +85,11 @@ pub fn run(program: Program, options: &Options, stop: &Arc<AtomicBool>) -> Resul
     report
 }
 
-fn open(program: Program, options: &Options) -> Result<World> {
+fn open(mut program: Program, options: &Options) -> Result<World> {
+    // Positions in a stream of AWS mean nothing here.
+    for source in program.sources.iter_mut().filter(|s| matches!(s.start, Start::Leases(_) | Start::Positions(_))) {
+        source.start = Start::Earliest;
+    }
     let document = &program.document;
     let folder = prepared(&program, options)?;
     let now = feed::now();

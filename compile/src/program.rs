@@ -1,5 +1,6 @@
 //! A compiled pipeline: what each source task and each keyed task computes, every name resolved to an index.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, SchemaRef};
@@ -55,7 +56,7 @@ pub struct SourceProgram {
 }
 
 /// Where a lineage that was never read is begun.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Start {
     /// With its oldest record.
     Earliest,
@@ -63,16 +64,20 @@ pub enum Start {
     Latest,
     /// With what arrived at this time or later, ms.
     Since(i64),
+    /// Where an application of the Kinesis Client Library stands by its lease table.
+    Leases(String),
+    /// Behind records, by partition.
+    Positions(BTreeMap<String, String>),
 }
 
 impl Start {
     /// Time of arrival from which records are read, ms, for a source that became a part of the pipeline at `began`; `None`:
     /// all are.
-    pub fn since(self, began: i64) -> Option<i64> {
+    pub fn since(&self, began: i64) -> Option<i64> {
         match self {
-            Start::Earliest => None,
+            Start::Earliest | Start::Leases(_) | Start::Positions(_) => None,
             Start::Latest => Some(began),
-            Start::Since(time) => Some(time),
+            Start::Since(time) => Some(*time),
         }
     }
 }

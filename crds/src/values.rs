@@ -139,6 +139,30 @@ impl std::fmt::Display for Time {
 }
 
 const TIME_PATTERN: &str = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,3})?(Z|[+-][0-9]{2}:[0-9]{2})$";
+/// The place of a record in a shard, `NUMBER`, or of one within an aggregated record, `NUMBER.SUB`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SequenceNumber(String);
+
+impl SequenceNumber {
+    /// Parses `text`; the error says what a sequence number looks like.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (number, sub) = text.split_once('.').unwrap_or((text, "0"));
+        let digits = |t: &str, most: usize| (1..=most).contains(&t.len()) && t.bytes().all(|b| b.is_ascii_digit());
+        // Below 2¹⁹² and 2³², whatever the digits are.
+        if digits(number, 57) && digits(sub, 9) {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(format!("`{text}` is not a sequence number; write its digits, and `.3` behind them for the fourth record of an aggregated one"))
+    }
+}
+
+impl std::fmt::Display for SequenceNumber {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+const SEQUENCE_NUMBER_PATTERN: &str = r"^[0-9]{1,57}([.][0-9]{1,9})?$";
 const DURATION_PATTERN: &str = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h|d))+$";
 const SIZE_PATTERN: &str = r"^[0-9]+(k|M|G|T|Ki|Mi|Gi|Ti)?$";
 /// What AWS allows in the names of streams and tables.
@@ -150,6 +174,7 @@ pub(crate) fn mismatch(pattern: &str, text: &str) -> Option<String> {
         DURATION_PATTERN => Duration::parse(text).err(),
         SIZE_PATTERN => Size::parse(text).err(),
         TIME_PATTERN => Time::parse(text).err(),
+        SEQUENCE_NUMBER_PATTERN => SequenceNumber::parse(text).err(),
         AWS_NAME_PATTERN => {
             let fits = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
             let wrong = !text.chars().all(fits) || text.chars().all(|c| c == '.');
@@ -160,7 +185,7 @@ pub(crate) fn mismatch(pattern: &str, text: &str) -> Option<String> {
 }
 
 macro_rules! text_value {
-    ($type:ident, $pattern:expr, $about:expr) => {
+    ($type:ident, $pattern:expr, $longest:expr, $about:expr) => {
         impl Serialize for $type {
             fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
                 s.collect_str(self)
@@ -184,15 +209,16 @@ macro_rules! text_value {
             }
 
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({"type": "string", "pattern": $pattern, "maxLength": 32, "description": $about})
+                json_schema!({"type": "string", "pattern": $pattern, "maxLength": $longest, "description": $about})
             }
         }
     };
 }
 
-text_value!(Duration, DURATION_PATTERN, "A duration: 250ms, 30s, 5m, 24h, 7d.");
-text_value!(Size, SIZE_PATTERN, "A size in bytes: 64Ki, 128Mi, 1Gi.");
-text_value!(Time, TIME_PATTERN, "A time (RFC 3339): 2026-11-01T00:00:00Z.");
+text_value!(Duration, DURATION_PATTERN, 32, "A duration: 250ms, 30s, 5m, 24h, 7d.");
+text_value!(Size, SIZE_PATTERN, 32, "A size in bytes: 64Ki, 128Mi, 1Gi.");
+text_value!(Time, TIME_PATTERN, 32, "A time (RFC 3339): 2026-11-01T00:00:00Z.");
+text_value!(SequenceNumber, SEQUENCE_NUMBER_PATTERN, 67, "A sequence number of Kinesis, with `.SUB` a record within an aggregated one.");
 
 #[cfg(test)]
 mod tests {
@@ -217,6 +243,18 @@ mod tests {
         assert_eq!(Time::parse("2026-11-01T01:00:00+01:00").map(|t| t.to_string()).as_deref(), Ok("2026-11-01T00:00:00Z"));
         for text in ["", "2026-11-01", "2026-11-01T00:00:00", "2026-13-01T00:00:00Z", "now"] {
             assert!(Time::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sequence_numbers_are_digits() {
+        for text in
+            ["0", "49590338271490256608559692538361571095921575989136588898", "49590338271490256608559692538361571095921575989136588898.17"]
+        {
+            assert_eq!(SequenceNumber::parse(text).map(|n| n.to_string()).as_deref(), Ok(text));
+        }
+        for text in ["", "1.", ".1", "-1", "1.2.3", "LATEST", "1.1234567890", &"9".repeat(58)] {
+            assert!(SequenceNumber::parse(text).is_err(), "{text}");
         }
     }
 

@@ -128,7 +128,7 @@ async fn ports(program: &Program, tried: &(dyn Fn() + Sync)) -> Result<Ports, Se
     let objects = S3Objects::new(Store::new(s3.clone(), storage.kms_key_id.clone()), &prefix);
     // The job that runs may have to be drained: with streams and tables that this one does not have any more.
     let before = job_before(&rows, &objects, tried).await.map_err(|e| ServiceError::Worker(TaskError::from(e).into()))?;
-    let mut streams = BTreeMap::new();
+    let (mut streams, mut lease_tables) = (BTreeMap::new(), BTreeMap::new());
     for program in std::iter::once(program).chain(&before) {
         let spec = &program.document.spec;
         for source in &program.sources {
@@ -140,6 +140,7 @@ async fn ports(program: &Program, tried: &(dyn Fn() + Sync)) -> Result<Ports, Se
             let config = clouds.of(Target::of(spec.aws.as_ref(), stream.aws.as_ref())).await;
             let made = || Stream::new(aws_sdk_kinesis::Client::new(&config), &kinesis.stream_name);
             streams.entry(source.name.clone()).or_insert_with(made);
+            lease_tables.insert(source.name.clone(), aws_sdk_dynamodb::Client::new(&config));
         }
     }
     let mut written = BTreeMap::new();
@@ -167,7 +168,7 @@ async fn ports(program: &Program, tried: &(dyn Fn() + Sync)) -> Result<Ports, Se
         objects: Arc::new(objects),
         files: Arc::new(S3Files::new(Store::new(s3, None))),
         log: Arc::new(KinesisLog::new(Stream::new(aws_sdk_kinesis::Client::new(&home), &repartition), document.repartition_partitions)),
-        source: Arc::new(KinesisSource::new(streams)),
+        source: Arc::new(KinesisSource::new(streams).with_tables(lease_tables)),
         tables: Arc::new(SinkTables::new(tables)),
         streams: Arc::new(KinesisStreams::new(written)),
         clock: Arc::new(SystemClock),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::PutRecordsRequestEntry;
 use bytes::Bytes;
+use leat_aws::{Retries, Target};
 use leat_crds::spec::KeyType;
 use leat_operator_core::plan::Action;
 use leat_operator_core::resource::{Kind, Resource, Stream as StreamWish, Table, Wish};
@@ -21,11 +22,12 @@ use leat_runtime::connectors::local::streams::{LocalLog, LocalSource, LocalStrea
 use leat_runtime::connectors::local::written::LocalStreams;
 use leat_runtime::engine::ports::{Completed, Files, Guard, Log, Objects, Place, PortError, Rows, Source, StoredRow, Streams, Tables};
 use leat_runtime::output::{Attribute, Item, StreamRecord};
+use leat_runtime_core::begin::{self, Known};
 use leat_runtime_core::key::{HashRange, partition_hash};
 use leat_runtime_core::path;
 use leat_runtime_core::position::{Lineage, Offset};
 use leat_runtime_core::row::{Expect, Fence, Part};
-use leat_tests::clouds::{Clouds, Kinesis};
+use leat_tests::clouds::{Clouds, Kinesis, Proxy};
 use leat_tests::process::{tool, until};
 use leat_tests::repository;
 use serde_json::Value;
@@ -131,6 +133,33 @@ async fn files(files: &dyn Files, read: impl AsyncFn(&str) -> Option<Vec<u8>>) {
     assert!(whole == expected, "{} bytes", whole.len());
 }
 
+/// A store that refuses a part, and whose bucket must not be looked at: what to allow is said beside what failed.
+#[tokio::test]
+async fn a_look_that_is_refused_is_named_with_the_failure() {
+    let app = axum::Router::new().fallback(async |request: axum::extract::Request| {
+        let (status, code) = if request.method() == "HEAD" { (403, "") } else { (404, "<Error><Code>NoSuchUpload</Code></Error>") };
+        axum::http::Response::builder().status(status).body(code.to_owned()).expect("an answer")
+    });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+    let server = tokio::spawn(async move { axum::serve(listener, app).await });
+    let config = aws_sdk_s3::config::Builder::new()
+        .behavior_version_latest()
+        .http_client(leat_aws::connect(&Target::default(), Retries::Caller).await.http_client().expect("a client"))
+        .region(aws_sdk_s3::config::Region::new("us-east-1"))
+        .credentials_provider(aws_credential_types::Credentials::new("test", "test", None, None, "test"))
+        .endpoint_url(endpoint)
+        .force_path_style(true)
+        .build();
+    let files = S3Files::new(S3Store::new(aws_sdk_s3::Client::from_conf(config), None));
+    let part = files.part("s3://lake/out/large.jsonl", "upload", 1, Bytes::from_static(b"x")).await;
+    let said = |why: &str| {
+        ["S3 UploadPart s3://lake/out/large.jsonl: NoSuchUpload", "allow s3:GetObject and s3:ListBucket"].iter().all(|s| why.contains(s))
+    };
+    assert!(matches!(&part, Err(PortError::Fatal(why)) if said(why)), "{part:?}");
+    server.abort();
+}
+
 async fn log(log: &dyn Log) {
     let records: Vec<Bytes> = (0..1_200).map(|n| Bytes::from(format!("record {n:05} {}", "x".repeat(600)))).collect();
     assert_eq!(log.append(1, records.clone()).await, Ok(Vec::new()));
@@ -198,7 +227,7 @@ struct Feed<'a> {
 async fn read_shard(source: &dyn Source, lineage: &Lineage, mut after: Option<Offset>, count: usize) -> Vec<(Offset, Vec<u8>, Vec<u8>)> {
     let mut all = Vec::new();
     while all.len() < count {
-        let read = source.read(lineage, Place::behind(after, None)).await.expect("records");
+        let read = source.read(lineage, Place::behind(after)).await.expect("records");
         for i in 0..read.batch.len() {
             all.push((read.batch.positions[i], read.batch.key(i).unwrap_or_default().to_vec(), read.batch.record(i).to_vec()));
         }
@@ -257,7 +286,7 @@ async fn source(source: &dyn Source, feed: Feed<'_>) {
     assert!(halves[0].first == parent.range.first && halves[0].last + 1 == halves[1].first && halves[1].last == parent.range.last);
     let mut position = None;
     let ended = until("the end of the parent", PATIENCE, async || {
-        let read = source.read(&parent.lineage, Place::behind(position, None)).await.map_err(|e| e.to_string())?;
+        let read = source.read(&parent.lineage, Place::behind(position)).await.map_err(|e| e.to_string())?;
         position = read.batch.positions.last().copied().or(position);
         if read.end { Ok(read) } else { Err("it goes on".to_owned()) }
     })
@@ -329,7 +358,7 @@ async fn make(clouds: &Clouds, kind: Kind, name: &str, wish: Wish) {
 }
 
 /// A stream that is begun at a time gives exactly what arrived then or later.
-async fn since(client: &aws_sdk_kinesis::Client, written: &KinesisSource) {
+async fn since(client: &aws_sdk_kinesis::Client, written: &KinesisSource, proxy: &Proxy) {
     let shard = written.shards("w").await.expect("shards").remove(0).lineage;
     let all = async |from: Place| {
         let (mut found, mut from) = (Vec::new(), from);
@@ -354,6 +383,11 @@ async fn since(client: &aws_sdk_kinesis::Client, written: &KinesisSource) {
     assert!(!expected.is_empty() && expected.len() < whole.len());
     assert_eq!(all(Place::Since(time)).await, expected);
     assert_eq!(all(Place::Since(whole[0].1 - 60_000)).await.len(), whole.len(), "older than the stream");
+    // Kinesis takes no time that is ahead of its clock: such a beginning is waited for.
+    proxy.refuse(Some(("GetShardIterator", "InvalidArgumentException")));
+    let ahead = written.read(&shard, Place::Since(4_000_000_000_000)).await;
+    proxy.refuse(None);
+    assert!(matches!(&ahead, Err(PortError::Unclear(why)) if why.contains("2096-10-02") && why.contains("has not come yet")), "{ahead:?}");
 }
 
 async fn kinesis_conforms(clouds: &Clouds) {
@@ -377,7 +411,7 @@ async fn kinesis_conforms(clouds: &Clouds) {
         found.sort_by(|a, b| (&a.1, &a.2).cmp(&(&b.1, &b.2)));
         assert!(found.iter().map(|(_, k, d)| (k.as_slice(), d.as_slice())).eq(here.iter().map(|(k, d)| (k.as_bytes(), d.as_slice()))));
     }
-    since(&client, &written).await;
+    since(&client, &written, &clouds.proxy).await;
     let port = KinesisSource::new(BTreeMap::from([("s".to_owned(), Stream::new(client.clone(), "s"))]));
     let send = |records: Vec<(String, Vec<u8>)>| -> futures::future::LocalBoxFuture<'_, ()> {
         let client = client.clone();
@@ -408,22 +442,23 @@ async fn kinesis_conforms(clouds: &Clouds) {
     source(&port, Feed { send: &send, split: &split }).await;
 }
 
+/// A table with these keys.
+fn table(partition: &str, sort: Option<&str>) -> Wish {
+    let key = |name: &str| (name.to_owned(), KeyType::S);
+    Wish::Table(Table {
+        partition_key: key(partition),
+        sort_key: sort.map(key),
+        time_to_live: None,
+        point_in_time_recovery: None,
+        deletion_protection: None,
+    })
+}
+
 #[tokio::test]
 async fn aws_conforms() {
     let folder = tempfile::tempdir().expect("a folder");
     let clouds = Clouds::start(folder.path(), Kinesis::Ferrokinesis, "127.0.0.1").await;
     kinesis_conforms(&clouds).await;
-    let key = |name: &str| (name.to_owned(), KeyType::S);
-    let table = |partition: &str, sort: Option<&str>| {
-        let sort_key = sort.map(key);
-        Wish::Table(Table {
-            partition_key: key(partition),
-            sort_key,
-            time_to_live: None,
-            point_in_time_recovery: None,
-            deletion_protection: None,
-        })
-    };
     make(&clouds, Kind::DynamoDbTable, "leases", table("leaseKind", Some("leaseKey"))).await;
     make(&clouds, Kind::DynamoDbTable, "sink", table("id", None)).await;
     let dynamodb = clouds.dynamodb().await;
@@ -513,7 +548,7 @@ async fn producer_library(clouds: &Clouds) {
     assert_eq!(put.shard_id(), other.lineage.partition());
     let mut after = None;
     let read = until("the strays", PATIENCE, async || {
-        let read = source.read(&other.lineage, Place::behind(after, None)).await.map_err(|e| e.to_string())?;
+        let read = source.read(&other.lineage, Place::behind(after)).await.map_err(|e| e.to_string())?;
         after = read.batch.positions.last().copied().or(after);
         if read.batch.strays.is_empty() { Err("none yet".to_owned()) } else { Ok(read.batch) }
     })
@@ -522,12 +557,60 @@ async fn producer_library(clouds: &Clouds) {
     assert!(read.strays.len() == inside && read.strays.iter().all(|i| number(*i) == put.sequence_number()), "{:?}", read.strays);
 }
 
+/// The real Kinesis Client Library reads the aggregated records, stops within an aggregate of each shard, and Leat goes on with
+/// the very next record.
+async fn client_library(clouds: &Clouds) {
+    const TAKEN: usize = 333;
+    // The library would make it too, and look again after ten seconds.
+    make(clouds, Kind::DynamoDbTable, "application", table("leaseKey", None)).await;
+    let mut consumer = Command::new("java");
+    consumer.arg("-cp").arg(tool("LEAT_TEST_KCL").join("*")).arg(repository().join("tests/kcl/Consume.java"));
+    let endpoints = ["AWS_ENDPOINT_URL_KINESIS", "AWS_ENDPOINT_URL_DYNAMODB"].map(|name| clouds.endpoints[name].as_str());
+    consumer.args(endpoints).args(["kpl", "application", &TAKEN.to_string()]);
+    // The proxies go on meanwhile.
+    let output = tokio::task::spawn_blocking(move || consumer.output()).await.expect("it ran").expect("Java starts");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let said: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    assert_eq!(said.len(), 2 * TAKEN, "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let offset = |line: &Value| {
+        let sub = line["sub"].as_u64().and_then(|n| u32::try_from(n).ok()).expect("a number");
+        line["number"].as_str().expect("a text").parse::<Offset>().expect("a number").inside(sub)
+    };
+
+    let stream = Stream::new(clouds.kinesis().await, "kpl");
+    let tables = BTreeMap::from([("s".to_owned(), clouds.dynamodb().await)]);
+    let source = KinesisSource::new(BTreeMap::from([("s".to_owned(), stream)])).with_tables(tables);
+    let leases = source.kcl_leases("s", "application").await.expect("leases");
+    let known = leases.iter().map(|l| (l.shard.clone(), Known::of_lease(&l.checkpoint, l.sub).expect("a checkpoint"))).collect();
+    let shards = source.shards("s").await.expect("shards");
+    let listed = shards.iter().map(|s| (s.lineage.partition().to_owned(), Vec::new())).collect();
+    let begin = begin::decide(&listed, &known).expect("a decision");
+    assert!(begin.ended.is_empty() && begin.behind.len() == 2, "{begin:?}");
+    for shard in shards {
+        let behind = begin.behind[shard.lineage.partition()];
+        let theirs: Vec<Offset> = said.iter().filter(|l| l["shard"] == shard.lineage.partition()).map(offset).collect();
+        assert_eq!(theirs.last(), Some(&behind), "the checkpoint is the last record that it took");
+        let all = read_shard(&source, &shard.lineage, None, TAKEN + 200).await;
+        assert!(theirs.iter().eq(all[..TAKEN].iter().map(|(at, ..)| at)), "records within an aggregate are numbered as the library does");
+        assert!(all[TAKEN].0.inside(0) == behind.inside(0), "it stopped within an aggregate: {behind}");
+        // From a fresh connection, and from one that has an iterator.
+        let fresh = KinesisSource::new(BTreeMap::from([("s".to_owned(), Stream::new(clouds.kinesis().await, "kpl"))]));
+        for reader in [&fresh, &source] {
+            let read = reader.read(&shard.lineage, Place::Inside(behind)).await.expect("records").batch;
+            assert!(read.positions.starts_with(&[all[TAKEN].0, all[TAKEN + 1].0]), "{behind}: {:?}", &read.positions[..3]);
+        }
+    }
+    let nothing = source.kcl_leases("s", "nothing").await;
+    assert!(matches!(&nothing, Err(PortError::Fatal(why)) if why.contains("DynamoDB Scan nothing")), "{nothing:?}");
+}
+
 #[tokio::test]
 async fn another_kinesis_conforms() {
     let folder = tempfile::tempdir().expect("a folder");
     let clouds = Clouds::start(folder.path(), Kinesis::KinesisLocal, "127.0.0.1").await;
     kinesis_conforms(&clouds).await;
     producer_library(&clouds).await;
+    client_library(&clouds).await;
     let wish = StreamWish { shards: None, fixed: false, retention_hours: Some(48), kms_key: None };
     let resource_kind = Kind::KinesisStream;
     let services =

@@ -25,6 +25,8 @@ const DYNAMODB_LOCAL: &str = "3.1.0";
 /// Version of Apache Kafka and of the logger that it wants.
 const KAFKA: (&str, &str) = ("4.3.1", "2.25.4");
 
+/// Version of the Maven artifact amazon-kinesis-client.
+const KCL: &str = "2.7.2";
 /// Version of the Maven artifact amazon-kinesis-producer.
 const KPL: &str = "1.1.1";
 
@@ -73,6 +75,7 @@ pub fn prepare() -> Result<Environment> {
         ("LEAT_TEST_KUBERNETES", text(server)),
         ("LEAT_TEST_ETCD", text(etcd)),
         ("LEAT_TEST_KSTATUS", text(kept(&format!("kstatus-{KSTATUS}"), kstatus)?.join("kstatus"))),
+        ("LEAT_TEST_KCL", text(kept(&format!("kcl-{KCL}"), kcl)?.join("lib"))),
         ("LEAT_TEST_KPL", text(kept(&format!("kpl-{KPL}"), kpl)?.join("lib"))),
         ("LEAT_TEST_XTASK", text(std::env::current_exe()?)),
         ("LEAT_TEST_IMAGES", text(crate::image::folder("dev")?)),
@@ -249,6 +252,10 @@ fn ferrokinesis(folder: &Path) -> Result<()> {
 
 fn dynamodb_local(folder: &Path) -> Result<()> {
     maven(folder, &[("software.amazon.dynamodb", "DynamoDBLocal", DYNAMODB_LOCAL)])
+}
+
+fn kcl(folder: &Path) -> Result<()> {
+    maven(folder, &[("software.amazon.kinesis", "amazon-kinesis-client", KCL)])
 }
 
 fn kpl(folder: &Path) -> Result<()> {

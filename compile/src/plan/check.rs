@@ -206,7 +206,13 @@ fn check_source(source: &Source, path: &str, out: &mut Vec<Problem>) {
         out.push(Problem::new(format!("{path}.partitionedBy"), "files have no partition keys", "leave it out"));
     }
     if let Some(start) = &source.start {
-        exactly_one("start", &[("at", start.at.is_some()), ("time", start.time.is_some())], &format!("{path}.start"), out);
+        let ways = [
+            ("at", start.at.is_some()),
+            ("time", start.time.is_some()),
+            ("kclTable", start.kcl_table.is_some()),
+            ("positions", start.positions.is_some()),
+        ];
+        exactly_one("start", &ways, &format!("{path}.start"), out);
         if source.files.is_some() {
             out.push(Problem::new(format!("{path}.start"), "files are read from their beginning", "leave it out"));
         }

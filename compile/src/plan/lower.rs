@@ -570,9 +570,12 @@ pub(super) fn label(sink: &str) -> String {
 
 /// Where the lineages of a source are begun.
 fn start_of(source: &Source) -> Start {
-    match source.start.as_ref().map(|s| (s.at, s.time)) {
-        Some((_, Some(time))) => Start::Since(time.millis()),
-        Some((Some(StreamEnd::Latest), None)) => Start::Latest,
+    let Some(start) = &source.start else { return Start::Earliest };
+    match (&start.kcl_table, &start.positions, start.time) {
+        (Some(table), ..) => Start::Leases(table.clone()),
+        (_, Some(positions), _) => Start::Positions(positions.iter().map(|(shard, at)| (shard.clone(), at.to_string())).collect()),
+        (.., Some(time)) => Start::Since(time.millis()),
+        _ if start.at == Some(StreamEnd::Latest) => Start::Latest,
         _ => Start::Earliest,
     }
 }

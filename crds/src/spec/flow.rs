@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Planned;
-use crate::values::{Duration, Size, Time};
+use crate::values::{AWS_NAME_PATTERN, Duration, SequenceNumber, Size, Time};
 
 /// Where events come from: `stream` or `files`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -58,7 +58,7 @@ pub struct Source {
 /// Where a stream is begun: exactly one member.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("x-kubernetes-validations" = [{"rule": "[has(self.at), has(self.time)].filter(x, x).size() == 1", "message": "exactly one of at, time"}]))]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "[has(self.at), has(self.time), has(self.kclTable), has(self.positions)].filter(x, x).size() == 1", "message": "exactly one of at, time, kclTable, positions"}]))]
 pub struct Start {
     /// One of the stream's ends.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,6 +66,19 @@ pub struct Start {
     /// Records that arrived at this time or later; by the clock of the stream, not by event time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time: Option<Time>,
+    /// Where an application of the Kinesis Client Library stands: the DynamoDB table of its leases, in the stream's account and
+    /// region. Stop the application first: what it takes afterwards is taken again. Each shard is begun behind the
+    /// application's checkpoint; shards that it does not know are read whole, but those before one that it knows. Read once, by
+    /// the first worker of the pipeline, or of the job that brought the source. `leat dev` begins with the oldest records.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 3, max = 255), regex(pattern = AWS_NAME_PATTERN))]
+    pub kcl_table: Option<String>,
+    /// Sequence numbers of records by the ids of their shards: each shard is begun behind the record, `NUMBER.SUB` behind a
+    /// record within an aggregated one. Other shards are read whole, but those before one that is listed. `leat dev` begins with
+    /// the oldest records.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("minProperties" = 1, "maxProperties" = 1000))]
+    pub positions: Option<BTreeMap<String, SequenceNumber>>,
 }
 
 /// An end of a stream.

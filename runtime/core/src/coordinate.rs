@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 
+use crate::begin::Begin;
 use crate::key::HashRange;
-use crate::position::Lineage;
+use crate::position::{Lineage, Offset};
 use crate::row::{Fence, KeyedRow, Origin, PipelineRow, Snapshot, SourceRow, Status};
 use crate::rules::{Rule, Rules};
 use crate::watermark::Watermark;
@@ -20,6 +21,8 @@ pub struct Desired {
     pub partitions: u16,
     /// Its sources.
     pub sources: Vec<String>,
+    /// Object that says where the lineages of a source are begun, for sources that are new here.
+    pub begins: BTreeMap<String, String>,
     /// Now, ms.
     pub now: i64,
 }
@@ -44,8 +47,17 @@ pub struct View {
     pub sources: BTreeMap<Lineage, (Fence, SourceRow)>,
     /// Rows of keyed tasks.
     pub keyed: BTreeMap<u16, (Fence, KeyedRow)>,
-    /// The shards of all sources.
+    /// The shards of all sources, those left out that were read to their end before the source came.
     pub shards: Vec<KnownShard>,
+    /// Where lineages are begun, by source.
+    pub begins: BTreeMap<String, Begin>,
+}
+
+impl View {
+    /// The record that a root is begun behind.
+    fn begins(&self, root: &Lineage) -> Option<Offset> {
+        self.begins.get(root.source())?.behind.get(root.partition()).copied()
+    }
 }
 
 /// One change.
@@ -75,6 +87,7 @@ pub fn decide(view: &View, desired: &Desired, rules: Rules) -> Vec<Change> {
             sources: desired.sources.clone(),
             born: desired.now,
             began: desired.sources.iter().map(|source| (source.clone(), desired.now)).collect(),
+            begins: desired.begins.clone(),
             roots,
             ..PipelineRow::default()
         };
@@ -85,12 +98,14 @@ pub fn decide(view: &View, desired: &Desired, rules: Rules) -> Vec<Change> {
     }
     let changes = births(view, fence, pipeline, rules);
     if changes.is_empty() && pipeline.job_hash != desired.hash && desired.revision > pipeline.revision && pipeline.joining.is_empty() {
-        let mut began = pipeline.began.clone();
-        for source in desired.sources.iter().filter(|s| !pipeline.sources.contains(s)) {
-            began.entry(source.clone()).or_insert(desired.now);
+        let (mut began, mut begins) = (pipeline.began.clone(), pipeline.begins.clone());
+        for source in desired.sources.iter().filter(|s| !pipeline.knows(s)) {
+            began.insert(source.clone(), desired.now);
+            begins.extend(desired.begins.get_key_value(source).map(|(s, object)| (s.clone(), object.clone())));
         }
         let draining = PipelineRow {
             began,
+            begins,
             draining_for: Some(desired.hash.clone()),
             revision: desired.revision,
             next_partitions: desired.partitions,
@@ -121,6 +136,7 @@ fn newborn(origin: Origin, watermark: Watermark) -> SourceRow {
         raises: Vec::new(),
         snapshot: None,
         end_snapshot: None,
+        begins: None,
         continues: false,
         children: Vec::new(),
         ledger: Default::default(),
@@ -150,7 +166,8 @@ fn births(view: &View, fence: &Fence, pipeline: &PipelineRow, rules: Rules) -> V
         changes.push(Change::Keyed(partition, new, Box::new(empty_keyed())));
     }
     for root in pipeline.roots.iter().filter(|r| !view.sources.contains_key(*r)) {
-        changes.push(Change::Source(root.clone(), pipeline.job, Box::new(newborn(Origin::Root(Watermark::MIN), Watermark::MIN))));
+        let row = SourceRow { begins: view.begins(root), ..newborn(Origin::Root(Watermark::MIN), Watermark::MIN) };
+        changes.push(Change::Source(root.clone(), pipeline.job, Box::new(row)));
     }
     let of_job = |s: &&KnownShard| pipeline.sources.iter().any(|name| name == s.lineage.source());
     for shard in view.shards.iter().filter(of_job).filter(|s| !s.parents.is_empty() && !view.sources.contains_key(&s.lineage)) {
@@ -183,7 +200,8 @@ fn admit(view: &View, fence: &Fence, pipeline: &PipelineRow) -> Vec<Change> {
         next.roots.append(&mut next.joining);
         return vec![Change::Pipeline(Some(fence.clone()), next)];
     }
-    missing.into_iter().map(|l| Change::Source(l.clone(), pipeline.job, Box::new(newborn(Origin::Root(highest), highest)))).collect()
+    let row = |l: &Lineage| SourceRow { begins: view.begins(l), ..newborn(Origin::Root(highest), highest) };
+    missing.into_iter().map(|l| Change::Source(l.clone(), pipeline.job, Box::new(row(l)))).collect()
 }
 
 /// A child is created after all its parents ended, with their states and the highest of their final watermarks.
@@ -202,7 +220,7 @@ fn child(view: &View, pipeline: &PipelineRow, shard: &KnownShard, rules: Rules) 
     let hash_range = (shard.range.first.to_string(), shard.range.last.to_string());
     let origin = Origin::Parents { snapshots, watermark, hash_range };
     // What a parent left out, its children leave out too; what it has begun, they go on with.
-    let continues = parents.iter().any(|p| p.position.is_some() || p.continues);
+    let continues = parents.iter().any(|p| p.position.is_some() || p.begins.is_some() || p.continues);
     Some(Change::Source(shard.lineage.clone(), pipeline.job, Box::new(SourceRow { continues, ..newborn(origin, watermark) })))
 }
 
@@ -279,16 +297,51 @@ mod tests {
     use super::*;
 
     fn desired(hash: &str, revision: u64, sources: &[&str], now: i64) -> Desired {
-        Desired { hash: hash.to_owned(), revision, partitions: 0, sources: sources.iter().map(|s| (*s).to_owned()).collect(), now }
+        Desired {
+            hash: hash.to_owned(),
+            revision,
+            partitions: 0,
+            sources: sources.iter().map(|s| (*s).to_owned()).collect(),
+            begins: BTreeMap::new(),
+            now,
+        }
     }
 
     /// Makes the one change that is possible, which is one of the pipeline's row.
     fn step(pipeline: &mut Option<(Fence, PipelineRow)>, desired: &Desired) {
-        let view = View { pipeline: pipeline.clone(), sources: BTreeMap::new(), keyed: BTreeMap::new(), shards: Vec::new() };
+        let (sources, keyed, begins) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let view = View { pipeline: pipeline.clone(), sources, keyed, shards: Vec::new(), begins };
         match decide(&view, desired, Rules::all()).as_slice() {
             [Change::Pipeline(_, row)] => *pipeline = Some((Fence { job: row.job, ..Fence::default() }, row.clone())),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn children_go_on_where_their_parents_have_begun() {
+        let (parent, child) = (Lineage::new("s", "1", "shard-0"), Lineage::new("s", "1", "shard-1"));
+        let shard = |lineage: &Lineage, parents: Vec<Lineage>| KnownShard { lineage: lineage.clone(), parents, range: HashRange::ALL };
+        let continues = |position: Option<Offset>, before: bool| {
+            let empty = Snapshot { objects: Vec::new(), position, size: 0 };
+            let root = newborn(Origin::Root(Watermark::MIN), Watermark::MIN);
+            let ended = SourceRow { status: Status::Ended, position, continues: before, end_snapshot: Some(empty), ..root };
+            let pipeline =
+                PipelineRow { job: 1, job_hash: "one".to_owned(), revision: 1, sources: vec!["s".to_owned()], ..PipelineRow::default() };
+            let view = View {
+                pipeline: Some((Fence { job: 1, ..Fence::default() }, PipelineRow { roots: vec![parent.clone()], ..pipeline })),
+                sources: BTreeMap::from([(parent.clone(), (Fence { job: 1, ..Fence::default() }, ended))]),
+                keyed: BTreeMap::new(),
+                shards: vec![shard(&parent, Vec::new()), shard(&child, vec![parent.clone()])],
+                begins: BTreeMap::new(),
+            };
+            match decide(&view, &desired("one", 1, &["s"], 0), Rules::all()).as_slice() {
+                [Change::Source(lineage, 1, row)] if *lineage == child => row.continues,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(continues(Some(Offset::new(7)), false), "the parent has taken records");
+        assert!(continues(None, true), "the parent itself went on with those of its own, and there were none");
+        assert!(!continues(None, false), "nothing was taken yet: the manifest's start counts for the child too");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //!
 //! The protocol is described in `docs/delivery.md`; each of its rules has a name in [`rules::Rule`].
 
+pub mod begin;
 pub mod coordinate;
 pub mod key;
 pub mod lease;

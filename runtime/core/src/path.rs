@@ -38,6 +38,8 @@ pub enum Kind {
     Snapshot,
     /// The bytes that close an open file.
     Tail,
+    /// Ids of a deduplication, which snapshots name until all of them have expired.
+    Ids,
 }
 
 /// Name of an object that a task writes for the cut `cut`, `index`th of its kind. It contains the generation, so that
@@ -47,11 +49,17 @@ pub fn object(kind: Kind, row: &str, cut: u64, generation: Option<u64>, index: u
         Kind::Staged => "staged",
         Kind::Snapshot => "snapshots",
         Kind::Tail => "tails",
+        Kind::Ids => "ids",
     };
     match generation {
         Some(generation) => format!("{folder}/{row}/{cut:012}-{generation}-{index}"),
         None => format!("{folder}/{row}/{cut:012}-{index}"),
     }
+}
+
+/// Name of what says where the lineages of a source are begun, as a session found it.
+pub fn begin(source: &str, session: &str) -> String {
+    format!("begins/{source}/{session}.json")
 }
 
 /// Name of a job's document.

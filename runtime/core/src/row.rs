@@ -173,6 +173,9 @@ pub struct SourceRow {
     pub snapshot: Option<Snapshot>,
     /// State at the end, for the children.
     pub end_snapshot: Option<Snapshot>,
+    /// The record that it is begun behind, where the source's beginning says one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begins: Option<Offset>,
     /// Records of its parents were taken: it is read from its oldest record, wherever the manifest begins.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub continues: bool,
@@ -231,6 +234,9 @@ pub struct PipelineRow {
     /// When each source became a part of the pipeline for the first time, ms.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub began: BTreeMap<String, i64>,
+    /// Object that says where the lineages of a source are begun, for those that have one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub begins: BTreeMap<String, String>,
     /// Lineages without parents, listed before any watermark is merged.
     pub roots: Vec<Lineage>,
     /// Raised whenever a root is announced.
@@ -244,6 +250,11 @@ pub struct PipelineRow {
 }
 
 impl PipelineRow {
+    /// Whether a source is or was a part of the pipeline.
+    pub fn knows(&self, source: &str) -> bool {
+        self.began.contains_key(source) || self.sources.iter().any(|s| s == source)
+    }
+
     /// When a source became a part of the pipeline, ms.
     pub fn began(&self, source: &str) -> i64 {
         self.began.get(source).copied().unwrap_or(self.born)

@@ -34,11 +34,13 @@ pub enum Rule {
     SameBytes,
     SeenAbove,
     OwnWatermark,
+    Stored,
+    Named,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 28] = {
+    pub const ALL: [Rule; 30] = {
         use Rule::*;
         [
             Pred,
@@ -69,6 +71,8 @@ impl Rule {
             SameBytes,
             SeenAbove,
             OwnWatermark,
+            Stored,
+            Named,
         ]
     };
 }

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use leat_compile::program::Program;
+use leat_compile::program::{Program, SourceProgram, Start};
+use leat_runtime_core::begin::{self, Begin, Known};
 use leat_runtime_core::coordinate::{self, Change, Desired, KnownShard, View};
 use leat_runtime_core::path;
-use leat_runtime_core::position::Lineage;
+use leat_runtime_core::position::{Lineage, NotAnOffset};
 use leat_runtime_core::row::{Expect, Fence, KeyedRow, PipelineRow, SourceRow};
 use leat_runtime_core::rules::Rules;
 
@@ -16,15 +17,100 @@ use super::task::{self, TaskError};
 pub fn desired(program: &Program, hash: &str, revision: u64, now: i64) -> Desired {
     let partitions = if program.keyed.edges.is_empty() { 0 } else { program.document.repartition_partitions };
     let sources = program.sources.iter().map(|s| s.name.clone()).collect();
-    Desired { hash: hash.to_owned(), revision, partitions, sources, now }
+    Desired { hash: hash.to_owned(), revision, partitions, sources, begins: BTreeMap::new(), now }
+}
+
+/// Where sources are begun, as objects say it. Each is read once.
+#[derive(Debug, Default)]
+pub struct Begins {
+    /// Makes the names of objects this worker's own.
+    session: String,
+    /// Objects that this worker has made, by source.
+    made: BTreeMap<String, String>,
+    /// What objects say.
+    known: BTreeMap<String, Begin>,
+}
+
+impl Begins {
+    /// Of a worker.
+    pub fn new(session: &str) -> Self {
+        Self { session: session.to_owned(), ..Self::default() }
+    }
+
+    /// The object for a source that is new to the pipeline, if its manifest says where it is begun.
+    async fn make(&mut self, ports: &Ports, source: &SourceProgram, shards: &[Shard]) -> Result<Option<String>, TaskError> {
+        if let Some(object) = self.made.get(&source.name) {
+            return Ok(Some(object.clone()));
+        }
+        let mut known = BTreeMap::new();
+        match &source.start {
+            Start::Earliest | Start::Latest | Start::Since(_) => return Ok(None),
+            Start::Leases(table) => {
+                for lease in ports.insist(|| ports.source.kcl_leases(&source.name, table)).await? {
+                    let stands = Known::of_lease(&lease.checkpoint, lease.sub)
+                        .map_err(|why| no_begin(source, &format!("{}: {why}", lease.shard)))?;
+                    known.insert(lease.shard, stands);
+                }
+            }
+            Start::Positions(positions) => {
+                for (shard, at) in positions {
+                    let at = at.parse().map_err(|why: NotAnOffset| no_begin(source, &format!("{shard}: {why}")))?;
+                    known.insert(shard.clone(), Known::Behind(at));
+                }
+            }
+        }
+        let parents = |shard: &Shard| shard.parents.iter().map(|p| p.partition().to_owned()).collect();
+        let shards = shards.iter().map(|s| (s.lineage.partition().to_owned(), parents(s))).collect();
+        let begin = begin::decide(&shards, &known).map_err(|why| no_begin(source, &why))?;
+        let object = path::begin(&source.name, &self.session);
+        let bytes = task::encode(&begin);
+        ports.insist(|| ports.objects.put(&object, bytes.clone())).await?;
+        self.known.insert(object.clone(), begin);
+        self.made.insert(source.name.clone(), object.clone());
+        Ok(Some(object))
+    }
+
+    async fn read(&mut self, ports: &Ports, object: &str) -> Result<Begin, TaskError> {
+        if let Some(begin) = self.known.get(object) {
+            return Ok(begin.clone());
+        }
+        let begin: Begin = task::decode(&ports.insist(|| ports.objects.get(object)).await?)?;
+        self.known.insert(object.to_owned(), begin.clone());
+        Ok(begin)
+    }
+}
+
+/// Why a source cannot be begun as its manifest says.
+fn no_begin(source: &SourceProgram, why: &str) -> TaskError {
+    let from = if let Start::Leases(table) = &source.start { format!("the lease table {table}") } else { "`positions`".to_owned() };
+    PortError::Fatal(format!("the source `{}` cannot be begun where {from} says: {why}", source.name)).into()
 }
 
 /// Looks at everything and makes the changes that are possible now; answers how many were made, and the shards.
-pub async fn pass(ports: &Ports, program: &Program, desired: &Desired, rules: Rules) -> Result<(usize, Vec<Shard>), TaskError> {
+pub async fn pass(
+    ports: &Ports,
+    program: &Program,
+    desired: &Desired,
+    begins: &mut Begins,
+    rules: Rules,
+) -> Result<(usize, Vec<Shard>), TaskError> {
     let pipeline = read_pipeline(ports).await?;
+    let mut desired = desired.clone();
     let mut shards = Vec::new();
+    let mut begin = BTreeMap::new();
     for source in &program.sources {
-        shards.extend(ports.insist(|| ports.source.shards(&source.name)).await?);
+        let mut found = ports.insist(|| ports.source.shards(&source.name)).await?;
+        let object = match &pipeline {
+            Some((_, row)) if row.knows(&source.name) || desired.revision <= row.revision => row.begins.get(&source.name).cloned(),
+            _ => begins.make(ports, source, &found).await?,
+        };
+        if let Some(object) = object {
+            let this = begins.read(ports, &object).await?;
+            found.retain(|shard| !this.ended.contains(shard.lineage.partition()));
+            begin.insert(source.name.clone(), this);
+            desired.begins.insert(source.name.clone(), object);
+        }
+        shards.extend(found);
     }
     let mut sources = BTreeMap::new();
     for (key, row) in ports.insist(|| ports.rows.list(path::SOURCES)).await? {
@@ -39,9 +125,9 @@ pub async fn pass(ports: &Ports, program: &Program, desired: &Desired, rules: Ru
         let parents = s.parents.iter().filter(|p| sources.contains_key(*p) || shards.iter().any(|o| o.lineage == **p)).cloned().collect();
         KnownShard { lineage: s.lineage.clone(), parents, range: s.range }
     });
-    let view = View { pipeline, shards: known.collect(), sources, keyed };
+    let view = View { pipeline, shards: known.collect(), sources, keyed, begins: begin };
     let mut made = 0;
-    for change in coordinate::decide(&view, desired, rules) {
+    for change in coordinate::decide(&view, &desired, rules) {
         made += usize::from(execute(ports, &view, change).await?);
     }
     Ok((made, shards))

@@ -23,7 +23,7 @@ use leat_runtime_core::watermark::Watermark;
 use self::output::{Done, Roll, send_items, send_records, write};
 use super::file;
 use super::ports::{PortError, Ports};
-use super::task::{self, Control, Exit, Settings, TaskError};
+use super::task::{self, Base, Control, Exit, Settings, TaskError};
 use crate::operators::files::write_batches;
 use crate::operators::keyed::{KeyedChain, Output};
 use crate::operators::stream;
@@ -95,6 +95,10 @@ pub struct KeyedTask<C> {
     looking: bool,
     cutting: bool,
     changed: bool,
+    /// The snapshot that the cut under way makes the base.
+    snapshot: Option<Base>,
+    /// Objects that the base names.
+    named: Vec<String>,
     garbage: Vec<String>,
     behind: bool,
     progress: Arc<Mutex<Progress>>,
@@ -158,6 +162,8 @@ impl<C: Control> KeyedTask<C> {
             looking: false,
             cutting: false,
             changed: false,
+            snapshot: None,
+            named: Vec::new(),
             garbage: Vec::new(),
             behind: false,
             row,
@@ -172,7 +178,11 @@ impl<C: Control> KeyedTask<C> {
         for (snapshot, mine) in self.row.inherits.iter().map(|s| (s, false)).chain(own.iter().map(|s| (s, true))) {
             for object in &snapshot.objects {
                 let bytes = self.ports.insist(|| self.ports.objects.get(object)).await?;
-                self.chain.restore(&bytes, mine)?;
+                let runs = self.chain.restore(&bytes, mine)?;
+                task::load(&self.ports, &runs, |run, bytes| self.chain.load(run, bytes, mine)).await?;
+                if mine {
+                    self.named.extend(runs.into_iter().map(|run| run.object));
+                }
             }
         }
         let mut at = self.row.snapshot.as_ref().and_then(|s| s.position);
@@ -433,6 +443,11 @@ impl<C: Control> KeyedTask<C> {
                 let before = std::mem::replace(&mut self.row, done.row);
                 self.progress.lock().unwrap_or_else(PoisonError::into_inner).ledger.clone_from(&self.row.ledger);
                 self.garbage.extend(task::unneeded(&before.objects(), &self.row.objects()));
+                if let Some(base) = self.snapshot.take() {
+                    self.chain.stored(&base.named);
+                    let named = std::mem::replace(&mut self.named, base.named);
+                    self.garbage.extend(named.into_iter().filter(|object| !self.named.contains(object)));
+                }
             }
             Event::Sent(object, done) => {
                 done?;
@@ -523,12 +538,19 @@ impl<C: Control> KeyedTask<C> {
             objects.push((object, bytes.into()));
         }
         if with_snapshot || (drained && self.rules().hold(Rule::DSnap)) {
-            let object = self.object(path::Kind::Snapshot, number, 0);
-            let bytes = Bytes::from(self.chain.snapshot());
-            row.snapshot = Some(Snapshot { objects: vec![object.clone()], position: self.position, size: bytes.len() as u64 });
+            let head = self.object(path::Kind::Snapshot, number, 0);
+            let generation = self.rules().hold(Rule::Names).then_some(self.fence.generation);
+            let (key, mut runs) = (&self.key, 0);
+            let saved = self.chain.snapshot(self.settings.run_ids, &mut || {
+                runs += 1;
+                path::object(path::Kind::Ids, key, number, generation, runs)
+            });
+            let base = Base::new(&head, self.position, &saved);
+            row.snapshot = Some(base.snapshot.clone());
             row.inherits.clear();
+            self.snapshot = Some(base);
             self.last_snapshot = now;
-            objects.push((object, bytes));
+            objects.extend(task::objects_of(&head, saved));
         }
         let rolls = self.rolls(now, number, &row, drained || self.draining());
         let after = Fence { cut: number, drained, ..self.fence.clone() };

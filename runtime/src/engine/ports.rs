@@ -129,19 +129,28 @@ pub enum Place {
     Oldest,
     /// What arrived at this time or later, ms.
     Since(i64),
-    /// The record behind this one.
+    /// The record behind this one, with which what was stored as one ends.
     After(Offset),
+    /// The record behind this one, which may be in the middle of what was stored as one.
+    Inside(Offset),
 }
 
 impl Place {
-    /// Behind the last record that was taken; before the first, at the beginning that the manifest names.
-    pub fn behind(last: Option<Offset>, since: Option<i64>) -> Self {
-        match (last, since) {
-            (Some(last), _) => Self::After(last),
-            (None, Some(since)) => Self::Since(since),
-            (None, None) => Self::Oldest,
-        }
+    /// Behind a record that was taken with all that was stored with it; `None`: nothing was.
+    pub fn behind(last: Option<Offset>) -> Self {
+        last.map_or(Self::Oldest, Self::After)
     }
+}
+
+/// A lease of the Kinesis Client Library.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KclLease {
+    /// Id of the shard.
+    pub shard: String,
+    /// Its checkpoint: a sequence number, or a word.
+    pub checkpoint: String,
+    /// The record within an aggregated one.
+    pub sub: u64,
 }
 
 /// What a pipeline reads.
@@ -150,6 +159,8 @@ impl Place {
 pub trait Source: Send + Sync {
     /// The shards of a source that exist now, parents among them as long as they have records.
     fn shards<'a>(&'a self, source: &'a str) -> Call<'a, Vec<Shard>>;
+    /// The leases in a table of the Kinesis Client Library that are of this source's stream.
+    fn kcl_leases<'a>(&'a self, source: &'a str, table: &'a str) -> Call<'a, Vec<KclLease>>;
     /// Records from a place on, as many as are there now up to a size of the source's choice.
     fn read<'a>(&'a self, lineage: &'a Lineage, from: Place) -> Call<'a, Read>;
 }

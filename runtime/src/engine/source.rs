@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use leat_compile::program::Program;
@@ -18,7 +17,7 @@ use leat_runtime_core::message::{self, Message};
 use leat_runtime_core::numbers::Numbers;
 use leat_runtime_core::path;
 use leat_runtime_core::position::{Lineage, Offset};
-use leat_runtime_core::row::{Fence, OpenFile, Snapshot, SourceRow, Staged, Status};
+use leat_runtime_core::row::{Fence, OpenFile, SourceRow, Staged, Status};
 use leat_runtime_core::rules::{Rule, Rules};
 use leat_runtime_core::watermark::Watermark;
 
@@ -27,7 +26,8 @@ use self::send::computed_again;
 use self::send::{BUNDLE, Queue, append, leave};
 use super::file::{self, FileWriter};
 use super::ports::{Place, PortError, Ports, Read};
-use super::task::{self, Control, Exit, Settings, TaskError};
+use super::task::{self, Base, Control, Exit, Settings, TaskError};
+use crate::operators::saved::Saved;
 use crate::operators::source::{Replayable, SourceChain};
 
 /// So many bytes may wait to be sent before reading waits too.
@@ -70,7 +70,7 @@ enum Event {
     Sent(String, Result<Vec<Message>, PortError>),
     SentReplayable(Result<Vec<Replayable>, PortError>),
     Completed(String, Result<(), TaskError>),
-    Snapshot(Result<Snapshot, PortError>),
+    Snapshot(Result<Base, PortError>),
     Lowest(Result<Option<Watermark>, TaskError>),
     Removed,
     Tick,
@@ -95,7 +95,12 @@ pub struct SourceTask<C> {
     inherited: Vec<OpenFile>,
     writers: BTreeMap<(usize, String), FileWriter>,
     raises: Vec<(Option<Offset>, Watermark)>,
-    snapshot: Option<Snapshot>,
+    /// A snapshot that is written and waits for a cut that makes it the base.
+    snapshot: Option<Base>,
+    /// Objects that the base names.
+    named: Vec<String>,
+    /// Objects of ids that this owner has made.
+    runs: usize,
     at_tip_since: Option<i64>,
     last_cut: i64,
     last_snapshot: i64,
@@ -160,6 +165,8 @@ impl<C: Control> SourceTask<C> {
             writers: BTreeMap::new(),
             raises: row.raises.clone(),
             snapshot: None,
+            named: Vec::new(),
+            runs: 0,
             at_tip_since: None,
             last_cut: now,
             last_snapshot: now,
@@ -180,7 +187,12 @@ impl<C: Control> SourceTask<C> {
 
     /// Where reading goes on behind `last`.
     fn place(&self, last: Option<Offset>) -> Place {
-        Place::behind(last, self.job.since.filter(|_| !self.row.continues))
+        match (last, self.row.begins, self.job.since) {
+            (Some(last), ..) => Place::After(last),
+            (None, Some(begins), _) => Place::Inside(begins),
+            (None, None, Some(since)) if !self.row.continues => Place::Since(since),
+            _ => Place::Oldest,
+        }
     }
 
     fn rules(&self) -> Rules {
@@ -387,14 +399,38 @@ impl<C: Control> SourceTask<C> {
     /// which stages them.
     fn take_snapshot(&mut self) -> LocalBoxFuture<'static, Event> {
         self.snapshotting = true;
-        let name = self.object(path::Kind::Snapshot, self.fence.cut, self.chain.taken as usize);
-        let bytes = Bytes::from(self.chain.snapshot());
-        let (ports, position) = (self.ports.clone(), self.position);
+        let head = self.object(path::Kind::Snapshot, self.fence.cut, self.chain.taken as usize);
+        let saved = self.saved(self.fence.cut);
+        let base = Base::new(&head, self.position, &saved);
+        let ports = self.ports.clone();
         Box::pin(async move {
-            let size = bytes.len() as u64;
-            let put = ports.insist(|| ports.objects.put(&name, bytes.clone())).await;
-            Event::Snapshot(put.map(|()| Snapshot { objects: vec![name.clone()], position, size }))
+            for (name, bytes) in task::objects_of(&head, saved) {
+                if let Err(error) = ports.insist(|| ports.objects.put(&name, bytes.clone())).await {
+                    return Event::Snapshot(Err(error));
+                }
+            }
+            Event::Snapshot(Ok(base))
         })
+    }
+
+    /// The state as bytes, with names for what it needs beside its head.
+    fn saved(&mut self, cut: u64) -> Saved {
+        let generation = self.rules().hold(Rule::Names).then_some(self.fence.generation);
+        let (key, runs) = (&self.key, &mut self.runs);
+        let saved = self.chain.snapshot(self.settings.run_ids, &mut || {
+            *runs += 1;
+            path::object(path::Kind::Ids, key, cut, generation, *runs)
+        });
+        if !self.rules().hold(Rule::Stored) {
+            self.chain.stored(&saved.named);
+        }
+        saved
+    }
+
+    /// Objects that the new base does not name any more are needed by nobody.
+    fn replace_base(&mut self, named: Vec<String>) {
+        let before = std::mem::replace(&mut self.named, named);
+        self.garbage.extend(before.into_iter().filter(|object| !self.named.contains(object)));
     }
 
     fn object(&self, kind: path::Kind, cut: u64, index: usize) -> String {
@@ -428,8 +464,16 @@ impl<C: Control> SourceTask<C> {
             Event::Snapshot(snapshot) => {
                 self.snapshotting = false;
                 self.last_snapshot = self.ports.clock.now();
-                self.snapshot = Some(snapshot?);
-                self.changed = true;
+                let base = snapshot?;
+                self.chain.stored(&base.named);
+                // The end of the lineage has a snapshot of its own, which may have overtaken this one.
+                if self.row.end_snapshot.is_none() && self.snapshot.is_none() {
+                    if !self.rules().hold(Rule::Named) {
+                        self.replace_base(base.named.clone());
+                    }
+                    self.snapshot = Some(base);
+                    self.changed = true;
+                }
             }
             Event::Lowest(lowest) => {
                 self.looking = false;

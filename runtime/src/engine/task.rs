@@ -1,8 +1,9 @@
 //! What source and keyed tasks share: taking a row, writing the next one, and how a task ends.
 
 use bytes::Bytes;
+use futures::stream::{self, StreamExt};
 use leat_runtime_core::position::Offset;
-use leat_runtime_core::row::{Expect, Fence, PipelineRow};
+use leat_runtime_core::row::{Expect, Fence, PipelineRow, Snapshot};
 use leat_runtime_core::rules::{Rule, Rules};
 use leat_runtime_core::wire::Damaged;
 use serde::Serialize;
@@ -10,6 +11,7 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use super::ports::{Objects, PortError, Ports, StoredRow};
+use crate::operators::saved::{Run, Saved};
 
 /// How a task ended, when nothing is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,13 +64,15 @@ pub struct Settings {
     pub poll_interval: u64,
     /// A part of a file is written when so many bytes are in memory.
     pub part_bytes: usize,
+    /// So many ids, at least, go into an object of their own.
+    pub run_ids: usize,
     /// The rules of the protocol; all of them.
     pub rules: Rules,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { cut_interval: 250, snapshot_interval: 5_000, poll_interval: 20, part_bytes: 8 << 20, rules: Rules::all() }
+        Self { cut_interval: 250, snapshot_interval: 5_000, poll_interval: 20, part_bytes: 8 << 20, run_ids: 16 << 10, rules: Rules::all() }
     }
 }
 
@@ -174,4 +178,40 @@ pub async fn remove(objects: &dyn Objects, garbage: &[String]) {
     for object in garbage {
         drop(objects.delete(object).await);
     }
+}
+
+/// Objects that are read at a time.
+const LOADS: usize = 16;
+
+/// Reads the objects that a snapshot names, and hands each over as it comes.
+pub async fn load(ports: &Ports, runs: &[Run], mut take: impl FnMut(&Run, &[u8]) -> Result<(), Damaged>) -> Result<(), TaskError> {
+    let mut reads =
+        stream::iter(runs).map(|run| async move { (run, ports.insist(|| ports.objects.get(&run.object)).await) }).buffer_unordered(LOADS);
+    while let Some((run, bytes)) = reads.next().await {
+        take(run, &bytes?)?;
+    }
+    Ok(())
+}
+
+/// A snapshot whose objects are written, or are with the cut that makes it the base.
+#[derive(Debug, Clone)]
+pub struct Base {
+    /// As the row says it.
+    pub snapshot: Snapshot,
+    /// All objects that its head names.
+    pub named: Vec<String>,
+}
+
+impl Base {
+    /// The base that a snapshot makes; `head`: the name of its head.
+    pub fn new(head: &str, position: Option<Offset>, saved: &Saved) -> Self {
+        Self { snapshot: Snapshot { objects: vec![head.to_owned()], position, size: saved.size() }, named: saved.named.clone() }
+    }
+}
+
+/// A snapshot's objects, to be written: those that the head names first.
+pub fn objects_of(head: &str, saved: Saved) -> Vec<(String, Bytes)> {
+    let mut objects = saved.new;
+    objects.push((head.to_owned(), saved.head));
+    objects
 }

@@ -20,7 +20,7 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
-use super::coordinator;
+use super::coordinator::{self, Begins};
 use super::keyed::{KeyedJob, KeyedTask};
 use super::ports::{PortError, Ports, Shard, StoredRow, Unclear};
 use super::source::{SourceJob, SourceTask};
@@ -123,6 +123,7 @@ pub struct Worker {
     session: String,
     document: JobDocument,
     desired: Desired,
+    begins: Begins,
     programs: BTreeMap<String, Arc<Program>>,
     threads: Vec<mpsc::UnboundedSender<Start>>,
     joins: Vec<std::thread::JoinHandle<()>>,
@@ -175,6 +176,7 @@ impl Worker {
         Ok(Self {
             ports,
             settings,
+            begins: Begins::new(&session),
             session,
             document: program.document.clone(),
             desired,
@@ -261,7 +263,7 @@ impl Worker {
         // New rows make new tasks possible at once.
         let mut shards = Vec::new();
         for _ in 0..8 {
-            let (made, found) = coordinator::pass(&self.ports, &program, &self.desired, self.settings.rules).await?;
+            let (made, found) = coordinator::pass(&self.ports, &program, &self.desired, &mut self.begins, self.settings.rules).await?;
             shards = found;
             if made == 0 {
                 break;

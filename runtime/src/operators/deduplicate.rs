@@ -1,16 +1,27 @@
-//! Exact deduplication: the ids seen, each with the event time at which it was first seen.
+//! Exact deduplication: the ids seen, each with the event time at which it was seen.
 //!
 //! An id is two 64-bit hashes. The first says where the id belongs (the upper half of the partition key's MD5, or the
 //! key's hash, whose upper part is the key group), so that a split or a job change can hand each task its ids; the
-//! second tells the events of one key apart. Two different events of one key are taken for one with a probability of
-//! n² / 2⁶⁵ for n events of that key within the horizon.
+//! second tells the events of one key apart. Of the first, 32 bits are kept. Two different events are taken for one with a
+//! probability of about n² / 2⁶⁵ for n events of one key within the horizon, and n² / 2⁹⁷ for n of all keys.
+//!
+//! Persisted, ids are of two kinds: those of late stand in the snapshot itself; the others in runs, objects of their own
+//! that are written once and named by every snapshot until all that is in them has expired. So a snapshot costs what
+//! came since the last ones, not what is remembered (`docs/adr/0014`).
 
-use hashbrown::HashMap;
+use bytes::Bytes;
 use leat_runtime_core::rules::{Rule, Rules};
 use leat_runtime_core::wire::{Damaged, Reader, Writer};
 
+use super::ids::{Entry, LATEST, Table};
+use super::saved::{Run, Saving};
+
 /// An id: where it belongs, and which of the events there.
 pub type Id = (u64, u64);
+
+/// For ids that were another task's: whether any of the places from the first to the last belongs here. Only the upper half
+/// of a place is known, so a border within it gives an id to both sides, where it does no harm.
+pub type Heir<'a> = &'a dyn Fn(u64, u64) -> bool;
 
 /// What to do with an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,67 +34,321 @@ pub enum Verdict {
     Late,
 }
 
-/// The ids seen.
+/// Version of the encoding of runs.
+const VERSION: u8 = 1;
+/// An epoch is 2³¹ ms long, about 25 days: within it a time needs 31 bits.
+const EPOCH_BITS: u32 = 31;
+/// Segments of a table that each snapshot sweeps: all of them within 32 snapshots.
+const SWEPT: usize = 8;
+/// No more runs than about this many, as long as they are not larger than [`LARGEST`] times the least.
+const RUNS: usize = 256;
+/// Largest run, in least ones.
+const LARGEST: usize = 16;
+
+/// Ids that were stored as an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stored {
+    object: String,
+    ids: usize,
+    /// The latest time among them.
+    newest: u32,
+}
+
+/// Room is made for so many ids at most before they are there: a head is not trusted with memory.
+const EXPECTED: usize = 64 << 20;
+
+/// The ids of one epoch.
 #[derive(Debug, Clone, Default)]
+struct Epoch {
+    number: i64,
+    table: Table,
+    /// In the order in which they were seen: those that are in no run.
+    fresh: Vec<Entry>,
+    /// Runs that exist.
+    runs: Vec<Stored>,
+    /// Runs of the first of `fresh` that are being written.
+    pending: Vec<Stored>,
+}
+
+impl Epoch {
+    fn add(&mut self, entry: Entry, floor: u32) {
+        self.table.insert(entry, floor);
+        self.fresh.push(entry);
+    }
+}
+
+/// The ids seen.
+#[derive(Debug, Clone)]
 pub struct Seen {
-    first: HashMap<Id, i64>,
+    /// In order; most often one.
+    epochs: Vec<Epoch>,
+    /// What is older may be forgotten, ms.
+    horizon: i64,
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self { epochs: Vec::new(), horizon: i64::MIN }
+    }
 }
 
 impl Seen {
+    /// No event to come is judged against a lower watermark than this: what is of no use to it may be forgotten.
+    pub fn advance(&mut self, watermark: i64, within: i64) {
+        self.horizon = self.horizon.max(watermark.saturating_sub(within));
+    }
+
     /// Judges an event at `time` (ms), against its lineage's watermark before it. The verdict does not depend on when
     /// ids are really forgotten.
     pub fn judge(&mut self, id: Id, time: i64, watermark: i64, within: i64, rules: Rules) -> Verdict {
         if late(time, watermark, within) && rules.hold(Rule::Horizon) {
             return Verdict::Late;
         }
-        match self.first.get(&id) {
-            Some(first) if first.saturating_add(within) >= watermark && (time - first).abs() <= within => Verdict::Repeat,
-            _ => {
-                self.first.insert(id, time);
-                Verdict::New
-            }
+        let (event, place) = (id.1, (id.0 >> 32) as u32);
+        let (number, at) = split(time);
+        let near = epoch_of(time.saturating_sub(within))..=epoch_of(time.saturating_add(within));
+        let known = self.epochs.iter().filter(|e| near.contains(&e.number)).any(|epoch| {
+            epoch.table.any(event, place, |at| {
+                let first = join(epoch.number, at);
+                first.saturating_add(within) >= watermark && time.saturating_sub(first).saturating_abs() <= within
+            })
+        });
+        if known {
+            return Verdict::Repeat;
+        }
+        let floor = floor(number, self.horizon);
+        self.epoch(number).add(Entry { event, place, at }, floor);
+        Verdict::New
+    }
+
+    fn epoch(&mut self, number: i64) -> &mut Epoch {
+        let at = self.epochs.partition_point(|e| e.number < number);
+        if self.epochs.get(at).is_none_or(|e| e.number != number) {
+            self.epochs.insert(at, Epoch { number, ..Epoch::default() });
+        }
+        &mut self.epochs[at]
+    }
+
+    /// Forgets some of what no event that is not late can repeat.
+    fn expire(&mut self) {
+        let horizon = self.horizon;
+        self.epochs.retain(|e| join(e.number, LATEST) >= horizon);
+        for epoch in &mut self.epochs {
+            let floor = floor(epoch.number, horizon);
+            epoch.table.sweep(SWEPT, floor);
+            epoch.runs.retain(|run| run.newest >= floor);
         }
     }
 
-    /// Forgets what no event that is not late can repeat.
-    pub fn expire(&mut self, watermark: i64, within: i64) {
-        self.first.retain(|_, first| first.saturating_add(within) >= watermark);
-    }
-
-    /// Number of ids.
+    /// Number of ids, those included that are not forgotten yet.
     pub fn len(&self) -> usize {
-        self.first.len()
+        self.epochs.iter().map(|e| e.table.len()).sum()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.first.is_empty()
+        self.len() == 0
     }
 
-    /// Writes all ids.
-    pub fn write(&self, out: &mut Writer) {
-        out.number(self.first.len() as u64);
-        for ((place, event), time) in &self.first {
-            out.wide(u128::from(*place) << 64 | u128::from(*event));
-            out.signed(*time);
+    /// Memory, bytes.
+    pub fn bytes(&self) -> usize {
+        let one = |e: &Epoch| e.table.bytes() + e.fresh.capacity() * size_of::<Entry>();
+        self.epochs.iter().map(one).sum()
+    }
+
+    /// Writes what a snapshot says of the ids: the names of the runs, new ones among them, and those that are in none.
+    pub fn write(&mut self, out: &mut Writer, saving: &mut Saving<'_>, watermark: i64, within: i64) {
+        self.advance(watermark, within);
+        self.expire();
+        let least = saving.least.max(1);
+        let most = (self.len() / RUNS).clamp(least, least * LARGEST);
+        out.number(self.epochs.len() as u64);
+        for epoch in &mut self.epochs {
+            out.signed(epoch.number);
+            let whole = epoch.fresh.chunks_exact(most);
+            let rest = whole.remainder();
+            epoch.pending = whole
+                .map(|ids| {
+                    let mut run = Writer::default();
+                    run.byte(VERSION);
+                    run.signed(epoch.number);
+                    entries(&mut run, ids);
+                    let newest = ids.iter().map(|e| e.at).max().unwrap_or_default();
+                    Stored { object: saving.add(Bytes::from(run.sealed())), ids: ids.len(), newest }
+                })
+                .collect();
+            saving.named.extend(epoch.runs.iter().map(|run| run.object.clone()));
+            out.number((epoch.runs.len() + epoch.pending.len()) as u64);
+            for run in epoch.runs.iter().chain(&epoch.pending) {
+                out.blob(run.object.as_bytes());
+                out.number(run.ids as u64);
+                out.number(u64::from(run.newest));
+            }
+            entries(out, rest);
         }
     }
 
-    /// Reads ids and keeps those for whose place `mine` is true, beside what is here already.
-    pub fn read(&mut self, from: &mut Reader<'_>, mine: &dyn Fn(u64) -> bool) -> Result<(), Damaged> {
+    /// The new runs of a snapshot are written.
+    pub fn stored(&mut self, objects: &[String]) {
+        for epoch in &mut self.epochs {
+            // Others are those of a snapshot that another one overtook.
+            if epoch.pending.iter().all(|run| objects.contains(&run.object)) {
+                let ids: usize = epoch.pending.iter().map(|run| run.ids).sum();
+                epoch.fresh.drain(..ids);
+                epoch.runs.append(&mut epoch.pending);
+            }
+        }
+    }
+
+    /// Reads what [`Self::write`] wrote; answers the names of the runs, which are to be loaded.
+    pub fn read(&mut self, from: &mut Reader<'_>, heir: Option<Heir<'_>>) -> Result<Vec<Run>, Damaged> {
+        let mut runs = Vec::new();
         for _ in 0..from.number()? {
-            let id = from.wide()?;
-            let id = ((id >> 64) as u64, id as u64);
-            let time = from.signed()?;
-            if mine(id.0) {
-                self.first.insert(id, time);
+            let number = from.signed()?;
+            let mut ids: usize = 0;
+            for _ in 0..from.number()? {
+                let (object, count, newest) = (from.text()?.to_owned(), from.number()? as usize, from.number()? as u32);
+                runs.push(Run::new(&object));
+                if heir.is_none() {
+                    self.epoch(number).runs.push(Stored { object, ids: count, newest });
+                    ids = ids.saturating_add(count);
+                }
+            }
+            if ids > 0 {
+                self.epoch(number).table.expect(ids.min(EXPECTED));
+            }
+            self.take(number, from, heir, true)?;
+        }
+        Ok(runs)
+    }
+
+    /// Takes in a run.
+    pub fn load(&mut self, bytes: &[u8], heir: Option<Heir<'_>>) -> Result<(), Damaged> {
+        let mut from = Reader::sealed(bytes)?;
+        if from.byte()? != VERSION {
+            return Err(Damaged("a run of ids has an unknown version"));
+        }
+        let number = from.signed()?;
+        self.take(number, &mut from, heir, heir.is_some())
+    }
+
+    /// Takes in ids of an epoch; those that are in no run of this task are fresh.
+    fn take(&mut self, number: i64, from: &mut Reader<'_>, heir: Option<Heir<'_>>, fresh: bool) -> Result<(), Damaged> {
+        let count = from.number()?;
+        let epoch = self.epoch(number);
+        for _ in 0..count {
+            let entry = Entry::unpack(from.wide()?).ok_or(Damaged("an id has no time"))?;
+            let first = u64::from(entry.place) << 32;
+            if heir.is_some_and(|mine| !mine(first, first | u64::from(u32::MAX))) {
+                continue;
+            }
+            if fresh {
+                epoch.add(entry, 0);
+            } else {
+                epoch.table.insert(entry, 0);
             }
         }
         Ok(())
     }
 }
 
+fn entries(out: &mut Writer, entries: &[Entry]) {
+    out.number(entries.len() as u64);
+    entries.iter().for_each(|e| out.wide(e.pack()));
+}
+
+/// The epoch of a time.
+fn epoch_of(time: i64) -> i64 {
+    time >> EPOCH_BITS
+}
+
+/// The epoch of a time, and the time within it.
+fn split(time: i64) -> (i64, u32) {
+    (epoch_of(time), (time & i64::from(LATEST)) as u32)
+}
+
+fn join(epoch: i64, at: u32) -> i64 {
+    epoch << EPOCH_BITS | i64::from(at)
+}
+
+/// The earliest time within an epoch that is not behind the horizon.
+fn floor(epoch: i64, horizon: i64) -> u32 {
+    let (number, at) = split(horizon);
+    match number.cmp(&epoch) {
+        std::cmp::Ordering::Less => 0,
+        std::cmp::Ordering::Equal => at,
+        std::cmp::Ordering::Greater => LATEST,
+    }
+}
+
 /// Whether an event is behind the horizon of what is remembered.
 pub fn late(time: i64, watermark: i64, within: i64) -> bool {
     time.saturating_add(within) < watermark
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const WITHIN: i64 = 50;
+
+    /// Two lineages take turns, one of them behind the other; their ids stand in one table. Whatever is forgotten, written
+    /// and read again on the way, each verdict is the one of a list that remembers everything.
+    fn verdicts_are_those_of_a_list(events: &[(bool, i64, u64, bool)], start: i64) -> Result<(), TestCaseError> {
+        let (mut seen, mut all, mut watermarks) = (Seen::default(), Vec::<(u64, i64)>::new(), [i64::MIN; 2]);
+        let mut objects: Vec<(String, Bytes)> = Vec::new();
+        for (n, (ahead, step, id, store)) in events.iter().enumerate() {
+            // The one ahead is further than everything that may be remembered for itself.
+            let time = start + n as i64 * 2 + if *ahead { 3 * WITHIN } else { 0 } - step;
+            let watermark = watermarks[usize::from(*ahead)];
+            let wanted = if late(time, watermark, WITHIN) {
+                Verdict::Late
+            } else if all.iter().any(|(i, t)| i == id && t.saturating_add(WITHIN) >= watermark && (time - t).abs() <= WITHIN) {
+                Verdict::Repeat
+            } else {
+                all.push((*id, time));
+                Verdict::New
+            };
+            // Ids of one segment, which is made anew again and again.
+            let found = seen.judge((*id << 32, *id << 40), time, watermark, WITHIN, Rules::all());
+            prop_assert_eq!(found, wanted, "{:?} of id {} at {} with watermark {}", found, id, time, watermark);
+            let mine = &mut watermarks[usize::from(*ahead)];
+            *mine = (*mine).max(time - 5);
+            seen.advance(watermarks[0].min(watermarks[1]), WITHIN);
+            if *store {
+                let mut made = 0;
+                let mut name = || {
+                    made += 1;
+                    format!("run-{n}-{made}")
+                };
+                let mut saving = Saving::new(3, &mut name);
+                let mut head = Writer::default();
+                seen.write(&mut head, &mut saving, watermarks[0].min(watermarks[1]), WITHIN);
+                let saved = saving.finish(head.finish());
+                seen.stored(&saved.named);
+                objects.extend(saved.new);
+                // A crash: another task goes on with what is stored.
+                if n % 2 == 0 {
+                    seen = Seen::default();
+                    for run in seen.read(&mut Reader::new(&saved.head), None).expect("a head") {
+                        let (_, bytes) = objects.iter().find(|(name, _)| *name == run.object).expect("an object");
+                        seen.load(bytes, None).expect("a run");
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_forgotten_is_missed_by_no_event(
+            events in proptest::collection::vec((any::<bool>(), 0..60_i64, 0..6_u64, prop::bool::weighted(0.1)), 1..300),
+            start in prop_oneof![Just(0_i64), Just((1_i64 << EPOCH_BITS) - 300), Just(-100_i64), Just(1_790_000_000_000)],
+        ) {
+            verdicts_are_those_of_a_list(&events, start)?;
+        }
+    }
 }

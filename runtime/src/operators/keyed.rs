@@ -168,6 +168,8 @@ impl KeyedChain {
         let (mut keep, mut late, mut repeats) = (vec![true; messages.len()], 0, 0);
         if let (Some(deduplicate), State::Seen(seen)) = (&spec.deduplicate, &mut self.states[i]) {
             let mut writer = KeyWriter::default();
+            // Rows of all lineages that are still to come have this watermark or a higher one.
+            seen.advance(self.watermark.0, deduplicate.within.millis());
             for (row, (time, watermark)) in times.iter().enumerate() {
                 let place = key::hash(key_bytes(&rows, row, &spec.key, &mut writer));
                 let id = (place, event_hash(&rows, row, &spec.key, &deduplicate.by, &mut writer));

@@ -3,7 +3,9 @@
 pub mod deduplicate;
 pub mod evaluate;
 pub mod files;
+pub mod ids;
 pub mod keyed;
+pub mod saved;
 pub mod source;
 pub mod stream;
 pub mod table;

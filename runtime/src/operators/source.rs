@@ -354,6 +354,7 @@ impl SourceChain {
                     // The place of an id is the upper half of its partition key's hash, so that a split can divide ids.
                     let place = batch.key(input.origins[row] as usize).map_or(0, |k| (partition_hash(k) >> 64) as u64);
                     let id = (place, event_hash(&input.batch, row, &spec.key, &spec.by, &mut key));
+                    seen.advance(input.watermarks[row], spec.within.millis());
                     match seen.judge(id, input.times[row], input.watermarks[row], spec.within.millis(), rules) {
                         Verdict::New => keep[row] = true,
                         Verdict::Repeat => deduplicated += 1,

@@ -14,6 +14,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::keyed::KeyedChain;
+use super::saved::{Run, Saved};
 use super::source::SourceChain;
 use crate::batch::SourceBatch;
 
@@ -67,7 +68,7 @@ fn events() -> SourceBatch {
 }
 
 /// The state of both kinds of task after the events.
-fn snapshots(program: &Arc<Program>) -> (Vec<u8>, Vec<u8>) {
+fn snapshots(program: &Arc<Program>) -> (Saved, Saved) {
     let (mut source, mut keyed) = (source(program), keyed(program));
     let rows = source.process(&events()).into_iter().filter_map(|r| match r.what {
         super::source::Leaving::Message(message) => Some(message),
@@ -80,12 +81,32 @@ fn snapshots(program: &Arc<Program>) -> (Vec<u8>, Vec<u8>) {
     // Some windows are closed, some are open.
     keyed.advance(Watermark(1_793_491_200_000 + 5 * 60_000));
     assert!(keyed.open().0 > 0);
-    (source.snapshot(), keyed.snapshot())
+    (saved(|name| source.snapshot(8, name)), saved(|name| keyed.snapshot(8, name)))
+}
+
+/// A snapshot, its objects named by their numbers.
+fn saved(snapshot: impl FnOnce(&mut dyn FnMut() -> String) -> Saved) -> Saved {
+    let mut objects = 0;
+    snapshot(&mut || {
+        objects += 1;
+        format!("run-{objects}")
+    })
+}
+
+/// The object of a run.
+fn object<'a>(saved: &'a Saved, run: &Run) -> &'a [u8] {
+    saved.new.iter().find(|(name, _)| *name == run.object).map(|(_, bytes)| bytes).expect("an object that was written")
+}
+
+fn restore_source(chain: &mut SourceChain, saved: &Saved) {
+    for run in chain.restore(&saved.head).expect("a snapshot") {
+        chain.load(&run, object(saved, &run), None).expect("a run");
+    }
 }
 
 /// A program and both snapshots, made once.
-fn made() -> &'static (Arc<Program>, Vec<u8>, Vec<u8>) {
-    static MADE: std::sync::OnceLock<(Arc<Program>, Vec<u8>, Vec<u8>)> = std::sync::OnceLock::new();
+fn made() -> &'static (Arc<Program>, Saved, Saved) {
+    static MADE: std::sync::OnceLock<(Arc<Program>, Saved, Saved)> = std::sync::OnceLock::new();
     MADE.get_or_init(|| {
         let program = program();
         let (source, keyed) = snapshots(&program);
@@ -98,15 +119,90 @@ fn state_is_read_back_as_it_was_written() {
     let program = program();
     let (of_source, of_keyed) = snapshots(&program);
     let (mut a, mut b) = (source(&program), keyed(&program));
-    a.restore(&of_source).expect("a snapshot");
-    b.restore(&of_keyed, true).expect("a snapshot");
+    restore_source(&mut a, &of_source);
+    for run in b.restore(&of_keyed.head, true).expect("a snapshot") {
+        b.load(&run, object(&of_keyed, &run), true).expect("a run");
+    }
+    assert!(of_source.new.len() >= 3 && of_keyed.new.len() >= 3, "ids stand in objects of their own");
     b.resume(Watermark(1_793_491_200_000 + 5 * 60_000));
     // Ids are known: the same events again are repeats, every one.
     let before = a.ledger.of("unique").deduplicated;
     drop(a.process(&events()));
     assert_eq!(a.ledger.of("unique").deduplicated, before + 40);
     // What resumes counts as changed, which is all that differs; ids and cursors are the same.
-    assert_eq!(b.snapshot().len(), of_keyed.len());
+    let again = saved(|name| b.snapshot(8, name));
+    assert_eq!(again.named, of_keyed.named, "what is stored is not written again");
+    assert_eq!((again.head.len(), again.new.len()), (of_keyed.head.len(), 0));
+}
+
+/// Events of new ids, ten minutes after the others.
+fn later() -> SourceBatch {
+    let mut batch = events();
+    let text = String::from_utf8(batch.data.to_vec()).expect("JSON").replace("T00:0", "T00:1").replace("\"id\":", "\"id\":9");
+    let mut ends = Vec::new();
+    batch.data = Vec::new().into();
+    let mut data: Vec<u8> = Vec::new();
+    for event in text.split_inclusive('}') {
+        data.extend(event.bytes());
+        ends.push(data.len());
+    }
+    (batch.data, batch.ends) = (data.into(), ends);
+    batch
+}
+
+#[test]
+fn a_snapshot_costs_what_came_since_the_last_one() {
+    let program = program();
+    let mut first = source(&program);
+    drop(first.process(&events()));
+    let mut number = 0;
+    let mut name = || {
+        number += 1;
+        format!("object-{number}")
+    };
+    let one = first.snapshot(8, &mut name);
+    assert!(one.new.len() == 5 && one.named.len() == 5, "40 ids of an event and its user: {:?}", one.named);
+    // It was overtaken before it was written: the next one holds all of it again.
+    let two = first.snapshot(8, &mut name);
+    assert!(two.new.len() == 5 && !two.named.iter().any(|n| one.named.contains(n)), "{:?}", two.named);
+    first.stored(&one.named);
+    first.stored(&two.named);
+    drop(first.process(&later()));
+    let three = first.snapshot(8, &mut name);
+    assert!(three.named.starts_with(&two.named) && three.new.len() == 5, "{:?}", three.named);
+    first.stored(&three.named);
+
+    // Whoever takes over knows every id, and goes on with the same objects.
+    let all = Saved { new: [two.new.clone(), three.new.clone()].concat(), ..three.clone() };
+    let mut second = source(&program);
+    restore_source(&mut second, &all);
+    let known = second.ledger.of("unique").deduplicated;
+    drop(second.process(&events()));
+    drop(second.process(&later()));
+    assert_eq!(second.ledger.of("unique").deduplicated, known + 80);
+    let four = second.snapshot(8, &mut name);
+    assert_eq!((&four.named, four.new.len()), (&three.named, 0));
+
+    // Two heirs share the ids, and write them down as their own.
+    let halves = HashRange::split_evenly(2);
+    let mut found = 0;
+    for half in halves {
+        let mut heir = SourceChain::new(&program, 0, &Lineage::new("events", "1", "shard-1"), half, 1, Rules::all());
+        for run in heir.inherit(&all.head, half).expect("a snapshot") {
+            heir.load(&run, object(&all, &run), Some(half)).expect("a run");
+        }
+        let own = heir.snapshot(8, &mut name);
+        assert!(own.named.len() == own.new.len() && own.named.iter().all(|n| !three.named.contains(n)));
+        drop(heir.process(&events()));
+        drop(heir.process(&later()));
+        found += heir.ledger.of("unique").deduplicated;
+    }
+    assert_eq!(found, 80, "each id has one heir");
+
+    // An hour and more later nothing of it is needed: its objects are named no more.
+    second.watermark += 2 * 3_600_000;
+    let five = second.snapshot(8, &mut name);
+    assert_eq!((five.named.len(), five.new.len()), (0, 0));
 }
 
 proptest! {
@@ -124,12 +220,17 @@ proptest! {
             }
             (bytes != whole).then_some(bytes)
         };
-        if let Some(bytes) = damage(of_source) {
+        if let Some(bytes) = damage(&of_source.head) {
             prop_assert!(source(program).restore(&bytes).is_err());
             prop_assert!(source(program).inherit(&bytes, HashRange::ALL).is_err());
         }
-        if let Some(bytes) = damage(of_keyed) {
+        if let Some(bytes) = damage(&of_keyed.head) {
             prop_assert!(keyed(program).restore(&bytes, true).is_err());
+        }
+        let mut chain = source(program);
+        let run = &chain.restore(&of_source.head).expect("a snapshot")[0];
+        if let Some(bytes) = damage(object(of_source, run)) {
+            prop_assert!(chain.load(run, &bytes, None).is_err());
         }
     }
 

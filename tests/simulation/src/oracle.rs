@@ -16,8 +16,8 @@ use crate::pipeline::{DISORDER, LATENESS, WINDOW, WITHIN};
 use crate::ports::text;
 use crate::world::World;
 
-/// Watermark of a lineage, and the ids seen with their times.
-type State = (i64, BTreeMap<(String, u64), i64>);
+/// Watermark of a lineage, and the ids seen with the times at which they were taken.
+type State = (i64, BTreeMap<(String, u64), Vec<i64>>);
 
 #[derive(Default)]
 struct Expected {
@@ -177,9 +177,9 @@ fn expected(world: &World) -> Expected {
         let finals = shard.parents.iter().map(|p| states[p].0);
         let born = rows.get(&shard.lineage).and_then(|(_, r)| if let Origin::Root(Watermark(w)) = r.origin { Some(w) } else { None });
         let mut watermark = if merge_min { finals.min() } else { finals.max() }.or(born).unwrap_or(i64::MIN);
-        let mut seen: BTreeMap<(String, u64), i64> = BTreeMap::new();
+        let mut seen: BTreeMap<(String, u64), Vec<i64>> = BTreeMap::new();
         for parent in &shard.parents {
-            seen.extend(states[parent].1.iter().map(|(k, v)| (k.clone(), *v)));
+            states[parent].1.iter().for_each(|(id, times)| seen.entry(id.clone()).or_default().extend(times));
         }
         let raises = world.raises.get(&shard.lineage).cloned().unwrap_or_default();
         let raise = |at: Option<Offset>, watermark: &mut i64| {
@@ -197,15 +197,16 @@ fn expected(world: &World) -> Expected {
             let mut count = |what| *out.ledger.entry(what).or_default() += 1;
             count("taken");
             let key = (record.user.clone(), record.id);
-            let first = seen.get(&key).copied();
+            let known = seen.entry(key).or_default();
+            let repeats = known.iter().any(|t| t.saturating_add(WITHIN) >= watermark && (record.time - t).abs() <= WITHIN);
             if !record.valid {
                 count("rejected");
             } else if record.time.saturating_add(WITHIN) < watermark {
                 count("behind");
-            } else if first.is_some_and(|f| f.saturating_add(WITHIN) >= watermark && (record.time - f).abs() <= WITHIN) {
+            } else if repeats {
                 count("deduplicated");
             } else {
-                seen.insert(key, record.time);
+                known.push(record.time);
                 out.unique.push(record.id);
                 let latest = out.latest.entry(record.user.clone()).or_insert((record.time, Vec::new()));
                 if record.time > latest.0 {

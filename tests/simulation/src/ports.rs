@@ -11,7 +11,8 @@ use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 use leat_runtime::batch::SourceBatch;
 use leat_runtime::engine::ports::{
-    Call, Clock, Completed, Files, Guard, Log, Objects, Place, PortError, Ports, Read, Rows, Shard, Source, StoredRow, Streams, Tables,
+    Call, Clock, Completed, Files, Guard, KclLease, Log, Objects, Place, PortError, Ports, Read, Rows, Shard, Source, StoredRow, Streams,
+    Tables,
 };
 use leat_runtime::engine::task::Control;
 use leat_runtime::output::{Attribute, Item, StreamRecord};
@@ -253,6 +254,10 @@ impl Source for Sim {
                 .map(|s| Shard { lineage: s.lineage.clone(), parents: s.parents.iter().map(lineage).collect(), range: s.range })
                 .collect())
         })
+    }
+
+    fn kcl_leases<'a>(&'a self, _source: &'a str, _table: &'a str) -> Call<'a, Vec<KclLease>> {
+        Box::pin(async { Err(PortError::Fatal("there are no lease tables of others".to_owned())) })
     }
 
     fn read<'a>(&'a self, lineage: &'a Lineage, from: Place) -> Call<'a, Read> {

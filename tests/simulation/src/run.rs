@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use futures::future::LocalBoxFuture;
-use leat_runtime::engine::coordinator;
+use leat_runtime::engine::coordinator::{self, Begins};
 use leat_runtime::engine::keyed::{KeyedJob, KeyedTask};
 use leat_runtime::engine::source::{SourceJob, SourceTask};
 use leat_runtime::engine::task::{Settings, TaskError};
@@ -85,6 +85,7 @@ fn plan(random: &mut Random, aim: Aim, rules: Rules) -> (Plan, f64) {
         snapshot_interval: random.pick(&[4, 15, 40]),
         poll_interval: 1,
         part_bytes: random.pick(&[1, 2_000, 10_000]),
+        run_ids: random.pick(&[1, 3, 10, 1_000]),
         rules,
     };
     let owners = if aim == Aim::Owners { 4.0 } else { 1.0 };
@@ -336,11 +337,12 @@ impl Run {
             None if key == "coordinator" => {
                 let (programs, desired, idle) = (self.programs.clone(), Arc::clone(&self.desired), !self.plan.bounded);
                 Box::pin(async move {
+                    let mut begins = Begins::new(&name);
                     loop {
                         let job = *desired.lock().unwrap_or_else(PoisonError::into_inner);
                         let program = programs.of(job, idle);
                         let wanted = coordinator::desired(program, &leat_compile::job_hash(&program.document), job, ports.clock.now());
-                        coordinator::pass(&ports, program, &wanted, settings.rules).await?;
+                        coordinator::pass(&ports, program, &wanted, &mut begins, settings.rules).await?;
                         ports.clock.sleep(2).await;
                     }
                 })

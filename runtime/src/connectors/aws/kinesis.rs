@@ -16,10 +16,11 @@ use leat_aws::{Call as Tried, Failure};
 use leat_runtime_core::key::HashRange;
 use leat_runtime_core::position::{Lineage, Offset};
 
+use super::kcl;
 use crate::batch::SourceBatch;
 use crate::codecs::kpl;
 use crate::codecs::time::format_millis;
-use crate::engine::ports::{Call, Log, Place, PortError, Read, Shard, Source, Streams};
+use crate::engine::ports::{Call, KclLease, Log, Place, PortError, Read, Shard, Source, Streams};
 use crate::output::StreamRecord;
 
 /// Least time between two reads of a shard.
@@ -131,11 +132,15 @@ impl Stream {
         }
     }
 
-    /// Records of a shard from a place on; waits so that the shard's limit is kept, and reads on until there are records
+    /// Records of a shard from a place on, behind [`Place::Inside`] with the one that it names; waits so that the shard's limit is kept, and reads on until there are records
     /// or none are left. `incarnation`: what the offset belongs to.
     async fn read(&self, shard: &str, from: Place, incarnation: Option<&str>) -> Result<GetRecordsOutput, PortError> {
-        // A position lies behind a whole record, also where that holds several.
-        let from = if let Place::After(last) = from { Place::After(last.inside(0)) } else { from };
+        // A position lies in or behind a whole record, also where that holds several.
+        let from = match from {
+            Place::After(last) => Place::After(last.inside(0)),
+            Place::Inside(last) => Place::Inside(last.inside(0)),
+            other => other,
+        };
         loop {
             let held = lock(&self.held).remove(shard).filter(|h| h.from == from);
             let (iterator, not_before) = match held {
@@ -158,6 +163,8 @@ impl Stream {
             match self.client.get_records().shard_iterator(&iterator).limit(READ_RECORDS).send().await {
                 Ok(answer) => {
                     let last = answer.records().last().map(|r| offset(r.sequence_number())).transpose()?;
+                    // The record that the place lies in may be all that is there.
+                    let last = last.filter(|last| from != Place::Inside(*last));
                     let next = answer.next_shard_iterator().map(str::to_owned);
                     let more = next.is_some() && answer.records().is_empty() && answer.millis_behind_latest().unwrap_or_default() > 0;
                     if next.is_some() {
@@ -205,6 +212,7 @@ impl Stream {
             Place::After(after) => {
                 request.shard_iterator_type(ShardIteratorType::AfterSequenceNumber).starting_sequence_number(after.to_string())
             }
+            Place::Inside(at) => request.shard_iterator_type(ShardIteratorType::AtSequenceNumber).starting_sequence_number(at.to_string()),
         };
         let answer = match (request.send().await, from) {
             (Ok(answer), _) => answer,
@@ -249,12 +257,18 @@ fn offset(sequence_number: &str) -> Result<Offset, PortError> {
 /// The sources of a pipeline that are Kinesis streams.
 pub struct KinesisSource {
     streams: BTreeMap<String, Stream>,
+    tables: BTreeMap<String, aws_sdk_dynamodb::Client>,
 }
 
 impl KinesisSource {
     /// The stream of each source.
     pub fn new(streams: BTreeMap<String, Stream>) -> Self {
-        Self { streams }
+        Self { streams, tables: BTreeMap::new() }
+    }
+
+    /// With the DynamoDB of each source that is begun where an application stands.
+    pub fn with_tables(self, tables: BTreeMap<String, aws_sdk_dynamodb::Client>) -> Self {
+        Self { tables, ..self }
     }
 
     fn stream(&self, source: &str) -> Result<&Stream, PortError> {
@@ -276,6 +290,16 @@ impl Source for KinesisSource {
         })
     }
 
+    fn kcl_leases<'a>(&'a self, source: &'a str, table: &'a str) -> Call<'a, Vec<KclLease>> {
+        Box::pin(async move {
+            let stream = self.stream(source)?;
+            let Some(client) = self.tables.get(source) else {
+                return Err(PortError::Fatal(format!("there is no DynamoDB for the source `{source}`")));
+            };
+            kcl::leases(client, table, &stream.name).await
+        })
+    }
+
     fn read<'a>(&'a self, lineage: &'a Lineage, from: Place) -> Call<'a, Read> {
         Box::pin(async move {
             let stream = self.stream(lineage.source())?;
@@ -285,6 +309,7 @@ impl Source for KinesisSource {
             for record in answer.records() {
                 let position = offset(record.sequence_number())?;
                 let arrival = record.approximate_arrival_timestamp().and_then(|t| t.to_millis().ok()).unwrap_or_default();
+                let taken = |position: Offset| matches!(from, Place::Inside(last) if position <= last);
                 let mut push = |bytes: &[u8], key: &str, position: Offset| {
                     data.extend_from_slice(bytes);
                     keys.extend_from_slice(key.as_bytes());
@@ -295,11 +320,16 @@ impl Source for KinesisSource {
                     batch.arrivals.len() as u32 - 1
                 };
                 match kpl::take_apart(record.data().as_ref()) {
+                    None if taken(position) => {}
                     None => drop(push(record.data().as_ref(), record.partition_key().unwrap_or_default(), position)),
                     Some(parts) => {
                         let range = stream.range(lineage.partition()).await?;
                         for (sub, part) in parts.iter().enumerate() {
-                            let index = push(&part.data, &part.key, position.inside(sub as u32));
+                            let position = position.inside(sub as u32);
+                            if taken(position) {
+                                continue;
+                            }
+                            let index = push(&part.data, &part.key, position);
                             if !range.contains(part.hash) {
                                 batch.strays.push(index);
                             }
@@ -405,7 +435,7 @@ impl Log for KinesisLog {
     fn read<'a>(&'a self, partition: u16, after: Option<Offset>) -> Call<'a, Vec<(Offset, Bytes)>> {
         Box::pin(async move {
             let shard = self.stream.fixed_shard(self.hash(partition)?).await?;
-            let answer = self.stream.read(&shard, Place::behind(after, None), None).await?;
+            let answer = self.stream.read(&shard, Place::behind(after), None).await?;
             if answer.next_shard_iterator().is_none() {
                 let why = "a shard of it was closed; Leat alone decides how many it has";
                 return Err(PortError::Fatal(format!("the repartition stream {}: {why}", self.stream.name)));

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fatal;
 use super::shard::{Record, ShardLog};
-use crate::engine::ports::{Call, Log, Place, PortError, Read, Shard, Source};
+use crate::engine::ports::{Call, KclLease, Log, Place, PortError, Read, Shard, Source};
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct ShardMeta {
@@ -176,10 +176,15 @@ impl Source for LocalSource {
         })
     }
 
-    /// A stream of the laptop is as old as its pipeline: it is read whole, wherever the manifest begins.
+    fn kcl_leases<'a>(&'a self, source: &'a str, table: &'a str) -> Call<'a, Vec<KclLease>> {
+        let why = format!("source `{source}`: there is no lease table {table} on a laptop");
+        Box::pin(async { Err(PortError::Fatal(why)) })
+    }
+
+    /// A stream of the laptop is as old as its pipeline: no time at which it may be begun lies before its oldest record.
     fn read<'a>(&'a self, lineage: &'a Lineage, from: Place) -> Call<'a, Read> {
         Box::pin(async move {
-            let after = if let Place::After(last) = from { last.number().unwrap_or_default() } else { 0 };
+            let after = if let Place::After(last) | Place::Inside(last) = from { last.number().unwrap_or_default() } else { 0 };
             if let Some(files) = self.files.get(lineage.source()) {
                 let (files, partition) = (Arc::clone(files), lineage.partition().to_owned());
                 return tokio::task::spawn_blocking(move || files.read(&partition, after))

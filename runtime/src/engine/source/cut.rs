@@ -7,14 +7,14 @@ use futures::future::LocalBoxFuture;
 use leat_runtime_core::message::{self, Message};
 use leat_runtime_core::numbers::Numbers;
 use leat_runtime_core::path;
-use leat_runtime_core::row::{Fence, OpenFile, Snapshot, SourceRow, Staged, Status};
+use leat_runtime_core::row::{Fence, OpenFile, SourceRow, Staged, Status};
 use leat_runtime_core::rules::Rule;
 use leat_runtime_core::watermark::Watermark;
 
 use super::{Event, Pending, SourceTask};
 use crate::engine::file::{self, FileWriter};
 use crate::engine::ports::Ports;
-use crate::engine::task::{self, Control, TaskError};
+use crate::engine::task::{self, Base, Control, TaskError};
 use crate::operators::keyed::cursor_of;
 
 /// To the repartition stream.
@@ -48,7 +48,8 @@ struct Draft {
     row: SourceRow,
     flushes: Vec<Flush>,
     staged: Option<(Staged, Vec<Message>)>,
-    snapshot: Option<(Snapshot, Bytes)>,
+    /// Objects of a snapshot that is made with this cut.
+    snapshot: Vec<(String, Bytes)>,
     used_snapshot: bool,
     acknowledged: Vec<String>,
 }
@@ -115,25 +116,26 @@ impl<C: Control> SourceTask<C> {
         for (edge, numbers) in self.chain.replayable_numbers() {
             row.numbers.insert(cursor_of(edge, self.rules()), numbers.clone());
         }
-        let mut snapshot = None;
+        let mut snapshot = Vec::new();
         if status != Status::Live {
             row.children.clone_from(&self.children);
         }
         let first_end = status != Status::Live && self.row.status == Status::Live;
         if first_end || (drained && self.rules().hold(Rule::DSnap)) {
-            let object = self.object(path::Kind::Snapshot, number, 0);
-            let bytes = Bytes::from(self.chain.snapshot());
-            let end = Snapshot { objects: vec![object], position: self.position, size: bytes.len() as u64 };
+            let head = self.object(path::Kind::Snapshot, number, 0);
+            let saved = self.saved(number);
+            let end = Base::new(&head, self.position, &saved);
             if first_end {
-                row.end_snapshot = Some(end.clone());
+                row.end_snapshot = Some(end.snapshot.clone());
             }
-            self.snapshot = Some(end.clone());
-            snapshot = Some((end, bytes));
+            self.snapshot = Some(end);
+            snapshot = task::objects_of(&head, saved);
         }
         let mut used_snapshot = false;
         if let Some(ready) = &self.snapshot {
             // Both are in the order of their records, so the first of each tells.
             let first = self.sending_replayable.into_iter().chain(self.replayable.waiting.front().map(|r| r.position)).min();
+            let ready = &ready.snapshot;
             let unacknowledged = first.is_some_and(|first| Some(first) <= ready.position);
             if !unacknowledged || !self.rules().hold(Rule::Ack) {
                 row.snapshot = Some(ready.clone());
@@ -240,7 +242,11 @@ impl<C: Control> SourceTask<C> {
             self.pending.retain(|p| p.staged.object != destination);
         }
         if done.used_snapshot {
-            self.snapshot = None;
+            let base = self.snapshot.take();
+            // What a lineage leaves at its end is its children's, too.
+            if let Some(base) = base.filter(|_| self.row.end_snapshot.is_none()) {
+                self.replace_base(base.named);
+            }
             self.raises.clone_from(&self.row.raises);
         }
         for flush in done.open.into_iter().filter(|f| !f.close) {
@@ -282,10 +288,8 @@ impl Draft {
             let bytes = Bytes::from(message::encode(messages));
             ports.insist(|| ports.objects.put(&staged.object, bytes.clone())).await?;
         }
-        if let Some((snapshot, bytes)) = &self.snapshot {
-            for object in &snapshot.objects {
-                ports.insist(|| ports.objects.put(object, bytes.clone())).await?;
-            }
+        for (object, bytes) in &self.snapshot {
+            ports.insist(|| ports.objects.put(object, bytes.clone())).await?;
         }
         let body = task::encode(&self.row);
         let fence = task::write_cut(ports, &self.key, &self.before, self.after, body, rules).await?;

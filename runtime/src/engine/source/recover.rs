@@ -10,7 +10,7 @@ use super::send::leave;
 use super::{QUEUE_BYTES, SourceTask};
 use crate::batch::SourceBatch;
 use crate::engine::file::FileWriter;
-use crate::engine::task::{Control, TaskError};
+use crate::engine::task::{self, Control, TaskError};
 
 impl<C: Control> SourceTask<C> {
     /// Brings the state to the row's cut. What is computed again and was staged is dropped; what was merely sent after
@@ -22,7 +22,9 @@ impl<C: Control> SourceTask<C> {
             Some(snapshot) => {
                 for object in &snapshot.objects {
                     let bytes = self.ports.insist(|| self.ports.objects.get(object)).await?;
-                    self.chain.restore(&bytes)?;
+                    let runs = self.chain.restore(&bytes)?;
+                    task::load(&self.ports, &runs, |run, bytes| self.chain.load(run, bytes, None)).await?;
+                    self.named.extend(runs.into_iter().map(|run| run.object));
                 }
                 at = snapshot.position;
             }
@@ -33,7 +35,8 @@ impl<C: Control> SourceTask<C> {
                     let range = HashRange { first: bound(&hash_range.0), last: bound(&hash_range.1) };
                     for object in snapshots.iter().flat_map(|s| &s.objects) {
                         let bytes = self.ports.insist(|| self.ports.objects.get(object)).await?;
-                        self.chain.inherit(&bytes, range)?;
+                        let runs = self.chain.inherit(&bytes, range)?;
+                        task::load(&self.ports, &runs, |run, bytes| self.chain.load(run, bytes, Some(range))).await?;
                     }
                     self.chain.watermark = watermark.0;
                 }

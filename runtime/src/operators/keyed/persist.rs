@@ -11,13 +11,16 @@ use leat_runtime_core::watermark::Watermark;
 use leat_runtime_core::wire::{Damaged, Reader, Writer};
 
 use super::{KeyedChain, State};
+use crate::operators::saved::{Run, Saved, Saving};
 
-/// Version of the encoding.
-const VERSION: u8 = 1;
+/// Version of the encoding. 2: ids stand in runs.
+const VERSION: u8 = 2;
 
 impl KeyedChain {
-    /// The state as it is now; rows that wait for a cut are no part of it.
-    pub fn snapshot(&mut self) -> Vec<u8> {
+    /// The state as it is now; rows that wait for a cut are no part of it. `ids`: so many ids go into an object of their
+    /// own, whose name `name` makes.
+    pub fn snapshot(&mut self, ids: usize, name: &mut dyn FnMut() -> String) -> Saved {
+        let mut saving = Saving::new(ids, name);
         let mut out = Writer::default();
         out.byte(VERSION);
         out.signed(self.watermark.0);
@@ -40,30 +43,39 @@ impl KeyedChain {
                     windows.write(&mut one);
                 }
                 (State::Seen(seen), EdgeKind::Rows(RowsSpec { deduplicate: Some(spec), .. })) => {
-                    seen.expire(self.watermark.0, spec.within.millis());
                     one.byte(2);
-                    seen.write(&mut one);
+                    seen.write(&mut one, &mut saving, self.watermark.0, spec.within.millis());
                 }
                 (State::Seen(_) | State::Stateless, _) => continue,
             }
             out.blob(edge.name.as_bytes());
             out.blob(one.bytes());
         }
-        out.sealed()
+        saving.finish(out.sealed())
     }
 
-    /// Takes over from a snapshot the key groups of this partition, beside what is here already. The ledger is taken
-    /// over when `ledger` says so: only by the task of the same partition.
-    pub fn restore(&mut self, bytes: &[u8], ledger: bool) -> Result<(), Damaged> {
+    /// The objects of a snapshot are written.
+    pub fn stored(&mut self, objects: &[String]) {
+        for state in &mut self.states {
+            if let State::Seen(seen) = state {
+                seen.stored(objects);
+            }
+        }
+    }
+
+    /// Takes over from a snapshot the key groups of this partition, beside what is here already; answers the objects that
+    /// belong to it and are to be loaded. `own`: it is one of this partition, whose ledger goes on too.
+    pub fn restore(&mut self, bytes: &[u8], own: bool) -> Result<Vec<Run>, Damaged> {
         let mut from = Reader::sealed(bytes)?;
         if from.byte()? != VERSION {
             return Err(Damaged("a snapshot has an unknown version"));
         }
         from.signed()?; // the watermark then; the row knows the one that holds
         let counts = serde_json::from_slice::<Ledger>(from.blob()?).map_err(|_| Damaged("a ledger cannot be read"))?;
-        if ledger {
+        if own {
             self.ledger = counts;
         }
+        let mut runs = Vec::new();
         for _ in 0..from.number()? {
             let text = from.text()?.to_owned();
             let mut parts = text.splitn(3, '/');
@@ -89,12 +101,22 @@ impl KeyedChain {
             let mine = |group: KeyGroup| group.partition(groups, partitions) == partition;
             match (one.byte()?, &mut self.states[i], &program.keyed.edges[i].kind) {
                 (1, State::Windows(windows), EdgeKind::Partial(spec)) => windows.read(&mut one, spec, &mine)?,
-                (2, State::Seen(seen), _) => seen.read(&mut one, &|place| mine(KeyGroup::of_hash(place, groups)))?,
+                (2, State::Seen(seen), _) => {
+                    let heir = heir(groups, partitions, partition);
+                    runs.extend(seen.read(&mut one, if own { None } else { Some(&heir) })?.into_iter().map(|run| run.of(i)));
+                }
                 // The step has another verb now: its state is dropped, as the plan said.
                 _ => {}
             }
         }
-        Ok(())
+        Ok(runs)
+    }
+
+    /// Takes in an object that a snapshot named; `own`: a snapshot of this partition.
+    pub fn load(&mut self, run: &Run, bytes: &[u8], own: bool) -> Result<(), Damaged> {
+        let heir = heir(self.program.document.key_groups, self.partitions, self.partition);
+        let State::Seen(seen) = &mut self.states[run.step] else { return Ok(()) };
+        seen.load(bytes, if own { None } else { Some(&heir) })
     }
 
     /// After a restart: the watermark of the row is applied without emitting, since its rows were staged; what is still
@@ -109,4 +131,10 @@ impl KeyedChain {
         }
         self.outputs.clear();
     }
+}
+
+/// Whether ids at any of these places, hashes of keys, may come to a partition.
+fn heir(groups: u16, partitions: u16, partition: u16) -> impl Fn(u64, u64) -> bool {
+    let of = move |hash| KeyGroup::of_hash(hash, groups).partition(groups, partitions);
+    move |first, last| (of(first)..=of(last)).contains(&partition)
 }

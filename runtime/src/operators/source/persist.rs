@@ -1,20 +1,22 @@
 //! The state of a source task as bytes: snapshots, and what children take over.
 
-use leat_runtime_core::key::HashRange;
-use leat_runtime_core::key::KeyGroup;
+use leat_compile::program::Op;
+use leat_runtime_core::key::{HashRange, KeyGroup};
 use leat_runtime_core::ledger::Ledger;
 use leat_runtime_core::wire::{Damaged, Reader, Writer};
 
 use super::{SourceChain, State};
-use crate::operators::deduplicate::Seen;
 use crate::operators::files::FileRows;
+use crate::operators::saved::{Run, Saved, Saving};
 
-/// Version of the encoding.
-const VERSION: u8 = 1;
+/// Version of the encoding. 2: ids stand in runs.
+const VERSION: u8 = 2;
 
 impl SourceChain {
-    /// The state as it is now. Partial results are no part of it: a snapshot is taken when a cut has taken them.
-    pub fn snapshot(&mut self) -> Vec<u8> {
+    /// The state as it is now. Partial results are no part of it: a snapshot is taken when a cut has taken them. `ids`: so
+    /// many ids go into an object of their own, whose name `name` makes.
+    pub fn snapshot(&mut self, ids: usize, name: &mut dyn FnMut() -> String) -> Saved {
+        let mut saving = Saving::new(ids, name);
         let mut out = Writer::default();
         out.byte(VERSION);
         out.signed(self.watermark);
@@ -25,24 +27,21 @@ impl SourceChain {
         let watermark = self.watermark;
         let program = std::sync::Arc::clone(&self.program);
         for (node, state) in program.sources[self.source].nodes.iter().zip(&mut self.states) {
-            if let (State::Seen(seen), leat_compile::program::Op::Deduplicate(spec)) = (&mut *state, &node.op) {
-                seen.expire(watermark, spec.within.millis());
-            }
             let mut one = Writer::default();
-            match state {
-                State::Stateless | State::Groups(_) => continue,
-                State::Seen(seen) => {
+            match (state, &node.op) {
+                (State::Seen(seen), Op::Deduplicate(spec)) => {
                     one.byte(1);
-                    seen.write(&mut one);
+                    seen.write(&mut one, &mut saving, watermark, spec.within.millis());
                 }
-                State::Numbers(numbers) => {
+                (State::Stateless | State::Groups(_) | State::Seen(_), _) => continue,
+                (State::Numbers(numbers), _) => {
                     one.byte(2);
                     for (group, last) in numbers.iter() {
                         one.number(u64::from(group.0));
                         one.number(last);
                     }
                 }
-                State::Files(rows) => {
+                (State::Files(rows), _) => {
                     one.byte(3);
                     #[expect(clippy::expect_used, reason = "writing batches of one schema to memory does not fail")]
                     rows.write(&mut one).expect("rows are written to memory");
@@ -51,21 +50,29 @@ impl SourceChain {
             out.blob(node.name.as_bytes());
             out.blob(one.bytes());
         }
-        out.sealed()
+        saving.finish(out.sealed())
     }
 
-    /// Takes over a snapshot of this lineage. Steps that the snapshot does not know start empty.
-    pub fn restore(&mut self, bytes: &[u8]) -> Result<(), Damaged> {
+    /// The objects of a snapshot are written.
+    pub fn stored(&mut self, objects: &[String]) {
+        for state in &mut self.states {
+            if let State::Seen(seen) = state {
+                seen.stored(objects);
+            }
+        }
+    }
+
+    /// Takes over a snapshot of this lineage; answers the objects that belong to it and are to be loaded. Steps that the
+    /// snapshot does not know start empty.
+    pub fn restore(&mut self, bytes: &[u8]) -> Result<Vec<Run>, Damaged> {
         let mut from = self.head(bytes)?;
+        let mut runs = Vec::new();
         while !from.is_empty() {
             let name = from.text()?;
             let mut one = Reader::new(from.blob()?);
             let Some(i) = self.spec().nodes.iter().position(|n| n.name == name) else { continue };
             match (one.byte()?, &mut self.states[i]) {
-                (1, State::Seen(seen)) => {
-                    *seen = Seen::default();
-                    seen.read(&mut one, &|_| true)?;
-                }
+                (1, State::Seen(seen)) => runs.extend(seen.read(&mut one, None)?.into_iter().map(|run| run.of(i))),
                 (2, State::Numbers(numbers)) => {
                     while !one.is_empty() {
                         let group = u16::try_from(one.number()?).map_err(|_| Damaged("a key group is out of range"))?;
@@ -77,25 +84,35 @@ impl SourceChain {
                 _ => {}
             }
         }
-        Ok(())
+        Ok(runs)
     }
 
-    /// Takes over from a parent's end what belongs to `range`. Numbers, files and ledger stay with the parent.
-    pub fn inherit(&mut self, bytes: &[u8], range: HashRange) -> Result<(), Damaged> {
+    /// Takes over from a parent's end what belongs to `range`; answers the objects that are to be loaded for it. Numbers,
+    /// files and ledger stay with the parent.
+    pub fn inherit(&mut self, bytes: &[u8], range: HashRange) -> Result<Vec<Run>, Damaged> {
         let (watermark, newest, taken, ledger) = (self.watermark, self.newest, self.taken, self.ledger.clone());
         let mut from = self.head(bytes)?;
         self.newest = self.newest.max(newest);
         (self.watermark, self.taken, self.ledger) = (watermark, taken, ledger);
-        let (first, last) = ((range.first >> 64) as u64, (range.last >> 64) as u64);
+        let mut runs = Vec::new();
         while !from.is_empty() {
             let name = from.text()?;
             let mut one = Reader::new(from.blob()?);
             let Some(i) = self.spec().nodes.iter().position(|n| n.name == name) else { continue };
             if let (1, State::Seen(seen)) = (one.byte()?, &mut self.states[i]) {
-                seen.read(&mut one, &|place| (first..=last).contains(&place))?;
+                runs.extend(seen.read(&mut one, Some(&heir(range)))?.into_iter().map(|run| run.of(i)));
             }
         }
-        Ok(())
+        Ok(runs)
+    }
+
+    /// Takes in an object that a snapshot named; `inherited`: that of a parent, of which this task has the range.
+    pub fn load(&mut self, run: &Run, bytes: &[u8], inherited: Option<HashRange>) -> Result<(), Damaged> {
+        let State::Seen(seen) = &mut self.states[run.step] else { return Ok(()) };
+        match inherited {
+            None => seen.load(bytes, None),
+            Some(range) => seen.load(bytes, Some(&heir(range))),
+        }
     }
 
     fn head<'a>(&mut self, bytes: &'a [u8]) -> Result<Reader<'a>, Damaged> {
@@ -110,4 +127,10 @@ impl SourceChain {
         self.ledger = serde_json::from_slice::<Ledger>(from.blob()?).map_err(|_| Damaged("a ledger cannot be read"))?;
         Ok(from)
     }
+}
+
+/// Whether ids at any of these places, upper halves of hashes, may come to a range.
+fn heir(range: HashRange) -> impl Fn(u64, u64) -> bool {
+    let (from, to) = ((range.first >> 64) as u64, (range.last >> 64) as u64);
+    move |first, last| first <= to && last >= from
 }

@@ -1,0 +1,229 @@
+//! A worker where the world is not as it should be: its job has not arrived, its lease table answers nothing clear, rows of
+//! others lie in it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use leat_compile::program::Program;
+use leat_runtime::connectors::clock::SystemClock;
+use leat_runtime::connectors::local::folder::{LocalFiles, LocalObjects};
+use leat_runtime::connectors::local::shard::Record;
+use leat_runtime::connectors::local::store::Store;
+use leat_runtime::connectors::local::streams::{LocalLog, LocalSource, LocalStream};
+use leat_runtime::connectors::local::written::LocalStreams;
+use leat_runtime::engine::ports::{Call, PortError, Ports, Rows, StoredRow};
+use leat_runtime::engine::task::{Settings, decode};
+use leat_runtime::engine::worker::Worker;
+use leat_runtime_core::path;
+use leat_runtime_core::position::Lineage;
+use leat_runtime_core::row::{Expect, Fence, SourceRow};
+use leat_tests::process::{Program as Process, free_port, until};
+use leat_tests::program;
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn compiled(name: &str) -> Program {
+    with_source(name, "")
+}
+
+/// The same, with more said of its source.
+fn with_source(name: &str, more: &str) -> Program {
+    let text = format!(
+        "apiVersion: leat.dev/v1alpha1\nkind: StreamingPipeline\nmetadata: {{name: {name}, namespace: analytics}}\nspec:\n  \
+         storage: {{location: \"s3://example-leat/\"}}\n  streams:\n    - {{name: s, kinesis: {{streamName: {name}-s, shards: {{initial: 2}}}}}}\n  \
+         sources:\n    - {{name: events, stream: s, {more}format: Json, columns: {{id: VARCHAR}}}}\n  sinks:\n    \
+         - {{name: out, from: [events], s3: {{location: \"s3://example-lake/{name}/\", format: Parquet}}}}\n  \
+         deadLetter: {{s3: {{location: \"s3://example-lake/{name}-dead/\"}}}}\n"
+    );
+    let documents = leat::manifest::documents("pipeline.yaml", &text).expect("YAML");
+    leat::manifest::pipeline(&documents, leat::manifest::References::default()).expect("a pipeline").program
+}
+
+/// The job's folder shows this program, as a ConfigMap's volume does when it is brought up to date.
+fn show(folder: &Path, program: &Program) {
+    for (name, text) in [("revision", "1".to_owned()), ("job.json", serde_json::to_string(&program.document).expect("JSON"))] {
+        let written = folder.join("written");
+        std::fs::write(&written, text).expect("a file");
+        std::fs::rename(written, folder.join(name)).expect("a file");
+    }
+}
+
+#[tokio::test]
+async fn the_job_that_a_worker_was_made_for_is_waited_for() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let job = folder.path().join("job");
+    std::fs::create_dir(&job).expect("a folder");
+    let (before, wanted) = (compiled("before"), compiled("wanted"));
+    show(&job, &before);
+    let (port, nobody) = (free_port(), free_port());
+    let mut command = program("leat-worker");
+    command.arg("--job").arg(&job).args(["--listen", &format!("127.0.0.1:{port}")]);
+    command.env("LEAT_JOB_HASH", leat_compile::job_hash(&wanted.document)).env("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{nobody}"));
+    command.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test").env("AWS_REGION", "us-east-1");
+    let mut worker = Process::start("worker", folder.path(), &mut command);
+    until("the worker to be alive", PATIENCE, async || {
+        tokio::net::TcpStream::connect(("127.0.0.1", port)).await.map_err(|e| e.to_string())
+    })
+    .await;
+    show(&job, &wanted);
+    // Its first call names the table of the job that it runs; nobody answers it.
+    let said = until("the worker to call", PATIENCE, async || {
+        let said = worker.output();
+        if said.contains("waits for AWS") { Ok(said) } else { Err(said) }
+    })
+    .await;
+    assert!(said.contains("leat.analytics.wanted.leases") && !said.contains("leat.analytics.before.leases"), "{said}");
+    worker.signal("TERM");
+    assert!(worker.ended(PATIENCE).await, "{}", worker.output());
+}
+
+/// A lease table that answers nothing clear to some writes of sessions: they have no effect.
+struct Unsure {
+    rows: Arc<dyn Rows>,
+    unclear: AtomicU64,
+}
+
+impl Rows for Unsure {
+    fn get<'a>(&'a self, key: &'a str) -> Call<'a, Option<StoredRow>> {
+        self.rows.get(key)
+    }
+
+    fn list<'a>(&'a self, prefix: &'a str) -> Call<'a, Vec<(String, StoredRow)>> {
+        self.rows.list(prefix)
+    }
+
+    fn put<'a>(&'a self, key: &'a str, row: StoredRow, expect: Expect) -> Call<'a, bool> {
+        let unsure = key.starts_with(path::SESSIONS)
+            && self.unclear.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
+        if unsure {
+            return Box::pin(async { Err(PortError::Unclear("answered by the test".to_owned())) });
+        }
+        self.rows.put(key, row, expect)
+    }
+
+    fn delete<'a>(&'a self, key: &'a str, expect: Fence) -> Call<'a, bool> {
+        self.rows.delete(key, expect)
+    }
+}
+
+fn ports(folder: &Path, rows: Arc<dyn Rows>, stream: &Arc<LocalStream>) -> Ports {
+    let store = Arc::new(Store::open(&folder.join("tables.redb")).expect("a store"));
+    let stream = Arc::clone(stream);
+    Ports {
+        rows,
+        objects: Arc::new(LocalObjects::new(&folder.join("objects"))),
+        files: Arc::new(LocalFiles::new(&folder.join("s3"), &folder.join("uploads"), "one")),
+        log: Arc::new(LocalLog::open(&folder.join("log"), 1).expect("a log")),
+        source: Arc::new(LocalSource { streams: BTreeMap::from([("events".to_owned(), stream)]), files: BTreeMap::new() }),
+        tables: store,
+        streams: Arc::new(LocalStreams::new(&folder.join("written"))),
+        clock: Arc::new(SystemClock),
+        unclear: Arc::default(),
+    }
+}
+
+fn stream(folder: &Path) -> Arc<LocalStream> {
+    Arc::new(LocalStream::open(&folder.join("stream"), 2, 1).expect("a stream"))
+}
+
+/// Records taken, by shard.
+async fn taken(rows: &dyn Rows) -> BTreeMap<String, u64> {
+    let all = rows.list(path::SOURCES).await.expect("rows");
+    all.iter().map(|(key, row)| (key[path::SOURCES.len()..].to_owned(), decode::<SourceRow>(&row.body).expect("a row").taken)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_is_begun_behind_the_records_that_are_named_and_only_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let stream = stream(folder.path());
+    let put = |from: usize, to: usize| {
+        let record = |n: usize| Record {
+            key: format!("key-{n}").into_bytes(),
+            data: format!("{{\"id\":\"{n}\"}}").into_bytes(),
+            arrival: 1_000 + n as i64,
+        };
+        stream.append((from..to).map(|n| (n as u64, record(n))).collect(), None).expect("appended");
+    };
+    put(0, 100);
+    let ends = stream.ends();
+    let (first, second) = (ends["shard-0000"], ends["shard-0001"]);
+    assert!(first > 10 && second > 10, "{ends:?}");
+    let rows: Arc<dyn Rows> = Arc::new(Store::open(&folder.path().join("rows.redb")).expect("a store"));
+    let ports = ports(folder.path(), Arc::clone(&rows), &stream);
+    let run = async |program: Program, session: &str, revision: u64, wanted: BTreeMap<String, u64>| {
+        let mut worker =
+            Worker::new(ports.clone(), Settings::default(), session.to_owned(), Arc::new(program), revision, 1).expect("a worker");
+        worker.register().await.expect("registered");
+        until("the records behind those that are named", PATIENCE, async || {
+            worker.round().await.map_err(|e| e.to_string())?;
+            let found = taken(&*rows).await;
+            if found == wanted { Ok(()) } else { Err(format!("{found:?}")) }
+        })
+        .await;
+        worker.leave(10_000).await.expect("it leaves");
+    };
+    let of =
+        |first: u64, second: u64| BTreeMap::from([("events/1/shard-0000".to_owned(), first), ("events/1/shard-0001".to_owned(), second)]);
+    let named = |at: u64| with_source("one", &format!("start: {{positions: {{shard-0000: \"{at}\"}}}}, "));
+    run(named(7), "one-1", 1, of(first - 7, second)).await;
+    // Another manifest and another worker: what was begun goes on.
+    put(100, 120);
+    let more = stream.ends();
+    run(named(3), "one-2", 2, of(more["shard-0000"] - 7, more["shard-0001"])).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_beginning_that_means_nothing_ends_the_worker_with_a_sentence() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let rows: Arc<dyn Rows> = Arc::new(Store::open(&folder.path().join("rows.redb")).expect("a store"));
+    let ports = ports(folder.path(), Arc::clone(&rows), &stream(folder.path()));
+    let program = Arc::new(with_source("one", "start: {positions: {shardId-000000000000: \"7\"}}, "));
+    let mut worker = Worker::new(ports, Settings::default(), "one-1".to_owned(), program, 1, 1).expect("a worker");
+    let why = worker.round().await.expect_err("no such shard").to_string();
+    let wanted = "the source `events` cannot be begun where `positions` says: it knows none of the shards that the stream has";
+    assert_eq!(why, wanted);
+    assert_eq!(rows.get(path::PIPELINE).await, Ok(None), "nothing was begun");
+    worker.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_is_told_until_it_is_written_and_rows_of_others_are_left_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let rows: Arc<dyn Rows> = Arc::new(Store::open(&folder.path().join("rows.redb")).expect("a store"));
+    let unsure = Arc::new(Unsure { rows: Arc::clone(&rows), unclear: AtomicU64::new(0) });
+    let ports = ports(folder.path(), Arc::clone(&unsure) as Arc<dyn Rows>, &stream(folder.path()));
+    let settings = Settings::default();
+    let program = Arc::new(compiled("one"));
+    let mut worker = Worker::new(ports.clone(), settings, "one-1".to_owned(), program, 1, 1).expect("a worker");
+    worker.register().await.expect("registered");
+    // A row of a source that the manifest does not list any more lies there as it was left.
+    worker.round().await.expect("a round");
+    let mine = rows.list(path::SOURCES).await.expect("rows");
+    assert_eq!(mine.len(), 2, "{mine:?}");
+    let other = path::source_row(&Lineage::new("gone", "1", "shard-0000"));
+    let free = StoredRow { fence: Fence { job: 1, ..Fence::default() }, body: mine[0].1.body.clone() };
+    assert_eq!(rows.put(&other, free.clone(), Expect::Absent { job: 1 }).await, Ok(true));
+    until("the worker to hold its leases", PATIENCE, async || {
+        worker.round().await.map_err(|e| e.to_string())?;
+        let all = rows.list(path::SOURCES).await.map_err(|e| e.to_string())?;
+        let held = all.iter().filter(|(_, row)| row.fence.owner == "one-1").count();
+        if held == 2 { Ok(()) } else { Err(format!("{all:?}")) }
+    })
+    .await;
+    for _ in 0..3 {
+        worker.round().await.expect("a round");
+    }
+    assert_eq!(rows.get(&other).await, Ok(Some(free)), "it is nobody's");
+
+    // The word that the session is over gets no clear answer, three times.
+    unsure.unclear.store(3, Ordering::Relaxed);
+    worker.leave(10_000).await.expect("it leaves");
+    let session = rows.get(&path::session_row("one-1")).await.expect("an answer").expect("a row");
+    let session: Value = serde_json::from_slice(&session.body).expect("JSON");
+    assert_eq!(session["left"], true, "others need not wait for its silence");
+    assert_eq!(ports.unclear.seen(), (3, "answered by the test".to_owned()));
+}
