@@ -22,7 +22,7 @@ use leat_runtime::connectors::local::streams::{LocalLog, LocalSource, LocalStrea
 use leat_runtime::connectors::local::written::LocalStreams;
 use leat_runtime::engine::ports::{Completed, Files, Guard, Log, Objects, Place, PortError, Rows, Source, StoredRow, Streams, Tables};
 use leat_runtime::output::{Attribute, Item, StreamRecord};
-use leat_runtime_core::begin::{self, Known};
+use leat_runtime_core::begin::{self, Known, Listed};
 use leat_runtime_core::key::{HashRange, partition_hash};
 use leat_runtime_core::path;
 use leat_runtime_core::position::{Lineage, Offset};
@@ -583,7 +583,7 @@ async fn client_library(clouds: &Clouds) {
     let leases = source.kcl_leases("s", "application").await.expect("leases");
     let known = leases.iter().map(|l| (l.shard.clone(), Known::of_lease(&l.checkpoint, l.sub).expect("a checkpoint"))).collect();
     let shards = source.shards("s").await.expect("shards");
-    let listed = shards.iter().map(|s| (s.lineage.partition().to_owned(), Vec::new())).collect();
+    let listed = shards.iter().map(|s| (s.lineage.partition().to_owned(), Listed::default())).collect();
     let begin = begin::decide(&listed, &known).expect("a decision");
     assert!(begin.ended.is_empty() && begin.behind.len() == 2, "{begin:?}");
     for shard in shards {
@@ -600,6 +600,12 @@ async fn client_library(clouds: &Clouds) {
             assert!(read.positions.starts_with(&[all[TAKEN].0, all[TAKEN + 1].0]), "{behind}: {:?}", &read.positions[..3]);
         }
     }
+    // A number that the shard cannot have is known before anything depends on it.
+    let shard = &source.shards("s").await.expect("shards")[0];
+    let other = begin.behind.values().find(|at| **at != begin.behind[shard.lineage.partition()]).expect("that of the other shard");
+    assert_eq!(source.probe(&shard.lineage, Place::Inside(begin.behind[shard.lineage.partition()])).await, Ok(()));
+    let strange = source.probe(&shard.lineage, Place::Inside(*other)).await;
+    assert!(matches!(&strange, Err(PortError::Fatal(why)) if why.contains("GetShardIterator")), "{strange:?}");
     let nothing = source.kcl_leases("s", "nothing").await;
     assert!(matches!(&nothing, Err(PortError::Fatal(why)) if why.contains("DynamoDB Scan nothing")), "{nothing:?}");
 }

@@ -80,7 +80,13 @@ fn what_is_written_is_read_by_the_version_before() {
     };
     assert_eq!(check(&document), json!([]), "raise the version of the document, or leave out what only this version has");
     // What only a newer version knows raises the version, and the schema of the one before refuses it.
-    for source in ["start: {at: Latest}, ", "start: {time: \"2026-11-01T00:00:00Z\"}, ", "kpl: {wrongShard: Drop}, "] {
+    for source in [
+        "start: {at: Latest}, ",
+        "start: {time: \"2026-11-01T00:00:00Z\"}, ",
+        "start: {kclTable: app}, ",
+        "start: {positions: {shardId-0: \"7\"}}, ",
+        "kpl: {wrongShard: Drop}, ",
+    ] {
         let newer = changed(source);
         assert_eq!(newer["version"], json!(2), "{newer}");
         let refused = check(&newer);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use leat_compile::program::Program;
 use leat_runtime::connectors::clock::SystemClock;
 use leat_runtime::connectors::local::folder::{LocalFiles, LocalObjects};
@@ -14,12 +15,14 @@ use leat_runtime::connectors::local::shard::Record;
 use leat_runtime::connectors::local::store::Store;
 use leat_runtime::connectors::local::streams::{LocalLog, LocalSource, LocalStream};
 use leat_runtime::connectors::local::written::LocalStreams;
+use leat_runtime::engine::coordinator::{self, Begins};
 use leat_runtime::engine::ports::{Call, PortError, Ports, Rows, StoredRow};
 use leat_runtime::engine::task::{Settings, decode};
 use leat_runtime::engine::worker::Worker;
 use leat_runtime_core::path;
 use leat_runtime_core::position::Lineage;
 use leat_runtime_core::row::{Expect, Fence, SourceRow};
+use leat_runtime_core::rules::Rules;
 use leat_tests::process::{Program as Process, free_port, until};
 use leat_tests::program;
 use serde_json::Value;
@@ -32,10 +35,15 @@ fn compiled(name: &str) -> Program {
 
 /// The same, with more said of its source.
 fn with_source(name: &str, more: &str) -> Program {
+    with_sources(name, more, "")
+}
+
+/// The same, with another source of its stream.
+fn with_sources(name: &str, more: &str, another: &str) -> Program {
     let text = format!(
         "apiVersion: leat.dev/v1alpha1\nkind: StreamingPipeline\nmetadata: {{name: {name}, namespace: analytics}}\nspec:\n  \
          storage: {{location: \"s3://example-leat/\"}}\n  streams:\n    - {{name: s, kinesis: {{streamName: {name}-s, shards: {{initial: 2}}}}}}\n  \
-         sources:\n    - {{name: events, stream: s, {more}format: Json, columns: {{id: VARCHAR}}}}\n  sinks:\n    \
+         sources:\n    - {{name: events, stream: s, {more}format: Json, columns: {{id: VARCHAR}}}}\n{another}  sinks:\n    \
          - {{name: out, from: [events], s3: {{location: \"s3://example-lake/{name}/\", format: Parquet}}}}\n  \
          deadLetter: {{s3: {{location: \"s3://example-lake/{name}-dead/\"}}}}\n"
     );
@@ -118,7 +126,10 @@ fn ports(folder: &Path, rows: Arc<dyn Rows>, stream: &Arc<LocalStream>) -> Ports
         objects: Arc::new(LocalObjects::new(&folder.join("objects"))),
         files: Arc::new(LocalFiles::new(&folder.join("s3"), &folder.join("uploads"), "one")),
         log: Arc::new(LocalLog::open(&folder.join("log"), 1).expect("a log")),
-        source: Arc::new(LocalSource { streams: BTreeMap::from([("events".to_owned(), stream)]), files: BTreeMap::new() }),
+        source: Arc::new(LocalSource {
+            streams: ["events", "again"].map(|s| (s.to_owned(), Arc::clone(&stream))).into(),
+            files: BTreeMap::new(),
+        }),
         tables: store,
         streams: Arc::new(LocalStreams::new(&folder.join("written"))),
         clock: Arc::new(SystemClock),
@@ -177,6 +188,36 @@ async fn a_source_is_begun_behind_the_records_that_are_named_and_only_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_of_the_job_before_begins_a_new_source_where_it_is_to_be_begun() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let rows: Arc<dyn Rows> = Arc::new(Store::open(&folder.path().join("rows.redb")).expect("a store"));
+    let ports = ports(folder.path(), Arc::clone(&rows), &stream(folder.path()));
+    let again = "    - {name: again, stream: s, start: {positions: {shard-0001: \"5\"}}, format: Json, columns: {id: VARCHAR}}\n";
+    let program = |another: &str| Arc::new(with_sources("one", "", another));
+    let mut before = Worker::new(ports.clone(), Settings::default(), "one-1".to_owned(), program(""), 1, 1).expect("a worker");
+    before.register().await.expect("registered");
+    before.round().await.expect("a round");
+    // A worker of the next job takes one step at a time; the one of the job before does what is left to do each time.
+    let after = program(again);
+    let document = Bytes::from(serde_json::to_vec(&after.document).expect("JSON"));
+    let hash = leat_compile::job_hash(&after.document);
+    ports.objects.put(&path::job(&hash), document).await.expect("registered");
+    let (desired, mut begins) = (coordinator::desired(&after, &hash, 2, 1), Begins::new("one-2"));
+    let made = until("rows of the new source", PATIENCE, async || {
+        coordinator::pass(&ports, &after, &desired, &mut begins, Rules::all()).await.map_err(|e| e.to_string())?;
+        before.round().await.map_err(|e| e.to_string())?;
+        let all = rows.list(path::SOURCES).await.map_err(|e| e.to_string())?;
+        let of: Vec<SourceRow> =
+            all.iter().filter(|(key, _)| key.contains("again")).map(|(_, row)| decode(&row.body).expect("a row")).collect();
+        if of.len() == 2 { Ok(of) } else { Err(format!("{all:?}")) }
+    })
+    .await;
+    let begins: Vec<Option<String>> = made.iter().map(|row| row.begins.map(|at| at.inside(0).to_string())).collect();
+    assert_eq!(begins, [None, Some("5".to_owned())]);
+    before.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_beginning_that_means_nothing_ends_the_worker_with_a_sentence() {
     let folder = tempfile::tempdir().expect("a folder");
     let rows: Arc<dyn Rows> = Arc::new(Store::open(&folder.path().join("rows.redb")).expect("a store"));
@@ -184,7 +225,7 @@ async fn a_beginning_that_means_nothing_ends_the_worker_with_a_sentence() {
     let program = Arc::new(with_source("one", "start: {positions: {shardId-000000000000: \"7\"}}, "));
     let mut worker = Worker::new(ports, Settings::default(), "one-1".to_owned(), program, 1, 1).expect("a worker");
     let why = worker.round().await.expect_err("no such shard").to_string();
-    let wanted = "the source `events` cannot be begun where `positions` says: it knows none of the shards that the stream has";
+    let wanted = "the source `events` cannot be begun where `positions` says: the stream has no shard shardId-000000000000";
     assert_eq!(why, wanted);
     assert_eq!(rows.get(path::PIPELINE).await, Ok(None), "nothing was begun");
     worker.stop();

@@ -1,6 +1,6 @@
 //! Checks of a spec that need no types: names, exactly-one rules, what is not there yet.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use leat_crds::problem::Problem;
 use leat_crds::spec::{Aws, RecordFormat, Sink, Source, Step, StreamingPipelineSpec};
@@ -213,6 +213,13 @@ fn check_source(source: &Source, path: &str, out: &mut Vec<Problem>) {
             ("positions", start.positions.is_some()),
         ];
         exactly_one("start", &ways, &format!("{path}.start"), out);
+        for shard in start.positions.iter().flat_map(BTreeMap::keys) {
+            let fits = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+            if shard.is_empty() || shard.len() > 128 || !shard.chars().all(fits) {
+                let help = "write the id as ListShards gives it: shardId-000000000000";
+                out.push(Problem::new(format!("{path}.start.positions"), format!("`{shard}` is no id of a shard"), help));
+            }
+        }
         if source.files.is_some() {
             out.push(Problem::new(format!("{path}.start"), "files are read from their beginning", "leave it out"));
         }

@@ -58,7 +58,7 @@ pub struct Source {
 /// Where a stream is begun: exactly one member.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("x-kubernetes-validations" = [{"rule": "[has(self.at), has(self.time), has(self.kclTable), has(self.positions)].filter(x, x).size() == 1", "message": "exactly one of at, time, kclTable, positions"}]))]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "[has(self.at), has(self.time), has(self.kclTable), has(self.positions)].filter(x, x).size() == 1", "message": "exactly one of at, time, kclTable, positions"}, {"rule": "!has(self.positions) || self.positions.all(k, size(k) <= 128)", "message": "the id of a shard has at most 128 characters"}]))]
 pub struct Start {
     /// One of the stream's ends.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -67,15 +67,17 @@ pub struct Start {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time: Option<Time>,
     /// Where an application of the Kinesis Client Library stands: the DynamoDB table of its leases, in the stream's account and
-    /// region. Stop the application first: what it takes afterwards is taken again. Each shard is begun behind the
-    /// application's checkpoint; shards that it does not know are read whole, but those before one that it knows. Read once, by
-    /// the first worker of the pipeline, or of the job that brought the source. `leat dev` begins with the oldest records.
+    /// region, which workers need `dynamodb:Scan` for. Stop the application first: what it takes afterwards is taken again. Each
+    /// shard is begun behind the application's checkpoint. Shards that it does not know are read whole, except those from which
+    /// one that it knows came: they are not read. A shard whose checkpoint is LATEST or AT_TIMESTAMP is refused: it is no
+    /// position. Read once, by the first worker of the pipeline, or of the job that brought the source; changing it later
+    /// changes nothing. `leat dev` begins with the oldest records.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 3, max = 255), regex(pattern = AWS_NAME_PATTERN))]
     pub kcl_table: Option<String>,
-    /// Sequence numbers of records by the ids of their shards: each shard is begun behind the record, `NUMBER.SUB` behind a
-    /// record within an aggregated one. Other shards are read whole, but those before one that is listed. `leat dev` begins with
-    /// the oldest records.
+    /// Sequence numbers of records by the ids of their shards: each shard is begun behind the record, with `NUMBER.SUB` behind one
+    /// within an aggregated record. Other shards are read whole, except those from which a listed one came: they are not read.
+    /// Changing it later changes nothing. `leat dev` begins with the oldest records.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("minProperties" = 1, "maxProperties" = 1000))]
     pub positions: Option<BTreeMap<String, SequenceNumber>>,

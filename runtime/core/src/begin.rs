@@ -46,36 +46,60 @@ pub struct Begin {
     pub behind: BTreeMap<String, Offset>,
 }
 
-/// Decides for shards, given with their parents. One of which nothing is known but a descendant is was read to its end;
-/// others of which nothing is known are begun with their oldest record, so that nothing is lost.
-pub fn decide(shards: &BTreeMap<String, Vec<String>>, known: &BTreeMap<String, Known>) -> Result<Begin, String> {
-    let here: Vec<(&String, &Known)> = known.iter().filter(|(shard, _)| shards.contains_key(*shard)).collect();
+/// A shard of the stream.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listed {
+    /// Where it comes from.
+    pub parents: Vec<String>,
+    /// No more records come.
+    pub closed: bool,
+}
+
+/// Decides for the shards of a stream. One of which nothing is known but a descendant is was read to its end, unless a shard
+/// before it was not; others of which nothing is known are begun with their oldest record, so that nothing is lost.
+pub fn decide(shards: &BTreeMap<String, Listed>, known: &BTreeMap<String, Known>) -> Result<Begin, String> {
+    let here: BTreeMap<&String, &Known> = known.iter().filter(|(shard, _)| shards.contains_key(*shard)).collect();
     if here.is_empty() {
         return Err("it knows none of the shards that the stream has".to_owned());
     }
-    let unsaid =
-        here.iter().find_map(|(shard, known)| if let Known::Unsaid(checkpoint) = known { Some((shard, checkpoint)) } else { None });
-    if let Some((shard, checkpoint)) = unsaid {
-        let help = "let the application take a record of each shard before it is stopped, or say `positions`";
-        return Err(format!("the checkpoint of {shard} is {checkpoint}, which is no position: {help}"));
-    }
     let mut begin = Begin::default();
-    let mut ancestors: Vec<&String> = Vec::new();
-    for (shard, known) in here {
-        ancestors.extend(&shards[shard]);
+    for (shard, known) in &here {
+        let before = ancestors(shards, shard);
+        let unfinished = before.iter().find(|a| here.get(**a).is_some_and(|k| **k != Known::Ended));
         match known {
-            Known::Ended => drop(begin.ended.insert(shard.clone())),
-            Known::Behind(record) => drop(begin.behind.insert(shard.clone(), *record)),
-            Known::Nothing | Known::Unsaid(_) => {}
+            Known::Unsaid(checkpoint) => {
+                let help = "let the application take a record of each shard before it is stopped, or say `positions`";
+                return Err(format!("the checkpoint of {shard} is {checkpoint}, which is no position: {help}"));
+            }
+            Known::Ended if !shards[*shard].closed => {
+                return Err(format!("{shard} was read to its end, it says, but the shard is open: is it about another stream?"));
+            }
+            Known::Ended | Known::Behind(_) if unfinished.is_some() => {
+                let before = unfinished.map(|a| a.as_str()).unwrap_or_default();
+                return Err(format!("records of {shard} were taken, it says, but not all of {before}, which ended before: leave one out"));
+            }
+            Known::Ended => drop(begin.ended.insert((*shard).clone())),
+            Known::Behind(record) => drop(begin.behind.insert((*shard).clone(), *record)),
+            Known::Nothing => {}
         }
-    }
-    while let Some(ancestor) = ancestors.pop() {
-        // What is said of a shard itself counts; those before it were asked for then.
-        if !known.contains_key(ancestor) && begin.ended.insert(ancestor.clone()) {
-            ancestors.extend(shards.get(ancestor).into_iter().flatten());
+        if unfinished.is_none() {
+            begin.ended.extend(before.into_iter().filter(|a| !here.contains_key(*a)).cloned());
         }
     }
     Ok(begin)
+}
+
+/// All shards that a shard comes from.
+fn ancestors<'a>(shards: &'a BTreeMap<String, Listed>, shard: &str) -> BTreeSet<&'a String> {
+    let (mut found, mut next) = (BTreeSet::new(), vec![shard]);
+    while let Some(shard) = next.pop() {
+        for parent in shards.get(shard).into_iter().flat_map(|s| &s.parents) {
+            if found.insert(parent) {
+                next.push(parent);
+            }
+        }
+    }
+    found
 }
 
 #[cfg(test)]
@@ -83,9 +107,12 @@ mod tests {
     use super::*;
 
     /// 0 was split into 1 and 2, then 1 and 2 merged to 3; 4 stands alone.
-    fn shards() -> BTreeMap<String, Vec<String>> {
-        let shard = |id: &str, parents: &[&str]| (id.to_owned(), parents.iter().map(|p| (*p).to_owned()).collect());
-        [shard("0", &[]), shard("1", &["0"]), shard("2", &["0"]), shard("3", &["1", "2"]), shard("4", &[])].into()
+    fn shards() -> BTreeMap<String, Listed> {
+        let shard = |id: &str, parents: &[&str], closed: bool| {
+            (id.to_owned(), Listed { parents: parents.iter().map(|p| (*p).to_owned()).collect(), closed })
+        };
+        let (first, last) = ([shard("0", &[], true), shard("1", &["0"], true), shard("2", &["0"], true)], shard("3", &["1", "2"], false));
+        first.into_iter().chain([last, shard("4", &[], false)]).collect()
     }
 
     fn begun(known: &[(&str, &str, u64)]) -> Result<Begin, String> {
@@ -106,6 +133,8 @@ mod tests {
         // In the middle of a merge: one parent has ended, the other has not, the child waits.
         let merging = begun(&[("1", "SHARD_END", 0), ("2", "50", 0), ("3", "TRIM_HORIZON", 0)]);
         assert_eq!(says(merging), (vec!["0".into(), "1".into()], vec![behind("2", "50")]));
+        // The application has made the rows of children, and not begun them: those between are no less there.
+        assert_eq!(says(begun(&[("0", "9", 0), ("3", "TRIM_HORIZON", 0)])), (vec![], vec![behind("0", "9")]));
         // 4 is unknown, and no ancestor of what is: it is read whole.
         assert_eq!(says(begun(&[("0", "9", 0)])), (vec![], vec![behind("0", "9")]));
         // A lease of a shard that is gone from the stream says nothing any more.
@@ -120,6 +149,12 @@ mod tests {
         for checkpoint in ["LATEST", "AT_TIMESTAMP"] {
             let refused = begun(&[("4", checkpoint, 0)]).expect_err("no position");
             assert!(refused.starts_with(&format!("the checkpoint of 4 is {checkpoint}, which is no position")), "{refused}");
+        }
+        let refused = begun(&[("4", "SHARD_END", 0)]).expect_err("it is open");
+        assert!(refused.contains("4 was read to its end, it says, but the shard is open"), "{refused}");
+        for later in [("1", "5", 0), ("1", "SHARD_END", 0), ("3", "5", 0)] {
+            let refused = begun(&[("0", "3", 0), later]).expect_err("its parent was not read to its end");
+            assert!(refused.contains("but not all of 0, which ended before"), "{refused}");
         }
         assert!(begun(&[("4", "TRIM_HORIZONT", 0)]).is_err() && begun(&[("4", "5", u64::MAX)]).is_err());
     }

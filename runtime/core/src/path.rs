@@ -43,8 +43,9 @@ pub enum Kind {
 }
 
 /// Name of an object that a task writes for the cut `cut`, `index`th of its kind. It contains the generation, so that
-/// no two owners write one name (rule `names`); `None` leaves it out.
-pub fn object(kind: Kind, row: &str, cut: u64, generation: Option<u64>, index: usize) -> String {
+/// no two owners write one name (rule `names`); `None` leaves it out. `pipeline` is unique among all pipelines that ever
+/// were: one that starts over finds nothing of what was there before it under its names.
+pub fn object(kind: Kind, pipeline: &str, row: &str, cut: u64, generation: Option<u64>, index: usize) -> String {
     let folder = match kind {
         Kind::Staged => "staged",
         Kind::Snapshot => "snapshots",
@@ -52,8 +53,8 @@ pub fn object(kind: Kind, row: &str, cut: u64, generation: Option<u64>, index: u
         Kind::Ids => "ids",
     };
     match generation {
-        Some(generation) => format!("{folder}/{row}/{cut:012}-{generation}-{index}"),
-        None => format!("{folder}/{row}/{cut:012}-{index}"),
+        Some(generation) => format!("{folder}/{pipeline}/{row}/{cut:012}-{generation}-{index}"),
+        None => format!("{folder}/{pipeline}/{row}/{cut:012}-{index}"),
     }
 }
 

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use leat_compile::program::{Program, SourceProgram, Start};
-use leat_runtime_core::begin::{self, Begin, Known};
+use leat_runtime_core::begin::{self, Begin, Known, Listed};
 use leat_runtime_core::coordinate::{self, Change, Desired, KnownShard, View};
 use leat_runtime_core::path;
-use leat_runtime_core::position::{Lineage, NotAnOffset};
+use leat_runtime_core::position::{Lineage, NotAnOffset, Offset};
 use leat_runtime_core::row::{Expect, Fence, KeyedRow, PipelineRow, SourceRow};
 use leat_runtime_core::rules::Rules;
 
-use super::ports::{Objects, PortError, Ports, Rows, Shard, StoredRow};
+use super::ports::{Objects, Place, PortError, Ports, Rows, Shard, StoredRow};
 use super::task::{self, TaskError};
 
 /// What a program wants of the pipeline's rows.
@@ -53,15 +53,26 @@ impl Begins {
                 }
             }
             Start::Positions(positions) => {
-                for (shard, at) in positions {
-                    let at = at.parse().map_err(|why: NotAnOffset| no_begin(source, &format!("{shard}: {why}")))?;
-                    known.insert(shard.clone(), Known::Behind(at));
+                for (shard, text) in positions {
+                    if !shards.iter().any(|s| s.lineage.partition() == shard) {
+                        return Err(no_begin(source, &format!("the stream has no shard {shard}")));
+                    }
+                    let at: Offset = text.parse().map_err(|why: NotAnOffset| no_begin(source, &format!("{shard}: {why}")))?;
+                    // Without a number within it, all of an aggregated record is meant.
+                    known.insert(shard.clone(), Known::Behind(if text.contains('.') { at } else { at.inside(u32::MAX) }));
                 }
             }
         }
         let parents = |shard: &Shard| shard.parents.iter().map(|p| p.partition().to_owned()).collect();
-        let shards = shards.iter().map(|s| (s.lineage.partition().to_owned(), parents(s))).collect();
-        let begin = begin::decide(&shards, &known).map_err(|why| no_begin(source, &why))?;
+        let listed = |s: &Shard| (s.lineage.partition().to_owned(), Listed { parents: parents(s), closed: s.closed });
+        let begin = begin::decide(&shards.iter().map(listed).collect(), &known).map_err(|why| no_begin(source, &why))?;
+        // What the source does not know is found out before anything depends on it.
+        for shard in shards {
+            if let Some(at) = begin.behind.get(shard.lineage.partition()) {
+                let probed = ports.insist(|| ports.source.probe(&shard.lineage, Place::Inside(*at))).await;
+                probed.map_err(|why| no_begin(source, &why.to_string()))?;
+            }
+        }
         let object = path::begin(&source.name, &self.session);
         let bytes = task::encode(&begin);
         ports.insist(|| ports.objects.put(&object, bytes.clone())).await?;
@@ -97,7 +108,11 @@ pub async fn pass(
     let pipeline = read_pipeline(ports).await?;
     let mut desired = desired.clone();
     let mut shards = Vec::new();
+    // Also those of sources that only another job knows: this worker may be the one that makes their rows.
     let mut begin = BTreeMap::new();
+    for (source, object) in pipeline.iter().flat_map(|(_, row)| &row.begins) {
+        begin.insert(source.clone(), begins.read(ports, object).await?);
+    }
     for source in &program.sources {
         let mut found = ports.insist(|| ports.source.shards(&source.name)).await?;
         let object = match &pipeline {

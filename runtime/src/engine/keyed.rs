@@ -39,7 +39,7 @@ pub struct KeyedJob {
     pub partition: u16,
     /// Partitions of the repartition stream.
     pub partitions: u16,
-    /// Makes the names of files the pipeline's own.
+    /// Makes the names of files and objects the pipeline's own.
     pub unique: String,
     /// When the pipeline came into being, ms.
     pub born: i64,
@@ -97,8 +97,8 @@ pub struct KeyedTask<C> {
     changed: bool,
     /// The snapshot that the cut under way makes the base.
     snapshot: Option<Base>,
-    /// Objects that the base names.
-    named: Vec<String>,
+    /// Objects of this task that the base names.
+    named: BTreeSet<String>,
     garbage: Vec<String>,
     behind: bool,
     progress: Arc<Mutex<Progress>>,
@@ -163,7 +163,7 @@ impl<C: Control> KeyedTask<C> {
             cutting: false,
             changed: false,
             snapshot: None,
-            named: Vec::new(),
+            named: BTreeSet::new(),
             garbage: Vec::new(),
             behind: false,
             row,
@@ -179,10 +179,8 @@ impl<C: Control> KeyedTask<C> {
             for object in &snapshot.objects {
                 let bytes = self.ports.insist(|| self.ports.objects.get(object)).await?;
                 let runs = self.chain.restore(&bytes, mine)?;
-                task::load(&self.ports, &runs, |run, bytes| self.chain.load(run, bytes, mine)).await?;
-                if mine {
-                    self.named.extend(runs.into_iter().map(|run| run.object));
-                }
+                task::load(&self.ports, &runs, |run, bytes| self.chain.load(run, bytes)).await?;
+                self.named.extend(runs.into_iter().filter(|run| run.own).map(|run| run.object));
             }
         }
         let mut at = self.row.snapshot.as_ref().and_then(|s| s.position);
@@ -347,7 +345,7 @@ impl<C: Control> KeyedTask<C> {
 
     /// Whether all input is consumed and every window closed: nothing more comes that a cut could wait for.
     fn closing(&self) -> bool {
-        let sealed = self.control.pipeline().seal.and_then(|s| s.watermark).is_some_and(|w| self.chain.watermark >= w);
+        let sealed = self.control.pipeline().seal.as_ref().and_then(|s| s.watermark).is_some_and(|w| self.chain.watermark >= w);
         sealed || self.chain.watermark == Watermark::MAX
     }
 
@@ -445,8 +443,8 @@ impl<C: Control> KeyedTask<C> {
                 self.garbage.extend(task::unneeded(&before.objects(), &self.row.objects()));
                 if let Some(base) = self.snapshot.take() {
                     self.chain.stored(&base.named);
-                    let named = std::mem::replace(&mut self.named, base.named);
-                    self.garbage.extend(named.into_iter().filter(|object| !self.named.contains(object)));
+                    let before = std::mem::replace(&mut self.named, base.named.into_iter().collect());
+                    self.garbage.extend(before.difference(&self.named).cloned());
                 }
             }
             Event::Sent(object, done) => {
@@ -501,7 +499,7 @@ impl<C: Control> KeyedTask<C> {
 
     fn object(&self, kind: path::Kind, cut: u64, index: usize) -> String {
         let generation = self.rules().hold(Rule::Names).then_some(self.fence.generation);
-        path::object(kind, &self.key, cut, generation, index)
+        path::object(kind, &self.job.unique, &self.key, cut, generation, index)
     }
 
     /// Starts a cut of everything taken so far.
@@ -540,10 +538,10 @@ impl<C: Control> KeyedTask<C> {
         if with_snapshot || (drained && self.rules().hold(Rule::DSnap)) {
             let head = self.object(path::Kind::Snapshot, number, 0);
             let generation = self.rules().hold(Rule::Names).then_some(self.fence.generation);
-            let (key, mut runs) = (&self.key, 0);
+            let (pipeline, key, mut runs) = (&self.job.unique, &self.key, 0);
             let saved = self.chain.snapshot(self.settings.run_ids, &mut || {
                 runs += 1;
-                path::object(path::Kind::Ids, key, number, generation, runs)
+                path::object(path::Kind::Ids, pipeline, key, number, generation, runs)
             });
             let base = Base::new(&head, self.position, &saved);
             row.snapshot = Some(base.snapshot.clone());
@@ -577,7 +575,8 @@ impl<C: Control> KeyedTask<C> {
             self.since_roll.remove(&spec.name);
             self.since_roll_bytes.remove(&spec.name);
             let name = path::file(&self.job.unique, &self.key, number, self.fence.generation, nth, file::extension(spec.format));
-            rolls.push(Roll { spec: spec.clone(), name, now, covers: waiting.iter().map(|s| s.object.clone()).collect() });
+            let pipeline = self.job.unique.clone();
+            rolls.push(Roll { spec: spec.clone(), name, pipeline, now, covers: waiting.iter().map(|s| s.object.clone()).collect() });
         }
         rolls
     }

@@ -109,6 +109,8 @@ pub struct Shard {
     pub parents: Vec<Lineage>,
     /// The keys that it takes.
     pub range: HashRange,
+    /// No more records come.
+    pub closed: bool,
 }
 
 /// An answer of a source.
@@ -161,6 +163,8 @@ pub trait Source: Send + Sync {
     fn shards<'a>(&'a self, source: &'a str) -> Call<'a, Vec<Shard>>;
     /// The leases in a table of the Kinesis Client Library that are of this source's stream.
     fn kcl_leases<'a>(&'a self, source: &'a str, table: &'a str) -> Call<'a, Vec<KclLease>>;
+    /// Whether a lineage can be read from a place on; if not, why.
+    fn probe<'a>(&'a self, lineage: &'a Lineage, from: Place) -> Call<'a, ()>;
     /// Records from a place on, as many as are there now up to a size of the source's choice.
     fn read<'a>(&'a self, lineage: &'a Lineage, from: Place) -> Call<'a, Read>;
 }

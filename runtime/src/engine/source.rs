@@ -48,7 +48,7 @@ pub struct SourceJob {
     pub lineage: Lineage,
     /// The keys that the lineage takes.
     pub range: HashRange,
-    /// Makes the names of files the pipeline's own.
+    /// Makes the names of files and objects the pipeline's own.
     pub unique: String,
     /// Where a lineage that was never read is begun: time of arrival, ms; `None`: with its oldest record.
     pub since: Option<i64>,
@@ -97,8 +97,8 @@ pub struct SourceTask<C> {
     raises: Vec<(Option<Offset>, Watermark)>,
     /// A snapshot that is written and waits for a cut that makes it the base.
     snapshot: Option<Base>,
-    /// Objects that the base names.
-    named: Vec<String>,
+    /// Objects of this task that the base names.
+    named: BTreeSet<String>,
     /// Objects of ids that this owner has made.
     runs: usize,
     at_tip_since: Option<i64>,
@@ -165,7 +165,7 @@ impl<C: Control> SourceTask<C> {
             writers: BTreeMap::new(),
             raises: row.raises.clone(),
             snapshot: None,
-            named: Vec::new(),
+            named: BTreeSet::new(),
             runs: 0,
             at_tip_since: None,
             last_cut: now,
@@ -416,10 +416,10 @@ impl<C: Control> SourceTask<C> {
     /// The state as bytes, with names for what it needs beside its head.
     fn saved(&mut self, cut: u64) -> Saved {
         let generation = self.rules().hold(Rule::Names).then_some(self.fence.generation);
-        let (key, runs) = (&self.key, &mut self.runs);
+        let (pipeline, key, runs) = (&self.job.unique, &self.key, &mut self.runs);
         let saved = self.chain.snapshot(self.settings.run_ids, &mut || {
             *runs += 1;
-            path::object(path::Kind::Ids, key, cut, generation, *runs)
+            path::object(path::Kind::Ids, pipeline, key, cut, generation, *runs)
         });
         if !self.rules().hold(Rule::Stored) {
             self.chain.stored(&saved.named);
@@ -429,13 +429,13 @@ impl<C: Control> SourceTask<C> {
 
     /// Objects that the new base does not name any more are needed by nobody.
     fn replace_base(&mut self, named: Vec<String>) {
-        let before = std::mem::replace(&mut self.named, named);
-        self.garbage.extend(before.into_iter().filter(|object| !self.named.contains(object)));
+        let before = std::mem::replace(&mut self.named, named.into_iter().collect());
+        self.garbage.extend(before.difference(&self.named).cloned());
     }
 
     fn object(&self, kind: path::Kind, cut: u64, index: usize) -> String {
         let generation = self.rules().hold(Rule::Names).then_some(self.fence.generation);
-        path::object(kind, &self.key, cut, generation, index)
+        path::object(kind, &self.job.unique, &self.key, cut, generation, index)
     }
 
     fn apply(&mut self, event: Event) -> Result<(), TaskError> {
@@ -547,7 +547,8 @@ impl<C: Control> SourceTask<C> {
 
     /// The watermark that closes bounded input, once this lineage has come to its end.
     fn seal(&self) -> Watermark {
-        let Some(seal) = self.control.pipeline().seal else { return Watermark::MIN };
+        let pipeline = self.control.pipeline();
+        let Some(seal) = &pipeline.seal else { return Watermark::MIN };
         let at_end = seal.ends.get(&self.job.lineage).is_some_and(|end| self.position >= *end);
         seal.watermark.filter(|_| at_end).unwrap_or(Watermark::MIN)
     }

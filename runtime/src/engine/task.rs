@@ -1,5 +1,7 @@
 //! What source and keyed tasks share: taking a row, writing the next one, and how a task ends.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use leat_runtime_core::position::Offset;
@@ -78,8 +80,8 @@ impl Default for Settings {
 
 /// What the worker knows of the pipeline's row; never newer than the truth.
 pub trait Control {
-    /// The pipeline's row as it was last seen.
-    fn pipeline(&self) -> PipelineRow;
+    /// The pipeline's row as it was last seen; asked for with each step of a task, so it is shared.
+    fn pipeline(&self) -> Arc<PipelineRow>;
 
     /// The lowest watermark of all lineages, ms: only a wrong variant judges lateness by it.
     #[cfg(feature = "ablation")]
@@ -198,7 +200,7 @@ pub async fn load(ports: &Ports, runs: &[Run], mut take: impl FnMut(&Run, &[u8])
 pub struct Base {
     /// As the row says it.
     pub snapshot: Snapshot,
-    /// All objects that its head names.
+    /// All objects of this task that its head names.
     pub named: Vec<String>,
 }
 

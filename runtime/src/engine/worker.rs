@@ -78,7 +78,7 @@ struct SessionRow {
 /// What is known of the pipeline, shared by all threads.
 #[derive(Debug, Default)]
 pub struct Shared {
-    pipeline: RwLock<PipelineRow>,
+    pipeline: RwLock<Arc<PipelineRow>>,
     sources: Mutex<BTreeMap<String, Arc<Mutex<super::source::Progress>>>>,
     keyed: Mutex<BTreeMap<String, Arc<Mutex<super::keyed::Progress>>>>,
     fenced: AtomicU64,
@@ -108,8 +108,8 @@ impl Shared {
 struct SharedControl(Arc<Shared>);
 
 impl Control for SharedControl {
-    fn pipeline(&self) -> PipelineRow {
-        self.0.pipeline.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn pipeline(&self) -> Arc<PipelineRow> {
+        Arc::clone(&self.0.pipeline.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -270,7 +270,7 @@ impl Worker {
             }
         }
         let Some((_, pipeline)) = coordinator::read_pipeline(&self.ports).await? else { return Ok(()) };
-        self.shared.pipeline.write().unwrap_or_else(PoisonError::into_inner).clone_from(&pipeline);
+        *self.shared.pipeline.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(pipeline.clone());
         self.reap()?;
         let alive = self.heartbeat().await?;
         self.start_tasks(&pipeline, &shards, &alive).await

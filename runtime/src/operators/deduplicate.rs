@@ -52,6 +52,8 @@ struct Stored {
     ids: usize,
     /// The latest time among them.
     newest: u32,
+    /// This task wrote it: others are those of whom it took over from, of which only a part may belong here.
+    own: bool,
 }
 
 /// Room is made for so many ids at most before they are there: a head is not trusted with memory.
@@ -162,6 +164,7 @@ impl Seen {
         self.expire();
         let least = saving.least.max(1);
         let most = (self.len() / RUNS).clamp(least, least * LARGEST);
+        out.signed(self.horizon);
         out.number(self.epochs.len() as u64);
         for epoch in &mut self.epochs {
             out.signed(epoch.number);
@@ -174,15 +177,16 @@ impl Seen {
                     run.signed(epoch.number);
                     entries(&mut run, ids);
                     let newest = ids.iter().map(|e| e.at).max().unwrap_or_default();
-                    Stored { object: saving.add(Bytes::from(run.sealed())), ids: ids.len(), newest }
+                    Stored { object: saving.add(Bytes::from(run.sealed())), ids: ids.len(), newest, own: true }
                 })
                 .collect();
-            saving.named.extend(epoch.runs.iter().map(|run| run.object.clone()));
+            saving.named.extend(epoch.runs.iter().filter(|run| run.own).map(|run| run.object.clone()));
             out.number((epoch.runs.len() + epoch.pending.len()) as u64);
             for run in epoch.runs.iter().chain(&epoch.pending) {
                 out.blob(run.object.as_bytes());
                 out.number(run.ids as u64);
                 out.number(u64::from(run.newest));
+                out.byte(u8::from(run.own));
             }
             entries(out, rest);
         }
@@ -195,61 +199,66 @@ impl Seen {
             if epoch.pending.iter().all(|run| objects.contains(&run.object)) {
                 let ids: usize = epoch.pending.iter().map(|run| run.ids).sum();
                 epoch.fresh.drain(..ids);
+                epoch.fresh.shrink_to(2 * epoch.fresh.len());
                 epoch.runs.append(&mut epoch.pending);
             }
         }
     }
 
-    /// Reads what [`Self::write`] wrote; answers the names of the runs, which are to be loaded.
-    pub fn read(&mut self, from: &mut Reader<'_>, heir: Option<Heir<'_>>) -> Result<Vec<Run>, Damaged> {
+    /// Reads what [`Self::write`] wrote; answers the runs, which are to be loaded. `heir`: another task wrote it, and those of
+    /// its ids belong here for which it holds.
+    pub fn read(&mut self, step: usize, from: &mut Reader<'_>, heir: Option<Heir<'_>>) -> Result<Vec<Run>, Damaged> {
         let mut runs = Vec::new();
+        let horizon = from.signed()?;
+        if heir.is_none() {
+            self.horizon = self.horizon.max(horizon);
+        }
         for _ in 0..from.number()? {
             let number = from.signed()?;
             let mut ids: usize = 0;
             for _ in 0..from.number()? {
                 let (object, count, newest) = (from.text()?.to_owned(), from.number()? as usize, from.number()? as u32);
-                runs.push(Run::new(&object));
-                if heir.is_none() {
-                    self.epoch(number).runs.push(Stored { object, ids: count, newest });
-                    ids = ids.saturating_add(count);
+                let own = from.byte()? == 1 && heir.is_none();
+                if self.epoch(number).runs.iter().any(|run| run.object == object) {
+                    // Two of whom it takes over from took over from the same one.
+                    continue;
                 }
+                runs.push(Run { step, object: object.clone(), own, horizon });
+                self.epoch(number).runs.push(Stored { object, ids: count, newest, own });
+                ids = ids.saturating_add(if own { count } else { 0 });
             }
             if ids > 0 {
                 self.epoch(number).table.expect(ids.min(EXPECTED));
             }
-            self.take(number, from, heir, true)?;
+            let epoch = self.epoch(number);
+            take(from, number, horizon, heir, |entry| epoch.add(entry, 0))?;
         }
         Ok(runs)
     }
 
-    /// Takes in a run.
-    pub fn load(&mut self, bytes: &[u8], heir: Option<Heir<'_>>) -> Result<(), Damaged> {
+    /// Takes in a run; of one that another task wrote, what belongs here.
+    pub fn load(&mut self, run: &Run, bytes: &[u8], heir: Heir<'_>) -> Result<(), Damaged> {
         let mut from = Reader::sealed(bytes)?;
         if from.byte()? != VERSION {
             return Err(Damaged("a run of ids has an unknown version"));
         }
         let number = from.signed()?;
-        self.take(number, &mut from, heir, heir.is_some())
-    }
-
-    /// Takes in ids of an epoch; those that are in no run of this task are fresh.
-    fn take(&mut self, number: i64, from: &mut Reader<'_>, heir: Option<Heir<'_>>, fresh: bool) -> Result<(), Damaged> {
-        let count = from.number()?;
         let epoch = self.epoch(number);
-        for _ in 0..count {
-            let entry = Entry::unpack(from.wide()?).ok_or(Damaged("an id has no time"))?;
-            let first = u64::from(entry.place) << 32;
-            if heir.is_some_and(|mine| !mine(first, first | u64::from(u32::MAX))) {
-                continue;
-            }
-            if fresh {
-                epoch.add(entry, 0);
-            } else {
-                epoch.table.insert(entry, 0);
-            }
-        }
-        Ok(())
+        take(&mut from, number, run.horizon, (!run.own).then_some(heir), |entry| epoch.table.insert(entry, 0))
     }
+}
+
+/// Reads ids of an epoch and hands over those that are not behind the horizon and belong to the heir.
+fn take(from: &mut Reader<'_>, number: i64, horizon: i64, heir: Option<Heir<'_>>, mut add: impl FnMut(Entry)) -> Result<(), Damaged> {
+    let floor = floor(number, horizon);
+    for _ in 0..from.number()? {
+        let entry = Entry::unpack(from.wide()?).ok_or(Damaged("an id has no time"))?;
+        let first = u64::from(entry.place) << 32;
+        if entry.at >= floor && heir.is_none_or(|mine| mine(first, first | u64::from(u32::MAX))) {
+            add(entry);
+        }
+    }
+    Ok(())
 }
 
 fn entries(out: &mut Writer, entries: &[Entry]) {
@@ -332,9 +341,9 @@ mod tests {
                 // A crash: another task goes on with what is stored.
                 if n % 2 == 0 {
                     seen = Seen::default();
-                    for run in seen.read(&mut Reader::new(&saved.head), None).expect("a head") {
+                    for run in seen.read(0, &mut Reader::new(&saved.head), None).expect("a head") {
                         let (_, bytes) = objects.iter().find(|(name, _)| *name == run.object).expect("an object");
-                        seen.load(bytes, None).expect("a run");
+                        seen.load(&run, bytes, &|_, _| true).expect("a run");
                     }
                 }
             }

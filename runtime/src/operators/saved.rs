@@ -7,7 +7,7 @@ pub struct Saving<'a> {
     name: &'a mut dyn FnMut() -> String,
     /// Ids that go into an object of their own, at least.
     pub least: usize,
-    /// Objects that exist and that the head names.
+    /// Objects of this task that exist and that the head names.
     pub named: Vec<String>,
     new: Vec<(String, Bytes)>,
 }
@@ -40,7 +40,7 @@ pub struct Saved {
     pub head: Bytes,
     /// Objects to be written before anybody counts on the head.
     pub new: Vec<(String, Bytes)>,
-    /// All objects that the head names, the new ones among them.
+    /// All objects of this task that the head names, the new ones among them.
     pub named: Vec<String>,
 }
 
@@ -58,16 +58,8 @@ pub struct Run {
     pub step: usize,
     /// Name of the object.
     pub object: String,
-}
-
-impl Run {
-    /// An object; whose it is, is said by whoever reads the head.
-    pub fn new(object: &str) -> Self {
-        Self { step: 0, object: object.to_owned() }
-    }
-
-    /// The same, of a step.
-    pub fn of(self, step: usize) -> Self {
-        Self { step, ..self }
-    }
+    /// This task wrote it, and removes it when it is needed no more.
+    pub own: bool,
+    /// What is older is needed no more, ms.
+    pub horizon: i64,
 }

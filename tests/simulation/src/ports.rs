@@ -28,7 +28,7 @@ pub struct Sim {
     world: Arc<Mutex<World>>,
     process: u64,
     /// The pipeline's row as this process last saw it: old, as a worker's knowledge is.
-    known: Arc<Mutex<Option<PipelineRow>>>,
+    known: Arc<Mutex<Option<Arc<PipelineRow>>>>,
 }
 
 impl Sim {
@@ -251,13 +251,22 @@ impl Source for Sim {
             let lineage = |i: &usize| w.shards[*i].lineage.clone();
             Ok(w.shards
                 .iter()
-                .map(|s| Shard { lineage: s.lineage.clone(), parents: s.parents.iter().map(lineage).collect(), range: s.range })
+                .map(|s| Shard {
+                    lineage: s.lineage.clone(),
+                    parents: s.parents.iter().map(lineage).collect(),
+                    range: s.range,
+                    closed: s.closed,
+                })
                 .collect())
         })
     }
 
     fn kcl_leases<'a>(&'a self, _source: &'a str, _table: &'a str) -> Call<'a, Vec<KclLease>> {
         Box::pin(async { Err(PortError::Fatal("there are no lease tables of others".to_owned())) })
+    }
+
+    fn probe<'a>(&'a self, _lineage: &'a Lineage, _from: Place) -> Call<'a, ()> {
+        Box::pin(async { Ok(()) })
     }
 
     fn read<'a>(&'a self, lineage: &'a Lineage, from: Place) -> Call<'a, Read> {
@@ -337,7 +346,7 @@ pub fn text(attribute: &Attribute) -> String {
 }
 
 impl Control for Sim {
-    fn pipeline(&self) -> PipelineRow {
+    fn pipeline(&self) -> Arc<PipelineRow> {
         let mut world = self.world.lock().unwrap_or_else(PoisonError::into_inner);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         match &*known {

@@ -2,12 +2,14 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::task::Waker;
 
 use bytes::Bytes;
 use leat_runtime::engine::ports::{PortError, StoredRow};
 use leat_runtime::output::{Item, StreamRecord};
 use leat_runtime_core::key::{HashRange, partition_hash};
+use leat_runtime_core::path;
 use leat_runtime_core::position::{Lineage, Offset};
 use leat_runtime_core::row::{Expect, KeyedRow, PipelineRow, SourceRow};
 use leat_runtime_core::rules::{Rule, Rules};
@@ -133,6 +135,8 @@ pub struct World {
     pub faults: f64,
     /// Rows.
     pub rows: BTreeMap<String, StoredRow>,
+    /// What the pipeline's row says.
+    pipeline: Arc<PipelineRow>,
     /// Objects.
     pub objects: BTreeMap<String, Bytes>,
     /// Uploads under way.
@@ -172,6 +176,7 @@ impl World {
             now: 1_000,
             faults: 0.0,
             rows: BTreeMap::new(),
+            pipeline: Arc::default(),
             objects: BTreeMap::new(),
             uploads: BTreeMap::new(),
             files: BTreeMap::new(),
@@ -266,8 +271,8 @@ impl World {
     }
 
     /// The pipeline's row.
-    pub fn pipeline(&self) -> PipelineRow {
-        self.rows.get("pipeline").and_then(|r| serde_json::from_slice(&r.body).ok()).unwrap_or_default()
+    pub fn pipeline(&self) -> Arc<PipelineRow> {
+        Arc::clone(&self.pipeline)
     }
 
     /// Rows of source tasks.
@@ -303,6 +308,9 @@ impl World {
         }
         if let Some(lineage) = key.strip_prefix("source/") {
             self.note_source(lineage, found.cloned(), &row);
+        }
+        if key == path::PIPELINE {
+            self.pipeline = Arc::new(serde_json::from_slice(&row.body).unwrap_or_default());
         }
         self.rows.insert(key.to_owned(), row);
         true

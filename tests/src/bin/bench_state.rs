@@ -77,8 +77,8 @@ fn run(ids: usize) {
     sizes.sort_unstable();
     let began = Instant::now();
     let mut again = Seen::default();
-    for run in again.read(&mut Reader::new(&head), None).expect("a head") {
-        again.load(&objects[&run.object], None).expect("a run");
+    for run in again.read(0, &mut Reader::new(&head), None).expect("a head") {
+        again.load(&run, &objects[&run.object], &|_, _| true).expect("a run");
     }
     let loaded = began.elapsed();
     assert_eq!(again.len(), ids);

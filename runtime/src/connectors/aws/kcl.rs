@@ -12,17 +12,17 @@ use leat_aws::{Call as Tried, Failure};
 
 use crate::engine::ports::{KclLease, PortError};
 
-/// The leases of a stream's shards.
-pub async fn leases(client: &Client, table: &str, stream: &str) -> Result<Vec<KclLease>, PortError> {
+/// The leases of the shards of a stream that was created at `created`, ms.
+pub async fn leases(client: &Client, table: &str, stream: &str, created: i64) -> Result<Vec<KclLease>, PortError> {
     let mut leases = Vec::new();
     let mut from = None;
     loop {
         let request = client.scan().table_name(table).consistent_read(true).set_exclusive_start_key(from);
         let answer = request.send().await.map_err(|e| Failure::of(Tried::new("DynamoDB Scan", table), &e))?;
         for item in answer.items() {
+            let lease = lease(item, stream, created);
             leases.extend(
-                lease(item, stream)
-                    .map_err(|what| PortError::Fatal(format!("{table} is no lease table of the Kinesis Client Library: {what}")))?,
+                lease.map_err(|what| PortError::Fatal(format!("{table} is no lease table of the Kinesis Client Library: {what}")))?,
             );
         }
         from = answer.last_evaluated_key;
@@ -32,16 +32,52 @@ pub async fn leases(client: &Client, table: &str, stream: &str) -> Result<Vec<Kc
     }
 }
 
-/// A row; `None`: it is of another stream.
-fn lease(item: &HashMap<String, AttributeValue>, stream: &str) -> Result<Option<KclLease>, String> {
-    let text = |name: &str| item.get(name).and_then(|v| v.as_s().ok()).ok_or_else(|| format!("a row has no text `{name}`"));
-    let mut parts = text("leaseKey")?.rsplitn(4, ':');
+/// A row; `None`: it is no lease (from 3.5 on, workers and the state of a migration stand in the table too), or one of another
+/// stream, or of one that had the name before.
+fn lease(item: &HashMap<String, AttributeValue>, stream: &str, created: i64) -> Result<Option<KclLease>, String> {
+    let text = |name: &str| item.get(name).and_then(|v| v.as_s().ok());
+    if text("entityType").is_some_and(|kind| kind != "LEASE") {
+        return Ok(None);
+    }
+    let needed = |name: &str| text(name).ok_or_else(|| format!("a row has no text `{name}`"));
+    let mut parts = needed("leaseKey")?.rsplitn(4, ':');
     let shard = parts.next().unwrap_or_default().to_owned();
-    let (_, of) = (parts.next(), parts.next());
-    if of.is_some_and(|of| of != stream) {
+    let (at, of) = (parts.next(), parts.next());
+    let other = of.is_some_and(|of| of != stream) || at.is_some_and(|at| at.parse() != Ok(created.div_euclid(1_000)));
+    if other {
         return Ok(None);
     }
     let sub = item.get("checkpointSubSequenceNumber").and_then(|v| v.as_n().ok());
     let sub = sub.map_or(Ok(0), |n| n.parse().map_err(|_| format!("`{n}` is no checkpointSubSequenceNumber")))?;
-    Ok(Some(KclLease { shard, checkpoint: text("checkpoint")?.clone(), sub }))
+    Ok(Some(KclLease { shard, checkpoint: needed("checkpoint")?.clone(), sub }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(texts: &[(&str, &str)], sub: Option<&str>) -> HashMap<String, AttributeValue> {
+        let texts = texts.iter().map(|(name, value)| ((*name).to_owned(), AttributeValue::S((*value).to_owned())));
+        texts.chain(sub.map(|n| ("checkpointSubSequenceNumber".to_owned(), AttributeValue::N(n.to_owned())))).collect()
+    }
+
+    #[test]
+    fn only_leases_of_the_stream_count() {
+        let of = |texts: &[(&str, &str)], sub| lease(&item(texts, sub), "events", 1_700_000_000_123);
+        let found =
+            |shard: &str, checkpoint: &str, sub| Ok(Some(KclLease { shard: shard.to_owned(), checkpoint: checkpoint.to_owned(), sub }));
+        assert_eq!(of(&[("leaseKey", "shardId-000000000001"), ("checkpoint", "77")], Some("3")), found("shardId-000000000001", "77", 3));
+        // An application that reads several streams.
+        let several = |key: &str| of(&[("leaseKey", key), ("checkpoint", "SHARD_END")], None);
+        assert_eq!(several("123456789012:events:1700000000:shardId-000000000001"), found("shardId-000000000001", "SHARD_END", 0));
+        assert_eq!(several("123456789012:another:1700000000:shardId-000000000001"), Ok(None));
+        assert_eq!(several("123456789012:events:1600000000:shardId-000000000001"), Ok(None), "it was deleted and made again since");
+        // From 3.5 on everything stands in one table.
+        assert_eq!(of(&[("leaseKey", "Migration3.0"), ("entityType", "MIGRATION_STATE")], None), Ok(None));
+        let kinds = [("leaseKey", "shardId-000000000001"), ("entityType", "LEASE"), ("checkpoint", "TRIM_HORIZON")];
+        assert_eq!(of(&kinds, None), found("shardId-000000000001", "TRIM_HORIZON", 0));
+        // Another table altogether.
+        assert!(of(&[("id", "1")], None).is_err() && of(&[("leaseKey", "a")], None).is_err());
+        assert!(of(&[("leaseKey", "a"), ("checkpoint", "5")], Some("-1")).is_err());
+    }
 }

@@ -166,7 +166,7 @@ impl Stream {
                     // The record that the place lies in may be all that is there.
                     let last = last.filter(|last| from != Place::Inside(*last));
                     let next = answer.next_shard_iterator().map(str::to_owned);
-                    let more = next.is_some() && answer.records().is_empty() && answer.millis_behind_latest().unwrap_or_default() > 0;
+                    let more = next.is_some() && last.is_none() && answer.millis_behind_latest().unwrap_or_default() > 0;
                     if next.is_some() {
                         lock(&self.held)
                             .insert(shard.to_owned(), Held { from: last.map_or(from, Place::After), iterator: next, not_before });
@@ -285,7 +285,12 @@ impl Source for KinesisSource {
             let listed = stream.list().await?;
             Ok(listed
                 .iter()
-                .map(|s| Shard { lineage: lineage(&s.id), parents: s.parents.iter().map(lineage).collect(), range: s.range })
+                .map(|s| Shard {
+                    lineage: lineage(&s.id),
+                    parents: s.parents.iter().map(lineage).collect(),
+                    range: s.range,
+                    closed: s.closed,
+                })
                 .collect())
         })
     }
@@ -296,7 +301,15 @@ impl Source for KinesisSource {
             let Some(client) = self.tables.get(source) else {
                 return Err(PortError::Fatal(format!("there is no DynamoDB for the source `{source}`")));
             };
-            kcl::leases(client, table, &stream.name).await
+            let created = stream.incarnation(BELIEVED).await?.parse().unwrap_or_default();
+            kcl::leases(client, table, &stream.name, created).await
+        })
+    }
+
+    fn probe<'a>(&'a self, lineage: &'a Lineage, from: Place) -> Call<'a, ()> {
+        Box::pin(async move {
+            self.stream(lineage.source())?.iterator(lineage.partition(), from, Some(lineage.incarnation())).await?;
+            Ok(())
         })
     }
 

@@ -123,7 +123,12 @@ impl FileSource {
         Ok(self
             .files
             .iter()
-            .map(|(name, _, size)| Shard { lineage: Lineage::new(source, size, name), parents: Vec::new(), range: HashRange::ALL })
+            .map(|(name, _, size)| Shard {
+                lineage: Lineage::new(source, size, name),
+                parents: Vec::new(),
+                range: HashRange::ALL,
+                closed: true,
+            })
             .collect())
     }
 

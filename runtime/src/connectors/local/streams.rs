@@ -170,6 +170,7 @@ impl Source for LocalSource {
                         lineage: lineage(&s.id),
                         parents: s.parents.iter().map(lineage).collect(),
                         range: HashRange { first: s.first, last: s.last },
+                        closed: !s.children.is_empty(),
                     })
                     .collect()
             }))
@@ -179,6 +180,10 @@ impl Source for LocalSource {
     fn kcl_leases<'a>(&'a self, source: &'a str, table: &'a str) -> Call<'a, Vec<KclLease>> {
         let why = format!("source `{source}`: there is no lease table {table} on a laptop");
         Box::pin(async { Err(PortError::Fatal(why)) })
+    }
+
+    fn probe<'a>(&'a self, _lineage: &'a Lineage, _from: Place) -> Call<'a, ()> {
+        Box::pin(async { Ok(()) })
     }
 
     /// A stream of the laptop is as old as its pipeline: no time at which it may be begun lies before its oldest record.

@@ -29,6 +29,8 @@ pub(super) struct Roll {
     pub spec: FilesSpec,
     /// Their name in the folder.
     pub name: String,
+    /// Makes the names of objects the pipeline's own.
+    pub pipeline: String,
     pub now: i64,
     /// The staged objects.
     pub covers: Vec<String>,
@@ -104,7 +106,7 @@ pub(super) async fn write(
             let part = writer.part();
             file::upload(ports, &mut writer.file, part).await?;
             if let Some(tail) = writer.tail()? {
-                let object = path::object(path::Kind::Tail, key, after.cut, Some(after.generation), nth);
+                let object = path::object(path::Kind::Tail, &roll.pipeline, key, after.cut, Some(after.generation), nth);
                 let tail = Bytes::from(tail);
                 ports.insist(|| ports.objects.put(&object, tail.clone())).await?;
                 writer.file.tail = Some(object);

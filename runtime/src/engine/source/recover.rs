@@ -23,8 +23,8 @@ impl<C: Control> SourceTask<C> {
                 for object in &snapshot.objects {
                     let bytes = self.ports.insist(|| self.ports.objects.get(object)).await?;
                     let runs = self.chain.restore(&bytes)?;
-                    task::load(&self.ports, &runs, |run, bytes| self.chain.load(run, bytes, None)).await?;
-                    self.named.extend(runs.into_iter().map(|run| run.object));
+                    task::load(&self.ports, &runs, |run, bytes| self.chain.load(run, bytes)).await?;
+                    self.named.extend(runs.into_iter().filter(|run| run.own).map(|run| run.object));
                 }
                 at = snapshot.position;
             }
@@ -36,7 +36,7 @@ impl<C: Control> SourceTask<C> {
                     for object in snapshots.iter().flat_map(|s| &s.objects) {
                         let bytes = self.ports.insist(|| self.ports.objects.get(object)).await?;
                         let runs = self.chain.inherit(&bytes, range)?;
-                        task::load(&self.ports, &runs, |run, bytes| self.chain.load(run, bytes, Some(range))).await?;
+                        task::load(&self.ports, &runs, |run, bytes| self.chain.load(run, bytes)).await?;
                     }
                     self.chain.watermark = watermark.0;
                 }

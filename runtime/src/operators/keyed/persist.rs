@@ -103,7 +103,7 @@ impl KeyedChain {
                 (1, State::Windows(windows), EdgeKind::Partial(spec)) => windows.read(&mut one, spec, &mine)?,
                 (2, State::Seen(seen), _) => {
                     let heir = heir(groups, partitions, partition);
-                    runs.extend(seen.read(&mut one, if own { None } else { Some(&heir) })?.into_iter().map(|run| run.of(i)));
+                    runs.extend(seen.read(i, &mut one, if own { None } else { Some(&heir) })?);
                 }
                 // The step has another verb now: its state is dropped, as the plan said.
                 _ => {}
@@ -112,11 +112,11 @@ impl KeyedChain {
         Ok(runs)
     }
 
-    /// Takes in an object that a snapshot named; `own`: a snapshot of this partition.
-    pub fn load(&mut self, run: &Run, bytes: &[u8], own: bool) -> Result<(), Damaged> {
+    /// Takes in an object that a snapshot named.
+    pub fn load(&mut self, run: &Run, bytes: &[u8]) -> Result<(), Damaged> {
         let heir = heir(self.program.document.key_groups, self.partitions, self.partition);
         let State::Seen(seen) = &mut self.states[run.step] else { return Ok(()) };
-        seen.load(bytes, if own { None } else { Some(&heir) })
+        seen.load(run, bytes, &heir)
     }
 
     /// After a restart: the watermark of the row is applied without emitting, since its rows were staged; what is still

@@ -72,7 +72,7 @@ impl SourceChain {
             let mut one = Reader::new(from.blob()?);
             let Some(i) = self.spec().nodes.iter().position(|n| n.name == name) else { continue };
             match (one.byte()?, &mut self.states[i]) {
-                (1, State::Seen(seen)) => runs.extend(seen.read(&mut one, None)?.into_iter().map(|run| run.of(i))),
+                (1, State::Seen(seen)) => runs.extend(seen.read(i, &mut one, None)?),
                 (2, State::Numbers(numbers)) => {
                     while !one.is_empty() {
                         let group = u16::try_from(one.number()?).map_err(|_| Damaged("a key group is out of range"))?;
@@ -100,19 +100,17 @@ impl SourceChain {
             let mut one = Reader::new(from.blob()?);
             let Some(i) = self.spec().nodes.iter().position(|n| n.name == name) else { continue };
             if let (1, State::Seen(seen)) = (one.byte()?, &mut self.states[i]) {
-                runs.extend(seen.read(&mut one, Some(&heir(range)))?.into_iter().map(|run| run.of(i)));
+                runs.extend(seen.read(i, &mut one, Some(&heir(range)))?);
             }
         }
         Ok(runs)
     }
 
-    /// Takes in an object that a snapshot named; `inherited`: that of a parent, of which this task has the range.
-    pub fn load(&mut self, run: &Run, bytes: &[u8], inherited: Option<HashRange>) -> Result<(), Damaged> {
+    /// Takes in an object that a snapshot named.
+    pub fn load(&mut self, run: &Run, bytes: &[u8]) -> Result<(), Damaged> {
+        let heir = heir(self.range);
         let State::Seen(seen) = &mut self.states[run.step] else { return Ok(()) };
-        match inherited {
-            None => seen.load(bytes, None),
-            Some(range) => seen.load(bytes, Some(&heir(range))),
-        }
+        seen.load(run, bytes, &heir)
     }
 
     fn head<'a>(&mut self, bytes: &'a [u8]) -> Result<Reader<'a>, Damaged> {
