@@ -62,8 +62,10 @@ impl Node {
     pub fn trace(&self) -> Trace {
         let place = std::fs::read(self.folder().join("cluster.json")).expect("cluster.json");
         let place: Value = serde_json::from_slice(&place).expect("JSON");
-        let namespace = std::fs::read_link(format!("/proc/{}/ns/pid", place["init"])).expect("a first process");
-        Trace { name: self.name.clone(), namespace, cable: format!("leat{}", place["network"]), before: self.before.clone() }
+        let namespace = format!("/proc/{}/ns/pid", place["init"]);
+        let held = std::fs::File::open(&namespace).expect("a first process");
+        let namespace = std::fs::read_link(namespace).expect("a first process");
+        Trace { name: self.name.clone(), namespace, _held: held, cable: format!("leat{}", place["network"]), before: self.before.clone() }
     }
 
     /// Kills the process that holds the cluster, as a crash would.
@@ -224,6 +226,8 @@ pub struct Trace {
     name: String,
     /// The process namespace that everything of it lives in.
     namespace: PathBuf,
+    /// While it is held, no other namespace gets its number.
+    _held: std::fs::File,
     cable: String,
     before: Vec<String>,
 }

@@ -633,7 +633,7 @@ async fn on_a_real_node_emulators_and_kafka_are_reached_from_pods_and_nothing_is
     })
     .await;
     assert!(!trace.left().is_empty(), "the folder is there until somebody clears it");
-    // Numbers of namespaces and names of cables come again: it is looked at when the next one is gone too.
+    // Names of cables come again: it is looked at when the next one is gone too.
     drop(Node::start("next", &["--bare"]));
     assert_eq!(trace.left(), [""; 0], "something of the crashed cluster is left");
 }

@@ -32,6 +32,8 @@ const FULL: usize = 85;
 const TIGHT: usize = 80;
 /// So many of a hundred places are taken in one that was made larger or smaller.
 const ROOMY: usize = 75;
+/// Slots for what is moved on at the end of a segment.
+const SPARE: usize = 8;
 /// One with less than so many of a hundred taken is made smaller.
 const SPARSE: usize = 67;
 
@@ -79,7 +81,9 @@ impl Segment {
             at += 1;
         }
         let free = self.slots[at..].iter().position(Entry::is_empty).map(|n| at + n).unwrap_or_else(|| {
-            self.slots.reserve_exact(1);
+            if self.slots.len() == self.slots.capacity() {
+                self.slots.reserve_exact(SPARE);
+            }
             self.slots.push(EMPTY);
             self.slots.len() - 1
         });
@@ -98,8 +102,7 @@ impl Segment {
     fn renew_as(&mut self, homes: usize, floor: u32) {
         self.homes = homes;
         let mut slots = Vec::new();
-        // A few more for what is moved on at the end.
-        slots.reserve_exact(self.homes + 4);
+        slots.reserve_exact(self.homes + SPARE);
         for entry in self.slots.iter().filter(|e| e.lives(floor)) {
             let home = self.home(entry.event);
             if slots.len() < home {

@@ -210,9 +210,11 @@ impl Stream {
             Place::Oldest => request.shard_iterator_type(ShardIteratorType::TrimHorizon),
             Place::Since(time) => request.shard_iterator_type(ShardIteratorType::AtTimestamp).timestamp(DateTime::from_millis(time)),
             Place::After(after) => {
-                request.shard_iterator_type(ShardIteratorType::AfterSequenceNumber).starting_sequence_number(after.to_string())
+                request.shard_iterator_type(ShardIteratorType::AfterSequenceNumber).starting_sequence_number(after.inside(0).to_string())
             }
-            Place::Inside(at) => request.shard_iterator_type(ShardIteratorType::AtSequenceNumber).starting_sequence_number(at.to_string()),
+            Place::Inside(at) => {
+                request.shard_iterator_type(ShardIteratorType::AtSequenceNumber).starting_sequence_number(at.inside(0).to_string())
+            }
         };
         let answer = match (request.send().await, from) {
             (Ok(answer), _) => answer,
