@@ -58,7 +58,8 @@ impl ProviderError {
 fn deleted<T>(answer: Result<T, Failure>) -> Result<(), ProviderError> {
     match answer {
         Err(failure) if matches!(failure.code(), Some("ResourceNotFoundException" | "EntityNotFoundException")) => Ok(()),
-        other => Ok(drop(other?)),
+        Err(failure) => Err(failure.into()),
+        Ok(_) => Ok(()),
     }
 }
 

@@ -175,6 +175,11 @@ impl Table {
         self.segments.iter().map(|s| s.live).sum()
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Memory, bytes.
     pub fn bytes(&self) -> usize {
         let slots: usize = self.segments.iter().map(|s| s.slots.capacity()).sum();
@@ -246,6 +251,6 @@ mod tests {
         assert!(worst < 24.0, "{worst} bytes");
         // Forgotten, they take no room.
         table.sweep(SEGMENTS, LATEST);
-        assert!(table.len() == 0 && table.bytes() < 64 << 10, "{} bytes", table.bytes());
+        assert!(table.is_empty() && table.bytes() < 64 << 10, "{} bytes", table.bytes());
     }
 }
