@@ -2,6 +2,7 @@
 //! Any worker may execute these changes at any time: each is one conditional write, and doing it twice is harmless.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::begin::Begin;
 use crate::key::HashRange;
@@ -50,7 +51,7 @@ pub struct View {
     /// The shards of all sources, those left out that were read to their end before the source came.
     pub shards: Vec<KnownShard>,
     /// Where lineages are begun, by source.
-    pub begins: BTreeMap<String, Begin>,
+    pub begins: BTreeMap<String, Arc<Begin>>,
 }
 
 impl View {

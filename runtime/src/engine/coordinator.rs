@@ -1,6 +1,7 @@
 //! Executes what `coordinate` decides.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use leat_compile::program::{Program, SourceProgram, Start};
 use leat_runtime_core::begin::{self, Begin, Known, Listed};
@@ -28,7 +29,7 @@ pub struct Begins {
     /// Objects that this worker has made, by source.
     made: BTreeMap<String, String>,
     /// What objects say.
-    known: BTreeMap<String, Begin>,
+    known: BTreeMap<String, Arc<Begin>>,
 }
 
 impl Begins {
@@ -76,17 +77,17 @@ impl Begins {
         let object = path::begin(&source.name, &self.session);
         let bytes = task::encode(&begin);
         ports.insist(|| ports.objects.put(&object, bytes.clone())).await?;
-        self.known.insert(object.clone(), begin);
+        self.known.insert(object.clone(), Arc::new(begin));
         self.made.insert(source.name.clone(), object.clone());
         Ok(Some(object))
     }
 
-    async fn read(&mut self, ports: &Ports, object: &str) -> Result<Begin, TaskError> {
+    async fn read(&mut self, ports: &Ports, object: &str) -> Result<Arc<Begin>, TaskError> {
         if let Some(begin) = self.known.get(object) {
-            return Ok(begin.clone());
+            return Ok(Arc::clone(begin));
         }
-        let begin: Begin = task::decode(&ports.insist(|| ports.objects.get(object)).await?)?;
-        self.known.insert(object.to_owned(), begin.clone());
+        let begin: Arc<Begin> = Arc::new(task::decode(&ports.insist(|| ports.objects.get(object)).await?)?);
+        self.known.insert(object.to_owned(), Arc::clone(&begin));
         Ok(begin)
     }
 }
@@ -115,15 +116,13 @@ pub async fn pass(
     }
     for source in &program.sources {
         let mut found = ports.insist(|| ports.source.shards(&source.name)).await?;
-        let object = match &pipeline {
-            Some((_, row)) if row.knows(&source.name) || desired.revision <= row.revision => row.begins.get(&source.name).cloned(),
-            _ => begins.make(ports, source, &found).await?,
-        };
-        if let Some(object) = object {
-            let this = begins.read(ports, &object).await?;
-            found.retain(|shard| !this.ended.contains(shard.lineage.partition()));
-            begin.insert(source.name.clone(), this);
+        let decided = pipeline.as_ref().is_some_and(|(_, row)| row.knows(&source.name) || desired.revision <= row.revision);
+        if !decided && let Some(object) = begins.make(ports, source, &found).await? {
+            begin.insert(source.name.clone(), begins.read(ports, &object).await?);
             desired.begins.insert(source.name.clone(), object);
+        }
+        if let Some(this) = begin.get(&source.name) {
+            found.retain(|shard| !this.ended.contains(shard.lineage.partition()));
         }
         shards.extend(found);
     }

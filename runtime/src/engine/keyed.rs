@@ -443,8 +443,7 @@ impl<C: Control> KeyedTask<C> {
                 self.garbage.extend(task::unneeded(&before.objects(), &self.row.objects()));
                 if let Some(base) = self.snapshot.take() {
                     self.chain.stored(&base.named);
-                    let before = std::mem::replace(&mut self.named, base.named.into_iter().collect());
-                    self.garbage.extend(before.difference(&self.named).cloned());
+                    self.garbage.extend(task::replaced(&mut self.named, base.named));
                 }
             }
             Event::Sent(object, done) => {

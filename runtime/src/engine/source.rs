@@ -427,12 +427,6 @@ impl<C: Control> SourceTask<C> {
         saved
     }
 
-    /// Objects that the new base does not name any more are needed by nobody.
-    fn replace_base(&mut self, named: Vec<String>) {
-        let before = std::mem::replace(&mut self.named, named.into_iter().collect());
-        self.garbage.extend(before.difference(&self.named).cloned());
-    }
-
     fn object(&self, kind: path::Kind, cut: u64, index: usize) -> String {
         let generation = self.rules().hold(Rule::Names).then_some(self.fence.generation);
         path::object(kind, &self.job.unique, &self.key, cut, generation, index)
@@ -469,7 +463,7 @@ impl<C: Control> SourceTask<C> {
                 // The end of the lineage has a snapshot of its own, which may have overtaken this one.
                 if self.row.end_snapshot.is_none() && self.snapshot.is_none() {
                     if !self.rules().hold(Rule::Named) {
-                        self.replace_base(base.named.clone());
+                        self.garbage.extend(task::replaced(&mut self.named, base.named.clone()));
                     }
                     self.snapshot = Some(base);
                     self.changed = true;

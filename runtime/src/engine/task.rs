@@ -1,5 +1,6 @@
 //! What source and keyed tasks share: taking a row, writing the next one, and how a task ends.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -209,6 +210,12 @@ impl Base {
     pub fn new(head: &str, position: Option<Offset>, saved: &Saved) -> Self {
         Self { snapshot: Snapshot { objects: vec![head.to_owned()], position, size: saved.size() }, named: saved.named.clone() }
     }
+}
+
+/// Takes in what a new base names; answers what the one before named and it does not, which nobody needs any more.
+pub fn replaced(named: &mut BTreeSet<String>, by: Vec<String>) -> Vec<String> {
+    let before = std::mem::replace(named, by.into_iter().collect());
+    before.difference(named).cloned().collect()
 }
 
 /// A snapshot's objects, to be written: those that the head names first.

@@ -44,6 +44,8 @@ const SWEPT: usize = 8;
 const RUNS: usize = 256;
 /// Largest run, in least ones.
 const LARGEST: usize = 16;
+/// Room is made for so many ids at most before they are there: a head is not trusted with memory.
+const EXPECTED: usize = 64 << 20;
 
 /// Ids that were stored as an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,9 +57,6 @@ struct Stored {
     /// This task wrote it: others are those of whom it took over from, of which only a part may belong here.
     own: bool,
 }
-
-/// Room is made for so many ids at most before they are there: a head is not trusted with memory.
-const EXPECTED: usize = 64 << 20;
 
 /// The ids of one epoch.
 #[derive(Debug, Clone, Default)]
@@ -215,22 +214,22 @@ impl Seen {
         }
         for _ in 0..from.number()? {
             let number = from.signed()?;
+            let epoch = self.epoch(number);
             let mut ids: usize = 0;
             for _ in 0..from.number()? {
                 let (object, count, newest) = (from.text()?.to_owned(), from.number()? as usize, from.number()? as u32);
                 let own = from.byte()? == 1 && heir.is_none();
-                if self.epoch(number).runs.iter().any(|run| run.object == object) {
+                if epoch.runs.iter().any(|run| run.object == object) {
                     // Two of whom it takes over from took over from the same one.
                     continue;
                 }
                 runs.push(Run { step, object: object.clone(), own, horizon });
-                self.epoch(number).runs.push(Stored { object, ids: count, newest, own });
+                epoch.runs.push(Stored { object, ids: count, newest, own });
                 ids = ids.saturating_add(if own { count } else { 0 });
             }
             if ids > 0 {
-                self.epoch(number).table.expect(ids.min(EXPECTED));
+                epoch.table.expect(ids.min(EXPECTED));
             }
-            let epoch = self.epoch(number);
             take(from, number, horizon, heir, |entry| epoch.add(entry, 0))?;
         }
         Ok(runs)

@@ -3,7 +3,7 @@
 //! Ids are hashes, so they lie evenly: the upper bits of an id say where in the table it belongs, and what does not find its
 //! place free moves on by a few. Entries stand in the order of their ids (ordered linear probing, Amble and Knuth 1974), so a
 //! search ends at the first id that is larger, also when what it looks for is not there, which is the common case. The table
-//! is made of segments that grow by themselves and by less than a half, so that no growth costs a pause or doubles memory.
+//! is made of segments that grow by themselves and by an eighth, so that no growth doubles memory or goes through all of it.
 
 use std::hash::{BuildHasher, RandomState};
 use std::mem::size_of;
@@ -32,10 +32,10 @@ const FULL: usize = 85;
 const TIGHT: usize = 80;
 /// So many of a hundred places are taken in one that was made larger or smaller.
 const ROOMY: usize = 75;
-/// Slots for what is moved on at the end of a segment.
-const SPARE: usize = 8;
 /// One with less than so many of a hundred taken is made smaller.
 const SPARSE: usize = 67;
+/// Slots for what is moved on at the end of a segment.
+const SPARE: usize = 8;
 
 impl Entry {
     /// As it is stored.
@@ -137,8 +137,8 @@ impl Table {
         let event = self.mix(event);
         let segment = &self.segments[(event >> 56) as usize];
         let from = segment.slots.get(segment.home(event)..).unwrap_or_default();
-        let until = from.iter().take_while(|e| !e.is_empty() && e.event <= event);
-        until.into_iter().any(|e| e.event == event && e.place == place && holds(e.at))
+        let mut until = from.iter().take_while(|e| !e.is_empty() && e.event <= event);
+        until.any(|e| e.event == event && e.place == place && holds(e.at))
     }
 
     /// Makes room for so many ids at once, where there are none yet.

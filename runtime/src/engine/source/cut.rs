@@ -245,7 +245,7 @@ impl<C: Control> SourceTask<C> {
             let base = self.snapshot.take();
             // What a lineage leaves at its end is its children's, too.
             if let Some(base) = base.filter(|_| self.row.end_snapshot.is_none()) {
-                self.replace_base(base.named);
+                self.garbage.extend(task::replaced(&mut self.named, base.named));
             }
             self.raises.clone_from(&self.row.raises);
         }
