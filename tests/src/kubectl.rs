@@ -66,12 +66,14 @@ impl Kubectl {
         .await
     }
 
-    /// Waits until a condition has a reason; answers its message.
-    pub async fn wait_for(&self, namespace: &str, pipeline: &str, kind: &str, reason: &str) -> String {
-        until(&format!("{kind} of {pipeline} to be {reason}"), PATIENCE, async || {
+    /// Waits until a condition has a reason and its message says all of this: the first message after
+    /// a fault may be about a part of it only, since a look was under way.
+    pub async fn wait_for(&self, namespace: &str, pipeline: &str, kind: &str, reason: &str, said: &[&str]) {
+        until(&format!("{kind} of {pipeline} to be {reason} and to say {said:?}"), PATIENCE, async || {
             let (status, found, message) = self.condition(namespace, pipeline, kind)?;
-            if found == reason { Ok(message) } else { Err(format!("{kind}={status}: {found}: {message}")) }
+            let all = found == reason && said.iter().all(|s| message.contains(s));
+            if all { Ok(()) } else { Err(format!("{kind}={status}: {found}: {message}")) }
         })
-        .await
+        .await;
     }
 }
