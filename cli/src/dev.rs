@@ -32,7 +32,7 @@ use leat_runtime::engine::task::{self, Settings};
 use leat_runtime::engine::worker::{Shared, Worker};
 use leat_runtime_core::path;
 use leat_runtime_core::position::{Lineage, Offset};
-use leat_runtime_core::row::{Expect, Fence, KeyedRow, Seal, SourceRow, Status};
+use leat_runtime_core::row::{Expect, Fence, KeyedRow, PipelineRow, Seal, SourceRow, Status};
 use leat_runtime_core::watermark::Watermark;
 
 use self::progress::Progress;
@@ -87,7 +87,7 @@ pub fn run(program: Program, options: &Options, stop: &Arc<AtomicBool>) -> Resul
 
 fn open(mut program: Program, options: &Options) -> Result<World> {
     // Positions in a stream of AWS mean nothing here.
-    for source in program.sources.iter_mut().filter(|s| matches!(s.start, Start::Leases(_) | Start::Positions(_))) {
+    for source in program.sources.iter_mut().filter(|s| matches!(s.start, Start::Leases(_) | Start::Group(_) | Start::Positions(_))) {
         source.start = Start::Earliest;
     }
     let document = &program.document;
@@ -371,10 +371,10 @@ fn ends(world: &World) -> BTreeMap<Lineage, Option<Offset>> {
 }
 
 /// Changes the seal in the pipeline's row, unless `decide` wants none.
-async fn change_pipeline(world: &World, decide: &dyn Fn(&leat_runtime_core::row::PipelineRow) -> Option<Option<Seal>>) -> Result<()> {
+async fn change_pipeline(world: &World, decide: &dyn Fn(&PipelineRow) -> Option<Option<Seal>>) -> Result<()> {
     while let Some((fence, pipeline)) = coordinator::read_pipeline(&world.ports).await? {
         let Some(seal) = decide(&pipeline) else { return Ok(()) };
-        let mut next = pipeline.clone();
+        let mut next = PipelineRow::clone(&pipeline);
         next.seal = seal;
         let row = StoredRow { fence: Fence { cut: fence.cut + 1, ..fence.clone() }, body: task::encode(&next) };
         if world.ports.rows.put(path::PIPELINE, row, Expect::Fence(fence)).await? {
@@ -392,7 +392,7 @@ async fn seal(world: &World, shared: &Shared) -> Result<bool> {
         return Ok(false);
     }
     let ends = ends(world);
-    let Some(seal) = pipeline.seal.filter(|s| s.ends == ends) else {
+    let Some(seal) = pipeline.seal.clone().filter(|s| s.ends == ends) else {
         change_pipeline(world, &|_| Some(Some(Seal { ends: ends.clone(), watermark: None }))).await?;
         return Ok(false);
     };

@@ -66,6 +66,8 @@ pub enum Start {
     Since(i64),
     /// Where an application of the Kinesis Client Library stands by its lease table.
     Leases(String),
+    /// Where a group of Kafka's consumers stands by its committed offsets.
+    Group(String),
     /// Behind records, by partition.
     Positions(BTreeMap<String, String>),
 }
@@ -75,7 +77,7 @@ impl Start {
     /// all are.
     pub fn since(&self, began: i64) -> Option<i64> {
         match self {
-            Start::Earliest | Start::Leases(_) | Start::Positions(_) => None,
+            Start::Earliest | Start::Leases(_) | Start::Group(_) | Start::Positions(_) => None,
             Start::Latest => Some(began),
             Start::Since(time) => Some(*time),
         }

@@ -14,6 +14,19 @@ pub fn repartition_stream(namespace: &str, name: &str) -> String {
     format!("leat.{namespace}.{name}.repartition")
 }
 
+/// Group of consumers in Kafka to which offsets are committed, so that tools see how far a pipeline has read.
+pub fn group(namespace: &str, name: &str) -> String {
+    format!("leat.{namespace}.{name}")
+}
+
+/// Where workers find the Secrets that they read.
+pub const SECRETS: &str = "/etc/leat-secrets";
+
+/// Where workers find a Secret.
+pub fn secret_folder(secret: &str) -> String {
+    format!("{SECRETS}/{secret}")
+}
+
 /// Deployment and ServiceAccount of the workers.
 pub fn workers(name: &str) -> String {
     format!("{name}-workers")

@@ -13,6 +13,9 @@ use std::time::Duration;
 use leat_aws::{Retries, SdkConfig, Target};
 use leat_compile::program::{Input, Program};
 use leat_crds::names;
+use leat_crds::spec::Kafka;
+#[cfg(feature = "kafka")]
+use leat_crds::spec::ScramMechanism;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -20,8 +23,9 @@ use crate::connectors::aws::dynamodb::{LeaseTable, SinkTables};
 use crate::connectors::aws::kinesis::{KinesisLog, KinesisSource, KinesisStreams, Stream};
 use crate::connectors::aws::s3::{S3Files, S3Objects, Store};
 use crate::connectors::clock::SystemClock;
+use crate::connectors::sources::Sources;
 use crate::engine::coordinator;
-use crate::engine::ports::{PortError, Ports, Unclear};
+use crate::engine::ports::{PortError, Ports, Source, Unclear};
 use crate::engine::task::{Settings, TaskError};
 use crate::engine::worker::{Worker, WorkerError};
 
@@ -128,19 +132,23 @@ async fn ports(program: &Program, tried: &(dyn Fn() + Sync)) -> Result<Ports, Se
     let objects = S3Objects::new(Store::new(s3.clone(), storage.kms_key_id.clone()), &prefix);
     // The job that runs may have to be drained: with streams and tables that this one does not have any more.
     let before = job_before(&rows, &objects, tried).await.map_err(|e| ServiceError::Worker(TaskError::from(e).into()))?;
-    let (mut streams, mut lease_tables) = (BTreeMap::new(), BTreeMap::new());
+    let (mut streams, mut lease_tables, mut topics) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for program in std::iter::once(program).chain(&before) {
         let spec = &program.document.spec;
         for source in &program.sources {
             let Input::Stream(name) = &source.input else {
                 return Err(ServiceError::Document(format!("the source `{}` reads files, which only `leat dev` does", source.name)));
             };
-            let declared = spec.streams.iter().find(|s| s.name == *name);
-            let Some((stream, kinesis)) = declared.and_then(|s| Some((s, s.kinesis.as_ref()?))) else { continue };
-            let config = clouds.of(Target::of(spec.aws.as_ref(), stream.aws.as_ref())).await;
-            let made = || Stream::new(aws_sdk_kinesis::Client::new(&config), &kinesis.stream_name);
-            streams.entry(source.name.clone()).or_insert_with(made);
-            lease_tables.insert(source.name.clone(), aws_sdk_dynamodb::Client::new(&config));
+            let Some(stream) = spec.streams.iter().find(|s| s.name == *name) else { continue };
+            if let Some(kinesis) = &stream.kinesis {
+                let config = clouds.of(Target::of(spec.aws.as_ref(), stream.aws.as_ref())).await;
+                let made = || Stream::new(aws_sdk_kinesis::Client::new(&config), &kinesis.stream_name);
+                streams.entry(source.name.clone()).or_insert_with(made);
+                lease_tables.insert(source.name.clone(), aws_sdk_dynamodb::Client::new(&config));
+            }
+            if let Some(kafka) = &stream.kafka {
+                topics.entry(source.name.clone()).or_insert_with(|| kafka.clone());
+            }
         }
     }
     let mut written = BTreeMap::new();
@@ -163,17 +171,52 @@ async fn ports(program: &Program, tried: &(dyn Fn() + Sync)) -> Result<Ports, Se
             tables.entry(table.name.clone()).or_insert_with(made);
         }
     }
+    let mut sources: BTreeMap<String, Arc<dyn Source>> = BTreeMap::new();
+    let names: Vec<String> = streams.keys().cloned().collect();
+    let kinesis: Arc<dyn Source> = Arc::new(KinesisSource::new(streams).with_tables(lease_tables));
+    sources.extend(names.into_iter().map(|name| (name, Arc::clone(&kinesis))));
+    if !topics.is_empty() {
+        let (names, group): (Vec<String>, _) = (topics.keys().cloned().collect(), names::group(&document.namespace, &document.name));
+        let kafka = kafka(topics, &group)?;
+        sources.extend(names.into_iter().map(|name| (name, Arc::clone(&kafka))));
+    }
     Ok(Ports {
         rows: Arc::new(rows),
         objects: Arc::new(objects),
         files: Arc::new(S3Files::new(Store::new(s3, None))),
         log: Arc::new(KinesisLog::new(Stream::new(aws_sdk_kinesis::Client::new(&home), &repartition), document.repartition_partitions)),
-        source: Arc::new(KinesisSource::new(streams).with_tables(lease_tables)),
+        source: Arc::new(Sources::new(sources)),
         tables: Arc::new(SinkTables::new(tables)),
         streams: Arc::new(KinesisStreams::new(written)),
         clock: Arc::new(SystemClock),
         unclear: Arc::default(),
     })
+}
+
+/// The sources that are topics; `group`: where it is shown how far they are read.
+#[cfg(feature = "kafka")]
+fn kafka(topics: BTreeMap<String, Kafka>, group: &str) -> Result<Arc<dyn Source>, ServiceError> {
+    use crate::connectors::kafka::{Credentials, KafkaSource, Mechanism, Security, Topic};
+
+    let folder = |secret: &str| Credentials(Some(PathBuf::from(names::secret_folder(secret))));
+    let topic = |(source, kafka): (String, Kafka)| {
+        let tls = kafka.cluster.tls.map(|tls| tls.secret.as_deref().map(folder).unwrap_or_default());
+        let scram = kafka.cluster.scram.map(|scram| {
+            let mechanism = match scram.mechanism {
+                Some(ScramMechanism::Sha256) => Mechanism::Sha256,
+                Some(ScramMechanism::Sha512) | None => Mechanism::Sha512,
+            };
+            (mechanism, folder(&scram.secret))
+        });
+        let security = Security { tls, scram };
+        (source, Topic::new(kafka.cluster.bootstrap_servers, security, &kafka.topic, Some(group.to_owned())))
+    };
+    Ok(Arc::new(KafkaSource::new(topics.into_iter().map(topic).collect())))
+}
+
+#[cfg(not(feature = "kafka"))]
+fn kafka(_topics: BTreeMap<String, Kafka>, _group: &str) -> Result<Arc<dyn Source>, ServiceError> {
+    Err(ServiceError::Document("this worker was built without Kafka: build it with `--features kafka`".to_owned()))
 }
 
 /// The program of the job that runs, if one does; asked again while there is no clear answer.

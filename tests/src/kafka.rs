@@ -1,6 +1,6 @@
 //! An Apache Kafka of one broker, in KRaft mode.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -15,15 +15,48 @@ pub fn java() -> Command {
 
 /// Starts a broker that clients reach at `address`, which may be an address of the machine or of a cluster's node.
 pub async fn start(folder: &Path, address: &str, port: u16, controller: u16) -> Program {
+    let file = configure(folder, address, port, controller, None);
+    run(folder, address, port, &file).await
+}
+
+/// Ports of a broker besides, to which clients come by TLS: with a password, and with a certificate.
+pub struct Doors {
+    /// By SCRAM, user `leat` with the password `pass-word`.
+    pub scram: u16,
+    /// By a certificate.
+    pub certificate: u16,
+}
+
+/// Sets a broker up; `doors`: with these, and certificates that [`certificates`] has made in the folder.
+pub fn configure(folder: &Path, address: &str, port: u16, controller: u16, doors: Option<&Doors>) -> PathBuf {
     let file = folder.join("kafka.properties");
+    let (mut listeners, mut protocols, mut more) = (String::new(), String::new(), Vec::new());
+    if let Some(doors) = doors {
+        listeners = format!(",WORD://{address}:{},CERTIFICATE://{address}:{}", doors.scram, doors.certificate);
+        protocols = ",WORD:SASL_SSL,CERTIFICATE:SSL".to_owned();
+        let inline = |name: &str| std::fs::read_to_string(folder.join(name)).expect("a certificate").trim_end().replace('\n', "\\n");
+        more = vec![
+            "sasl.enabled.mechanisms=SCRAM-SHA-256,SCRAM-SHA-512".to_owned(),
+            "ssl.keystore.type=PEM".to_owned(),
+            format!("ssl.keystore.certificate.chain={}", inline("broker.crt")),
+            format!("ssl.keystore.key={}", inline("broker.key")),
+            "ssl.truststore.type=PEM".to_owned(),
+            format!("ssl.truststore.certificates={}", inline("ca.crt")),
+            "listener.name.certificate.ssl.client.auth=required".to_owned(),
+        ];
+        for mechanism in ["sha-256", "sha-512"] {
+            let login = "org.apache.kafka.common.security.scram.ScramLoginModule required;";
+            more.push(format!("listener.name.word.scram-{mechanism}.sasl.jaas.config={login}"));
+        }
+    }
     let settings = [
         "process.roles=broker,controller".to_owned(),
         "node.id=1".to_owned(),
         format!("controller.quorum.voters=1@{address}:{controller}"),
         "controller.listener.names=CONTROLLER".to_owned(),
-        format!("listeners=PLAINTEXT://{address}:{port},CONTROLLER://{address}:{controller}"),
-        format!("advertised.listeners=PLAINTEXT://{address}:{port}"),
-        "listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT".to_owned(),
+        format!("listeners=PLAINTEXT://{address}:{port},CONTROLLER://{address}:{controller}{listeners}"),
+        format!("advertised.listeners=PLAINTEXT://{address}:{port}{listeners}"),
+        format!("listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT{protocols}"),
         format!("log.dirs={}", folder.join("kafka").display()),
         // One broker has no other to replicate to.
         "offsets.topic.replication.factor=1".to_owned(),
@@ -32,13 +65,45 @@ pub async fn start(folder: &Path, address: &str, port: u16, controller: u16) -> 
         "share.coordinator.state.topic.replication.factor=1".to_owned(),
         "share.coordinator.state.topic.min.isr=1".to_owned(),
         "group.initial.rebalance.delay.ms=0".to_owned(),
+        // Records of tests are old from the start.
+        "log.retention.ms=-1".to_owned(),
+        // A broker that comes back is not waited for by its session of before.
+        "broker.session.timeout.ms=2000".to_owned(),
+        "broker.heartbeat.interval.ms=500".to_owned(),
     ];
-    std::fs::write(&file, settings.join("\n")).expect("a file");
+    std::fs::write(&file, [&settings[..], &more].concat().join("\n")).expect("a file");
     let mut format = java();
     format.args(["kafka.tools.StorageTool", "format", "-t", "bGVhdC10ZXN0LWNsdXN0ZXI", "-c"]).arg(&file);
+    if doors.is_some() {
+        for mechanism in ["SCRAM-SHA-256", "SCRAM-SHA-512"] {
+            format.args(["--add-scram", &format!("{mechanism}=[name=leat,password=pass-word]")]);
+        }
+    }
     let output = format.stdin(Stdio::null()).output().expect("java starts");
     assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    let broker = Program::start("kafka", folder, java().arg("kafka.Kafka").arg(&file));
+    file
+}
+
+/// Makes authorities and certificates for a broker at an address and for a client, as PEM.
+pub fn certificates(folder: &Path, address: &str) {
+    let openssl = |arguments: &str| {
+        let output = Command::new("openssl").current_dir(folder).args(arguments.split(' ')).output().expect("openssl starts");
+        assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
+    openssl(&format!("req -x509 {key} -subj /CN=authority -keyout ca.key -out ca.crt"));
+    for (name, names) in
+        [("broker", format!("-addext subjectAltName=IP:{address}")), ("client", "-addext extendedKeyUsage=clientAuth".to_owned())]
+    {
+        openssl(&format!(
+            "req -x509 -CA ca.crt -CAkey ca.key {key} -subj /CN={name} {names} -addext basicConstraints=CA:FALSE -keyout {name}.key -out {name}.crt"
+        ));
+    }
+}
+
+/// Starts a broker that was set up.
+pub async fn run(folder: &Path, address: &str, port: u16, file: &Path) -> Program {
+    let broker = Program::start("kafka", folder, java().arg("kafka.Kafka").arg(file));
     until("the broker", Duration::from_secs(60), async || tokio::net::TcpStream::connect((address, port)).await.map_err(|e| e.to_string()))
         .await;
     broker

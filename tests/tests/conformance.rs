@@ -580,8 +580,7 @@ async fn client_library(clouds: &Clouds) {
     let stream = Stream::new(clouds.kinesis().await, "kpl");
     let tables = BTreeMap::from([("s".to_owned(), clouds.dynamodb().await)]);
     let source = KinesisSource::new(BTreeMap::from([("s".to_owned(), stream)])).with_tables(tables);
-    let leases = source.kcl_leases("s", "application").await.expect("leases");
-    let known = leases.iter().map(|l| (l.shard.clone(), Known::of_lease(&l.checkpoint, l.sub).expect("a checkpoint"))).collect();
+    let known: BTreeMap<String, Known> = source.standing("s", "application").await.expect("leases").into_iter().collect();
     let shards = source.shards("s").await.expect("shards");
     let listed = shards.iter().map(|s| (s.lineage.partition().to_owned(), Listed::default())).collect();
     let begin = begin::decide(&listed, &known).expect("a decision");
@@ -606,7 +605,7 @@ async fn client_library(clouds: &Clouds) {
     assert_eq!(source.probe(&shard.lineage, Place::Inside(begin.behind[shard.lineage.partition()])).await, Ok(()));
     let strange = source.probe(&shard.lineage, Place::Inside(*other)).await;
     assert!(matches!(&strange, Err(PortError::Fatal(why)) if why.contains("GetShardIterator")), "{strange:?}");
-    let nothing = source.kcl_leases("s", "nothing").await;
+    let nothing = source.standing("s", "nothing").await;
     assert!(matches!(&nothing, Err(PortError::Fatal(why)) if why.contains("DynamoDB Scan nothing")), "{nothing:?}");
 }
 

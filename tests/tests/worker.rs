@@ -16,6 +16,7 @@ use leat_runtime::connectors::local::store::Store;
 use leat_runtime::connectors::local::streams::{LocalLog, LocalSource, LocalStream};
 use leat_runtime::connectors::local::written::LocalStreams;
 use leat_runtime::engine::coordinator::{self, Begins};
+use leat_runtime::engine::looks::Looks;
 use leat_runtime::engine::ports::{Call, PortError, Ports, Rows, StoredRow};
 use leat_runtime::engine::task::{Settings, decode};
 use leat_runtime::engine::worker::Worker;
@@ -204,7 +205,7 @@ async fn a_worker_of_the_job_before_begins_a_new_source_where_it_is_to_be_begun(
     ports.objects.put(&path::job(&hash), document).await.expect("registered");
     let (desired, mut begins) = (coordinator::desired(&after, &hash, 2, 1), Begins::new("one-2"));
     let made = until("rows of the new source", PATIENCE, async || {
-        coordinator::pass(&ports, &after, &desired, &mut begins, Rules::all()).await.map_err(|e| e.to_string())?;
+        coordinator::pass(&ports, &after, &desired, &mut begins, &Looks::default(), Rules::all()).await.map_err(|e| e.to_string())?;
         before.round().await.map_err(|e| e.to_string())?;
         let all = rows.list(path::SOURCES).await.map_err(|e| e.to_string())?;
         let of: Vec<SourceRow> =

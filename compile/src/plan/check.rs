@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use leat_crds::problem::Problem;
-use leat_crds::spec::{Aws, RecordFormat, Sink, Source, Step, StreamingPipelineSpec};
+use leat_crds::spec::{Aws, Kafka, Management, RecordFormat, Sink, Source, Step, Stream, StreamingPipelineSpec};
 
 /// Words that YAML 1.1 reads as something else.
 const YAML_WORDS: [&str; 9] = ["on", "off", "yes", "no", "y", "n", "null", "true", "false"];
@@ -43,9 +43,11 @@ pub fn check(spec: &StreamingPipelineSpec) -> Vec<Problem> {
     }
     for (i, stream) in spec.streams.iter().enumerate() {
         let path = format!("spec.streams[{i}]");
-        planned(stream.kafka.is_some(), format!("{path}.kafka"), "kafka", &mut out);
+        exactly_one("kind", &[("kinesis", stream.kinesis.is_some()), ("kafka", stream.kafka.is_some())], &path, &mut out);
+        if let Some(kafka) = &stream.kafka {
+            check_kafka(spec, stream, kafka, &path, &mut out);
+        }
         match &stream.kinesis {
-            None if stream.kafka.is_none() => out.push(Problem::new(&path, "the stream has no kind", "write `kinesis`")),
             None => {}
             Some(kinesis) => {
                 planned(kinesis.consumers.is_some(), format!("{path}.kinesis.consumers"), "consumers", &mut out);
@@ -71,7 +73,12 @@ pub fn check(spec: &StreamingPipelineSpec) -> Vec<Problem> {
         }
     }
     for (i, source) in spec.sources.iter().enumerate() {
-        check_source(source, &format!("spec.sources[{i}]"), &mut out);
+        let path = format!("spec.sources[{i}]");
+        check_source(source, &path, &mut out);
+        let stream = spec.streams.iter().find(|s| Some(&s.name) == source.stream.as_ref());
+        if let Some(stream) = stream {
+            check_kind(source, stream.kafka.is_some(), &path, &mut out);
+        }
     }
     for (i, step) in spec.steps.iter().enumerate() {
         check_step(step, &format!("spec.steps[{i}]"), &mut out);
@@ -95,6 +102,51 @@ pub fn check(spec: &StreamingPipelineSpec) -> Vec<Problem> {
         }
     }
     out
+}
+
+/// A topic: what is there yet, and addresses that can be reached.
+fn check_kafka(spec: &StreamingPipelineSpec, stream: &Stream, kafka: &Kafka, path: &str, out: &mut Vec<Problem>) {
+    let cluster = format!("{path}.kafka.cluster");
+    planned(kafka.partitions.is_some(), format!("{path}.kafka.partitions"), "partitions", out);
+    planned(kafka.replication_factor.is_some(), format!("{path}.kafka.replicationFactor"), "replicationFactor", out);
+    planned(kafka.config.is_some(), format!("{path}.kafka.config"), "config", out);
+    planned(kafka.cluster.msk_cluster_arn.is_some(), format!("{cluster}.mskClusterArn"), "mskClusterArn", out);
+    planned(kafka.cluster.iam.is_some(), format!("{cluster}.iam"), "iam", out);
+    if kafka.cluster.bootstrap_servers.is_empty() && kafka.cluster.msk_cluster_arn.is_none() {
+        out.push(Problem::new(format!("{cluster}.bootstrapServers"), "no broker is named", "write [\"host:9092\"]"));
+    }
+    for (i, address) in kafka.cluster.bootstrap_servers.iter().enumerate() {
+        let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
+        if port.is_none_or(|port| port == 0) || address.contains(['/', ',', ' ']) {
+            let message = format!("`{address}` is not `host:port`");
+            out.push(Problem::new(format!("{cluster}.bootstrapServers[{i}]"), message, "one broker for each item, without `://`"));
+        }
+    }
+    if stream.management.or(spec.management) != Some(Management::ObserveOnly) {
+        let help = "make the topic, and write `management: ObserveOnly` here";
+        out.push(Problem::new(format!("{path}.management"), "the operator does not make topics yet", help));
+    }
+}
+
+/// What only one of the two kinds of streams has.
+fn check_kind(source: &Source, kafka: bool, path: &str, out: &mut Vec<Problem>) {
+    let start = source.start.as_ref();
+    let mut only = |there: bool, member: &str, of: &str| {
+        if there {
+            out.push(Problem::new(format!("{path}.{member}"), format!("only {of} has it"), "leave it out"));
+        }
+    };
+    if kafka {
+        only(source.kpl.is_some(), "kpl", "Kinesis");
+        only(start.is_some_and(|s| s.kcl_table.is_some()), "start.kclTable", "Kinesis");
+        planned(!source.partitioned_by.is_empty(), format!("{path}.partitionedBy"), "partitionedBy of a topic", out);
+        for partition in start.iter().flat_map(|s| &s.positions).flat_map(BTreeMap::keys).filter(|p| p.parse::<u32>().is_err()) {
+            let message = format!("`{partition}` is no partition of a topic");
+            out.push(Problem::new(format!("{path}.start.positions"), message, "write its number: 0, 1, 2"));
+        }
+    } else {
+        only(start.is_some_and(|s| s.group.is_some()), "start.group", "Kafka");
+    }
 }
 
 /// What would get in its own way in AWS: two streams or tables of one name, two sinks that write the same items.
@@ -210,6 +262,7 @@ fn check_source(source: &Source, path: &str, out: &mut Vec<Problem>) {
             ("at", start.at.is_some()),
             ("time", start.time.is_some()),
             ("kclTable", start.kcl_table.is_some()),
+            ("group", start.group.is_some()),
             ("positions", start.positions.is_some()),
         ];
         exactly_one("start", &ways, &format!("{path}.start"), out);

@@ -571,9 +571,10 @@ pub(super) fn label(sink: &str) -> String {
 /// Where the lineages of a source are begun.
 fn start_of(source: &Source) -> Start {
     let Some(start) = &source.start else { return Start::Earliest };
-    match (&start.kcl_table, &start.positions, start.time) {
+    match (&start.kcl_table, &start.group, &start.positions, start.time) {
         (Some(table), ..) => Start::Leases(table.clone()),
-        (_, Some(positions), _) => Start::Positions(positions.iter().map(|(shard, at)| (shard.clone(), at.to_string())).collect()),
+        (_, Some(group), ..) => Start::Group(group.clone()),
+        (.., Some(positions), _) => Start::Positions(positions.iter().map(|(shard, at)| (shard.clone(), at.to_string())).collect()),
         (.., Some(time)) => Start::Since(time.millis()),
         _ if start.at == Some(StreamEnd::Latest) => Start::Latest,
         _ => Start::Earliest,

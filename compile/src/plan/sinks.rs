@@ -110,6 +110,9 @@ pub(super) fn stream(l: &mut Lowering<'_>, path: &str, sink: &Sink, spec: &Strea
         let hint = suggest(&spec.name, declared.iter().map(|s| s.name.as_str()));
         l.problem(&format!("{path}.name"), format!("there is no stream `{}`", spec.name), hint);
     }
+    if declared.iter().any(|s| s.name == spec.name && s.kafka.is_some()) {
+        l.problem(&format!("{path}.name"), "a sink into a topic does not work yet", "a stream of Kinesis takes records");
+    }
     if l.document.spec.sources.iter().any(|s| s.stream.as_ref() == Some(&spec.name)) {
         let message = format!("this pipeline reads `{}`: a pipeline that reads what it writes does not work yet", spec.name);
         l.problem(&format!("{path}.name"), message, "another pipeline can read it");

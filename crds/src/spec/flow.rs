@@ -58,7 +58,7 @@ pub struct Source {
 /// Where a stream is begun: exactly one member.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("x-kubernetes-validations" = [{"rule": "[has(self.at), has(self.time), has(self.kclTable), has(self.positions)].filter(x, x).size() == 1", "message": "exactly one of at, time, kclTable, positions"}, {"rule": "!has(self.positions) || self.positions.all(k, size(k) <= 128)", "message": "the id of a shard has at most 128 characters"}]))]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "[has(self.at), has(self.time), has(self.kclTable), has(self.group), has(self.positions)].filter(x, x).size() == 1", "message": "exactly one of at, time, kclTable, group, positions"}, {"rule": "!has(self.positions) || self.positions.all(k, size(k) <= 128)", "message": "the id of a shard has at most 128 characters"}]))]
 pub struct Start {
     /// One of the stream's ends.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -75,8 +75,14 @@ pub struct Start {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 3, max = 255), regex(pattern = AWS_NAME_PATTERN))]
     pub kcl_table: Option<String>,
-    /// Sequence numbers of records by the ids of their shards: each shard is begun behind the record, with `NUMBER.SUB` behind one
-    /// within an aggregated record. Other shards are read whole, except those from which a listed one came: they are not read.
+    /// Where a group of Kafka's consumers stands: each partition is begun with the offset that the group has committed, and read
+    /// whole where it has committed none. Stop the group first. Read once, as `kclTable` is. `leat dev` begins with the oldest
+    /// records.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 255))]
+    pub group: Option<String>,
+    /// Sequence numbers of records by the ids of their shards, or offsets by the numbers of their partitions: each is begun behind
+    /// the record, with `NUMBER.SUB` behind one within an aggregated record of Kinesis. Other shards are read whole, except those from which a listed one came: they are not read.
     /// Changing it later changes nothing. `leat dev` begins with the oldest records.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("minProperties" = 1, "maxProperties" = 1000))]

@@ -108,7 +108,7 @@ pub enum Engine {
 /// A stream: exactly one of `kinesis`, `kafka`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("x-kubernetes-validations" = [{"rule": "!has(self.kinesis) || !has(oldSelf.kinesis) || self.kinesis.streamName == oldSelf.kinesis.streamName", "message": "streamName does not change under the same name: positions belong to the stream; declare another stream"}]))]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "!has(self.kinesis) || !has(oldSelf.kinesis) || self.kinesis.streamName == oldSelf.kinesis.streamName", "message": "streamName does not change under the same name: positions belong to the stream; declare another stream"}, {"rule": "!has(self.kafka) || !has(oldSelf.kafka) || self.kafka.topic == oldSelf.kafka.topic", "message": "topic does not change under the same name: positions belong to the topic; declare another stream"}, {"rule": "has(self.kinesis) == has(oldSelf.kinesis)", "message": "a stream does not become a topic, or a topic a stream: declare another one"}]))]
 pub struct Stream {
     /// Name inside this manifest.
     #[schemars(length(min = 1, max = 63))]
@@ -116,9 +116,9 @@ pub struct Stream {
     /// A Kinesis data stream.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kinesis: Option<Kinesis>,
-    /// A Kafka topic (not there yet).
+    /// A Kafka topic. It has to be there: the operator does not make topics yet, so it wants `management: ObserveOnly`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub kafka: Planned,
+    pub kafka: Option<Kafka>,
     /// See the pipeline's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deletion_policy: Option<DeletionPolicy>,
@@ -157,6 +157,80 @@ pub struct Kinesis {
     /// Enhanced fan-out consumers (not there yet).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub consumers: Planned,
+}
+
+/// A Kafka topic.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Kafka {
+    /// The cluster that has it. Kafka 3.1 or newer.
+    pub cluster: KafkaCluster,
+    /// Its name. Immutable: another name is another topic.
+    #[schemars(length(min = 1, max = 249), regex(pattern = AWS_NAME_PATTERN))]
+    pub topic: String,
+    /// Partitions at creation (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partitions: Planned,
+    /// Copies of each partition (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replication_factor: Planned,
+    /// Settings of the topic (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub config: Planned,
+}
+
+/// A Kafka cluster, and how workers speak to it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KafkaCluster {
+    /// Brokers to ask first, each as `host:port`; they know the others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 3, max = 261)))]
+    pub bootstrap_servers: Vec<String>,
+    /// A cluster of Amazon MSK instead (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub msk_cluster_arn: Planned,
+    /// Encrypted. Default: not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<KafkaTls>,
+    /// Who workers are, by user name and password. Default: nobody.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scram: Option<KafkaScram>,
+    /// Who workers are, by their AWS role (not there yet).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iam: Planned,
+}
+
+/// TLS to brokers.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KafkaTls {
+    /// A Secret in the pipeline's namespace: `ca.crt`, the authorities that brokers' certificates come from, when they are not
+    /// known publicly; `tls.crt` and `tls.key`, when workers have to show a certificate too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub secret: Option<String>,
+}
+
+/// SCRAM.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KafkaScram {
+    /// A Secret in the pipeline's namespace with `username` and `password`.
+    #[schemars(length(min = 1, max = 253))]
+    pub secret: String,
+    /// The hash. Default: Sha512, as Amazon MSK has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mechanism: Option<ScramMechanism>,
+}
+
+/// The hash of SCRAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ScramMechanism {
+    /// SCRAM-SHA-256.
+    Sha256,
+    /// SCRAM-SHA-512.
+    Sha512,
 }
 
 /// Capacity by use; it has no settings yet.

@@ -1,6 +1,6 @@
 //! The pod of a worker: what Leat writes, and the manifest's `podTemplate` laid over it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use leat_compile::program::Program;
 use leat_crds::names;
@@ -23,6 +23,8 @@ const GRACE: u32 = 60;
 const SPILL: &str = "10Gi";
 /// Volumes that are ours.
 const VOLUMES: [&str; 2] = ["job", "spill"];
+/// What the names of volumes of secrets begin with.
+const SECRET: &str = "leat-secret-";
 /// What a manifest may add to the worker's own container.
 const OPEN: [&str; 8] = ["name", "env", "envFrom", "volumeMounts", "volumeDevices", "imagePullPolicy", "lifecycle", "resizePolicy"];
 /// Prefix of environment variables that are ours.
@@ -74,12 +76,17 @@ pub fn template(program: &Program, defaults: &WorkerDefaults, labels: &Value, se
         "securityContext": {"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": [{"name": "job", "mountPath": JOB_FOLDER, "readOnly": true}, {"name": "spill", "mountPath": SPILL_FOLDER}],
     });
+    let secrets = secrets(program);
+    if let Some(mounts) = container["volumeMounts"].as_array_mut() {
+        let mount = |(i, secret): (usize, &String)| json!({"name": format!("{SECRET}{i}"), "mountPath": names::secret_folder(secret), "readOnly": true});
+        mounts.extend(secrets.iter().enumerate().map(mount));
+    }
     if let Some(policy) = &defaults.pull_policy {
         container["imagePullPolicy"] = json!(policy);
     }
     let spread = |key: &str| json!({"maxSkew": 1, "topologyKey": key, "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": {"matchLabels": selector}});
     let spill = settings.spill.as_ref().and_then(|s| s.size_limit.clone()).unwrap_or_else(|| SPILL.to_owned());
-    let spec = json!({
+    let mut spec = json!({
         "serviceAccountName": names::workers(&document.name),
         "automountServiceAccountToken": false,
         "terminationGracePeriodSeconds": GRACE,
@@ -88,12 +95,27 @@ pub fn template(program: &Program, defaults: &WorkerDefaults, labels: &Value, se
         "containers": [container],
         "volumes": [{"name": "job", "configMap": {"name": names::job(&document.name)}}, {"name": "spill", "emptyDir": {"sizeLimit": spill}}],
     });
+    if let Some(volumes) = spec["volumes"].as_array_mut() {
+        let volume = |(i, secret): (usize, &String)| json!({"name": format!("{SECRET}{i}"), "secret": {"secretName": secret}});
+        volumes.extend(secrets.iter().enumerate().map(volume));
+    }
     let mut template = json!({
         "metadata": {"labels": labels, "annotations": {"leat.dev/job": hash, "leat.dev/accounts": accounts}},
         "spec": spec,
     });
     lay_over(&mut template, &settings);
     template
+}
+
+/// The Secrets that workers read.
+fn secrets(program: &Program) -> BTreeSet<String> {
+    let clusters = program.document.spec.streams.iter().filter_map(|s| Some(&s.kafka.as_ref()?.cluster));
+    clusters
+        .flat_map(|cluster| {
+            let tls = cluster.tls.as_ref().and_then(|tls| tls.secret.clone());
+            tls.into_iter().chain(cluster.scram.as_ref().map(|scram| scram.secret.clone()))
+        })
+        .collect()
 }
 
 /// Lays the manifest's template over ours.
@@ -179,7 +201,8 @@ pub fn problems(settings: &Workers) -> Vec<Problem> {
         }
         for (j, mount) in items("volumeMounts").iter().enumerate() {
             let path = mount["mountPath"].as_str().unwrap_or_default();
-            if [JOB_FOLDER, SPILL_FOLDER].contains(&path.trim_end_matches('/')) {
+            let path_of_secrets = path == names::SECRETS || path.starts_with(&format!("{}/", names::SECRETS));
+            if path_of_secrets || [JOB_FOLDER, SPILL_FOLDER].contains(&path.trim_end_matches('/')) {
                 let hint = "mount it elsewhere; the size of the spill volume is spec.workers.spill.sizeLimit";
                 out.push(Problem::new(at(&format!("containers[{i}].volumeMounts[{j}]")), format!("`{path}` is Leat's own"), hint));
             }
@@ -187,7 +210,7 @@ pub fn problems(settings: &Workers) -> Vec<Problem> {
     }
     for (i, volume) in volumes.iter().enumerate() {
         let name = text(&volume.0, "name");
-        if VOLUMES.contains(&name) {
+        if VOLUMES.contains(&name) || name.starts_with(SECRET) {
             out.push(Problem::new(at(&format!("volumes[{i}]")), format!("`{name}` is Leat's own"), "take another name"));
         }
     }

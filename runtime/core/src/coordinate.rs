@@ -43,11 +43,11 @@ pub struct KnownShard {
 #[derive(Debug, Clone)]
 pub struct View {
     /// The pipeline's row, and its version.
-    pub pipeline: Option<(Fence, PipelineRow)>,
+    pub pipeline: Option<(Fence, Arc<PipelineRow>)>,
     /// Rows of source tasks.
-    pub sources: BTreeMap<Lineage, (Fence, SourceRow)>,
+    pub sources: BTreeMap<Lineage, (Fence, Arc<SourceRow>)>,
     /// Rows of keyed tasks.
-    pub keyed: BTreeMap<u16, (Fence, KeyedRow)>,
+    pub keyed: BTreeMap<u16, (Fence, Arc<KeyedRow>)>,
     /// The shards of all sources, those left out that were read to their end before the source came.
     pub shards: Vec<KnownShard>,
     /// Where lineages are begun, by source.
@@ -112,7 +112,7 @@ pub fn decide(view: &View, desired: &Desired, rules: Rules) -> Vec<Change> {
             next_partitions: desired.partitions,
             next_sources: desired.sources.clone(),
             seal: None,
-            ..pipeline.clone()
+            ..PipelineRow::clone(pipeline)
         };
         return vec![Change::Pipeline(Some(fence.clone()), draining)];
     }
@@ -177,7 +177,7 @@ fn births(view: &View, fence: &Fence, pipeline: &PipelineRow, rules: Rules) -> V
     let known = |l: &Lineage| pipeline.roots.contains(l) || pipeline.joining.contains(l) || view.sources.contains_key(l);
     if pipeline.joining.is_empty() {
         if let Some(newcomer) = view.shards.iter().filter(of_job).find(|s| s.parents.is_empty() && !known(&s.lineage)) {
-            let mut next = pipeline.clone();
+            let mut next = PipelineRow::clone(pipeline);
             if rules.hold(Rule::Join) {
                 next.joining = vec![newcomer.lineage.clone()];
                 next.roots_version += 1;
@@ -197,7 +197,7 @@ fn admit(view: &View, fence: &Fence, pipeline: &PipelineRow) -> Vec<Change> {
     let highest = view.keyed.values().map(|(_, k)| k.watermark).max().unwrap_or(Watermark::MIN);
     let missing: Vec<&Lineage> = pipeline.joining.iter().filter(|l| !view.sources.contains_key(*l)).collect();
     if missing.is_empty() {
-        let mut next = pipeline.clone();
+        let mut next = PipelineRow::clone(pipeline);
         next.roots.append(&mut next.joining);
         return vec![Change::Pipeline(Some(fence.clone()), next)];
     }
@@ -207,7 +207,7 @@ fn admit(view: &View, fence: &Fence, pipeline: &PipelineRow) -> Vec<Change> {
 
 /// A child is created after all its parents ended, with their states and the highest of their final watermarks.
 fn child(view: &View, pipeline: &PipelineRow, shard: &KnownShard, rules: Rules) -> Option<Change> {
-    let parents: Vec<&SourceRow> = shard.parents.iter().map(|p| view.sources.get(p).map(|(_, row)| row)).collect::<Option<_>>()?;
+    let parents: Vec<&SourceRow> = shard.parents.iter().map(|p| view.sources.get(p).map(|(_, row)| &**row)).collect::<Option<_>>()?;
     if parents.iter().any(|p| p.status == Status::Live) {
         return None;
     }
@@ -270,7 +270,7 @@ fn flip(view: &View, fence: &Fence, pipeline: &PipelineRow, rules: Rules) -> Vec
         }
         for (partition, (f, row)) in view.keyed.iter().filter(|(p, (f, _))| **p < pipeline.next_partitions && f.job != next_job) {
             let cut = if rules.hold(Rule::Lamport) { highest_cut } else { f.cut };
-            let next = KeyedRow { inherits: snapshots.clone(), snapshot: None, watermark: lowest, ..row.clone() };
+            let next = KeyedRow { inherits: snapshots.clone(), snapshot: None, watermark: lowest, ..KeyedRow::clone(row) };
             changes.push(Change::Replace(*partition, f.clone(), Fence { cut, ..handed(f) }, Box::new(next)));
         }
     } else {
@@ -286,7 +286,7 @@ fn flip(view: &View, fence: &Fence, pipeline: &PipelineRow, rules: Rules) -> Vec
             // What is read no more holds nobody back.
             roots: pipeline.roots.iter().filter(|r| pipeline.next_sources.iter().any(|s| s == r.source())).cloned().collect(),
             partitions: if pipeline.next_partitions > 0 { pipeline.next_partitions } else { pipeline.partitions },
-            ..pipeline.clone()
+            ..PipelineRow::clone(pipeline)
         };
         changes.push(Change::Pipeline(Some(fence.clone()), next));
     }
@@ -311,7 +311,8 @@ mod tests {
     /// Makes the one change that is possible, which is one of the pipeline's row.
     fn step(pipeline: &mut Option<(Fence, PipelineRow)>, desired: &Desired) {
         let (sources, keyed, begins) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let view = View { pipeline: pipeline.clone(), sources, keyed, shards: Vec::new(), begins };
+        let view =
+            View { pipeline: pipeline.clone().map(|(fence, row)| (fence, Arc::new(row))), sources, keyed, shards: Vec::new(), begins };
         match decide(&view, desired, Rules::all()).as_slice() {
             [Change::Pipeline(_, row)] => *pipeline = Some((Fence { job: row.job, ..Fence::default() }, row.clone())),
             other => panic!("{other:?}"),
@@ -329,8 +330,8 @@ mod tests {
             let pipeline =
                 PipelineRow { job: 1, job_hash: "one".to_owned(), revision: 1, sources: vec!["s".to_owned()], ..PipelineRow::default() };
             let view = View {
-                pipeline: Some((Fence { job: 1, ..Fence::default() }, PipelineRow { roots: vec![parent.clone()], ..pipeline })),
-                sources: BTreeMap::from([(parent.clone(), (Fence { job: 1, ..Fence::default() }, ended))]),
+                pipeline: Some((Fence { job: 1, ..Fence::default() }, Arc::new(PipelineRow { roots: vec![parent.clone()], ..pipeline }))),
+                sources: BTreeMap::from([(parent.clone(), (Fence { job: 1, ..Fence::default() }, Arc::new(ended)))]),
                 keyed: BTreeMap::new(),
                 shards: vec![shard(&parent, Vec::new()), shard(&child, vec![parent.clone()])],
                 begins: BTreeMap::new(),

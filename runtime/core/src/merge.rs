@@ -1,11 +1,12 @@
 //! The watermark of a keyed task: the minimum over all lineages that count.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::key::KeyGroup;
 use crate::numbers::{Cursor, Numbers};
 use crate::position::Lineage;
-use crate::row::{PipelineRow, SourceRow, Status};
+use crate::row::{Fence, PipelineRow, SourceRow, Status};
 use crate::rules::{Rule, Rules};
 use crate::watermark::Watermark;
 
@@ -14,24 +15,33 @@ use crate::watermark::Watermark;
 pub struct Seen {
     /// Its watermark; `None`: it has no row yet, so anything may come.
     pub watermark: Option<Watermark>,
-    /// The last numbers it has assigned, per edge.
-    pub numbers: BTreeMap<String, Numbers>,
-    /// Its task drained, or it is retired: it assigns no more under this job.
+    /// Its row, which has the last numbers it has assigned; `None`: none count.
+    row: Option<Arc<SourceRow>>,
+    /// Its task drained, or it is retired, or it has none yet: it assigns no more under this job.
     pub drained: bool,
+    /// Number of its last cut.
+    pub cut: u64,
+}
+
+impl Seen {
+    /// The last numbers it has assigned, per edge.
+    pub fn numbers(&self) -> impl Iterator<Item = (&String, &Numbers)> {
+        self.row.iter().flat_map(|row| &row.numbers)
+    }
 }
 
 /// Every lineage that counts, as far as the rows tell: the roots, and below each ended lineage its children.
 ///
 /// `pipeline` must have been read before `rows`.
-pub fn view(pipeline: &PipelineRow, rows: &BTreeMap<Lineage, SourceRow>, rules: Rules) -> BTreeMap<Lineage, Seen> {
+pub fn view(pipeline: &PipelineRow, rows: &BTreeMap<Lineage, (Fence, Arc<SourceRow>)>, rules: Rules) -> BTreeMap<Lineage, Seen> {
     let mut seen = BTreeMap::new();
     let mut open: Vec<&Lineage> = if rules.hold(Rule::Roots) { pipeline.roots.iter().collect() } else { rows.keys().collect() };
     while let Some(lineage) = open.pop() {
         if seen.contains_key(lineage) {
             continue;
         }
-        let Some(row) = rows.get(lineage) else {
-            seen.insert(lineage.clone(), Seen::default());
+        let Some((fence, row)) = rows.get(lineage) else {
+            seen.insert(lineage.clone(), Seen { drained: true, ..Seen::default() });
             continue;
         };
         let mut watermark = row.watermark;
@@ -46,46 +56,67 @@ pub fn view(pipeline: &PipelineRow, rows: &BTreeMap<Lineage, SourceRow>, rules: 
                 open.extend(row.children.iter().filter(|c| rows.contains_key(*c)));
             }
         }
-        let mut numbers = row.numbers.clone();
-        if row.status != Status::Live && !rules.hold(Rule::RetNum) {
-            numbers.clear();
-        }
-        if !rules.hold(Rule::Assigned) && !row.unsent.is_empty() {
-            numbers.clear();
-        }
-        seen.insert(lineage.clone(), Seen { watermark: Some(watermark), numbers, drained: false });
+        let forgotten =
+            (row.status != Status::Live && !rules.hold(Rule::RetNum)) || (!row.unsent.is_empty() && !rules.hold(Rule::Assigned));
+        let numbers = (!forgotten).then(|| Arc::clone(row));
+        let drained = fence.drained || row.status == Status::Retired;
+        seen.insert(lineage.clone(), Seen { watermark: Some(watermark), row: numbers, drained, cut: fence.cut });
     }
     seen
 }
 
 /// Cursors of a keyed task: per lineage and edge, per key group.
-pub type Cursors = BTreeMap<(Lineage, String), BTreeMap<KeyGroup, Cursor>>;
+pub type Cursors = BTreeMap<Lineage, BTreeMap<String, BTreeMap<KeyGroup, Cursor>>>;
 
 /// The watermark of a keyed task: the minimum over all lineages, each of which counts only once its numbers were
 /// consumed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Merge {
     applied: BTreeMap<Lineage, Watermark>,
+    /// The last look, and the lineages of it whose numbers were not all consumed yet.
+    view: Arc<BTreeMap<Lineage, Seen>>,
+    waiting: BTreeSet<Lineage>,
+    /// The lowest watermark applied of all lineages; `None`: it has to be found again.
+    lowest: Option<Watermark>,
 }
 
 impl Merge {
-    /// The watermark that may be applied now, given what the rows say and what was consumed of `mine`.
-    pub fn advance(&mut self, view: &BTreeMap<Lineage, Seen>, cursors: &Cursors, mine: &dyn Fn(KeyGroup) -> bool) -> Watermark {
-        let mut lowest = None;
-        for (lineage, seen) in view {
-            let consumed = seen.numbers.iter().all(|(edge, numbers)| {
-                let of_edge = cursors.get(&(lineage.clone(), edge.clone()));
-                numbers
-                    .iter()
-                    .filter(|(group, _)| mine(*group))
-                    .all(|(group, last)| of_edge.and_then(|c| c.get(&group)).map_or(0, Cursor::seen_to) >= last)
+    /// A newer look.
+    pub fn see(&mut self, view: Arc<BTreeMap<Lineage, Seen>>) {
+        self.waiting = view.keys().cloned().collect();
+        self.view = view;
+        self.lowest = None;
+    }
+
+    /// The last look.
+    pub fn view(&self) -> &BTreeMap<Lineage, Seen> {
+        &self.view
+    }
+
+    /// The watermark that may be applied now, given what the rows say and what was consumed of `mine`; `None`: nothing is known.
+    pub fn advance(&mut self, cursors: &Cursors, mine: &dyn Fn(KeyGroup) -> bool) -> Option<Watermark> {
+        let (view, applied, before) = (&self.view, &mut self.applied, self.waiting.len());
+        self.waiting.retain(|lineage| {
+            let Some(seen) = view.get(lineage) else { return false };
+            let consumed = seen.numbers().all(|(edge, numbers)| {
+                let of_edge = cursors.get(lineage).and_then(|edges| edges.get(edge));
+                let seen_to = |group| of_edge.and_then(|c| c.get(&group)).map_or(0, Cursor::seen_to);
+                numbers.iter().filter(|(group, _)| mine(*group)).all(|(group, last)| seen_to(group) >= last)
             });
-            let applied = self.applied.entry(lineage.clone()).or_insert(Watermark::MIN);
+            let applied = applied.entry(lineage.clone()).or_insert(Watermark::MIN);
             if let Some(watermark) = seen.watermark.filter(|_| consumed) {
                 *applied = watermark.max(*applied);
             }
-            lowest = Some(lowest.map_or(*applied, |l: Watermark| l.min(*applied)));
+            !consumed
+        });
+        if self.waiting.len() < before || self.lowest.is_none() {
+            self.lowest = self.view.keys().map(|lineage| self.applied.get(lineage).copied().unwrap_or(Watermark::MIN)).min();
         }
-        lowest.unwrap_or(Watermark::MIN)
+        self.lowest
+    }
+
+    /// Whether everything that a lineage has assigned was consumed, as of the last [`Merge::advance`].
+    pub fn consumed(&self, lineage: &Lineage) -> bool {
+        !self.waiting.contains(lineage)
     }
 }

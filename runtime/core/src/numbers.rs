@@ -2,14 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::{Deserialize, Serialize};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::key::KeyGroup;
 use crate::rules::{Rule, Rules};
+use crate::wire::{Damaged, Reader, Writer};
 
 /// The last number assigned per key group, for one lineage and edge. Dense per key group, so that a reader that has
 /// seen `n` numbers of a group knows that nothing below is missing (rule `kgnum`).
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// It is most of what a row holds, and rows are paid by the byte, so its text is short: base64 of the least number, then of
+/// runs of groups that follow each other, each as groups left out, length, and what each number is above the least.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Numbers(BTreeMap<KeyGroup, u64>);
 
 impl Numbers {
@@ -36,12 +42,54 @@ impl Numbers {
     }
 }
 
+impl Serialize for Numbers {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        let mut out = Writer::default();
+        let least = self.0.values().copied().min().unwrap_or_default();
+        out.number(least);
+        let (mut next, mut rest) = (0, self.iter().peekable());
+        while let Some((first, _)) = rest.peek().copied() {
+            let mut run = Vec::new();
+            while let Some((_, number)) = rest.next_if(|(group, _)| usize::from(group.0) == usize::from(first.0) + run.len()) {
+                run.push(number - least);
+            }
+            out.number(u64::from(first.0) - next);
+            out.number(run.len() as u64);
+            next = u64::from(first.0) + run.len() as u64;
+            run.into_iter().for_each(|above| out.number(above));
+        }
+        s.serialize_str(&STANDARD_NO_PAD.encode(out.finish()))
+    }
+}
+
+impl<'de> Deserialize<'de> for Numbers {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let bytes = STANDARD_NO_PAD.decode(String::deserialize(d)?).map_err(serde::de::Error::custom)?;
+        Self::read(&bytes).map_err(serde::de::Error::custom)
+    }
+}
+
+impl Numbers {
+    fn read(bytes: &[u8]) -> Result<Self, Damaged> {
+        let mut bytes = Reader::new(bytes);
+        let (mut numbers, least, mut next) = (BTreeMap::new(), bytes.number()?, 0u64);
+        while !bytes.is_empty() {
+            next = next.saturating_add(bytes.number()?);
+            for _ in 0..bytes.number()? {
+                let group = u16::try_from(next).map_err(|_| Damaged("a key group is too high"))?;
+                numbers.insert(KeyGroup(group), least.saturating_add(bytes.number()?));
+                next += 1;
+            }
+        }
+        Ok(Self(numbers))
+    }
+}
+
 /// What a reader has seen of one (lineage, edge, key group): all up to a number, and some above, since a log may
 /// deliver 701 before 700. Only what is proven seen is dropped.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cursor {
     seen_to: u64,
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     above: BTreeSet<u64>,
 }
 
@@ -72,6 +120,23 @@ impl Cursor {
         self.seen_to
     }
 
+    /// Appends it to bytes.
+    pub fn write(&self, out: &mut Writer) {
+        out.number(self.seen_to);
+        out.number(self.above.len() as u64);
+        self.above.iter().for_each(|number| out.number(number - self.seen_to));
+    }
+
+    /// Reads what [`Cursor::write`] wrote.
+    pub fn read(from: &mut Reader) -> Result<Self, Damaged> {
+        let seen_to = from.number()?;
+        let mut above = BTreeSet::new();
+        for _ in 0..from.number()? {
+            above.insert(seen_to.saturating_add(from.number()?));
+        }
+        Ok(Self { seen_to, above })
+    }
+
     /// What either of two cursors has seen.
     pub fn unite(&mut self, other: &Cursor) {
         self.seen_to = self.seen_to.max(other.seen_to);
@@ -89,10 +154,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn numbers_are_what_their_text_says_and_their_text_is_short() {
+        let text = |numbers: &Numbers| serde_json::to_string(numbers).expect("text");
+        for groups in [&[][..], &[(0, 1)], &[(65_535, u64::MAX)], &[(3, 9), (4, 1), (5, 700), (900, 2), (902, 1)]] {
+            let numbers = Numbers(groups.iter().map(|(group, number)| (KeyGroup(*group), *number)).collect());
+            assert_eq!(serde_json::from_str::<Numbers>(&text(&numbers)).ok(), Some(numbers));
+        }
+        // All groups of a pipeline, at some millions of messages, evenly loaded.
+        let even = Numbers((0..1024).map(|group| (KeyGroup(group), 5_000_000 + u64::from(group) * 7_919 % 5_000)).collect());
+        assert!(text(&even).len() < 2_800, "{}", text(&even).len());
+        for damaged in ["\"\"", "\"!\"", "\"AP//AwIAAA\"", "\"AAAC\"", "[]"] {
+            assert!(serde_json::from_str::<Numbers>(damaged).is_err(), "{damaged}");
+        }
+    }
+
+    #[test]
     fn drops_only_what_was_seen() {
         let mut cursor = Cursor::default();
         let admitted: Vec<bool> = [1, 3, 2, 2, 3, 5, 4, 1].into_iter().map(|n| cursor.admit(n)).collect();
         assert_eq!(admitted, [true, true, true, false, false, true, true, false]);
         assert_eq!((cursor.seen_to(), cursor.above.len()), (5, 0));
+        assert!([9, 7].into_iter().all(|n| cursor.admit(n)));
+        let mut out = Writer::default();
+        cursor.write(&mut out);
+        assert_eq!(Cursor::read(&mut Reader::new(out.bytes())), Ok(cursor));
     }
 }

@@ -36,11 +36,12 @@ pub enum Rule {
     OwnWatermark,
     Stored,
     Named,
+    Fresh,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 30] = {
+    pub const ALL: [Rule; 31] = {
         use Rule::*;
         [
             Pred,
@@ -73,6 +74,7 @@ impl Rule {
             OwnWatermark,
             Stored,
             Named,
+            Fresh,
         ]
     };
 }

@@ -51,7 +51,7 @@ async fn main() -> ExitCode {
         succeeds: arguments.session,
         made_for: arguments.job_hash,
         threads,
-        settings: Settings { cut_interval, snapshot_interval, poll_interval: 500, ..Settings::default() },
+        settings: Settings { cut_interval, snapshot_interval, poll_interval: 500, pass_every: 10, ..Settings::default() },
     };
     match service::run(options).await {
         Ok(()) => ExitCode::SUCCESS,

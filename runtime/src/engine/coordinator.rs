@@ -8,9 +8,10 @@ use leat_runtime_core::begin::{self, Begin, Known, Listed};
 use leat_runtime_core::coordinate::{self, Change, Desired, KnownShard, View};
 use leat_runtime_core::path;
 use leat_runtime_core::position::{Lineage, NotAnOffset, Offset};
-use leat_runtime_core::row::{Expect, Fence, KeyedRow, PipelineRow, SourceRow};
+use leat_runtime_core::row::{Expect, Fence, PipelineRow};
 use leat_runtime_core::rules::Rules;
 
+use super::looks::Looks;
 use super::ports::{Objects, Place, PortError, Ports, Rows, Shard, StoredRow};
 use super::task::{self, TaskError};
 
@@ -46,12 +47,8 @@ impl Begins {
         let mut known = BTreeMap::new();
         match &source.start {
             Start::Earliest | Start::Latest | Start::Since(_) => return Ok(None),
-            Start::Leases(table) => {
-                for lease in ports.insist(|| ports.source.kcl_leases(&source.name, table)).await? {
-                    let stands = Known::of_lease(&lease.checkpoint, lease.sub)
-                        .map_err(|why| no_begin(source, &format!("{}: {why}", lease.shard)))?;
-                    known.insert(lease.shard, stands);
-                }
+            Start::Leases(application) | Start::Group(application) => {
+                known.extend(ports.insist(|| ports.source.standing(&source.name, application)).await?);
             }
             Start::Positions(positions) => {
                 for (shard, text) in positions {
@@ -94,7 +91,11 @@ impl Begins {
 
 /// Why a source cannot be begun as its manifest says.
 fn no_begin(source: &SourceProgram, why: &str) -> TaskError {
-    let from = if let Start::Leases(table) = &source.start { format!("the lease table {table}") } else { "`positions`".to_owned() };
+    let from = match &source.start {
+        Start::Leases(table) => format!("the lease table {table}"),
+        Start::Group(group) => format!("the group {group}"),
+        _ => "`positions`".to_owned(),
+    };
     PortError::Fatal(format!("the source `{}` cannot be begun where {from} says: {why}", source.name)).into()
 }
 
@@ -104,6 +105,7 @@ pub async fn pass(
     program: &Program,
     desired: &Desired,
     begins: &mut Begins,
+    looks: &Looks,
     rules: Rules,
 ) -> Result<(usize, Vec<Shard>), TaskError> {
     let pipeline = read_pipeline(ports).await?;
@@ -126,15 +128,9 @@ pub async fn pass(
         }
         shards.extend(found);
     }
-    let mut sources = BTreeMap::new();
-    for (key, row) in ports.insist(|| ports.rows.list(path::SOURCES)).await? {
-        sources.insert(lineage_of(&key), (row.fence, task::decode::<SourceRow>(&row.body)?));
-    }
-    let mut keyed = BTreeMap::new();
-    for (key, row) in ports.insist(|| ports.rows.list(path::KEYED)).await? {
-        let partition = key[path::KEYED.len()..].parse().unwrap_or_default();
-        keyed.insert(partition, (row.fence, task::decode::<KeyedRow>(&row.body)?));
-    }
+    // The pipeline's row is that of before the shards were listed, the others' of after.
+    let look = looks.behind(looks.begun(), 0, ports, rules).await?;
+    let (sources, keyed) = (look.sources.clone(), look.keyed.clone());
     let known = shards.iter().map(|s| {
         let parents = s.parents.iter().filter(|p| sources.contains_key(*p) || shards.iter().any(|o| o.lineage == **p)).cloned().collect();
         KnownShard { lineage: s.lineage.clone(), parents, range: s.range }
@@ -148,10 +144,10 @@ pub async fn pass(
 }
 
 /// The pipeline's row, if there is one.
-pub async fn read_pipeline(ports: &Ports) -> Result<Option<(Fence, PipelineRow)>, TaskError> {
+pub async fn read_pipeline(ports: &Ports) -> Result<Option<(Fence, Arc<PipelineRow>)>, TaskError> {
     let row = ports.insist(|| ports.rows.get(path::PIPELINE)).await?;
     Ok(match row {
-        Some(row) => Some((row.fence, task::decode(&row.body)?)),
+        Some(row) => Some((row.fence, Arc::new(task::decode(&row.body)?))),
         None => None,
     })
 }

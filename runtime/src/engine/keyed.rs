@@ -12,16 +12,17 @@ use futures::future::LocalBoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use leat_compile::program::{EdgeKind, FilesSpec, Op, Program};
 use leat_runtime_core::ledger::Ledger;
-use leat_runtime_core::merge::{self, Merge, Seen};
+use leat_runtime_core::merge::{Merge, Seen};
 use leat_runtime_core::message;
 use leat_runtime_core::path;
 use leat_runtime_core::position::{Lineage, Offset};
-use leat_runtime_core::row::{Fence, KeyedRow, OpenFile, PipelineRow, Snapshot, SourceRow, Staged, Status};
+use leat_runtime_core::row::{Fence, KeyedRow, OpenFile, Snapshot, Staged, Status};
 use leat_runtime_core::rules::{Rule, Rules};
 use leat_runtime_core::watermark::Watermark;
 
 use self::output::{Done, Roll, send_items, send_records, write};
 use super::file;
+use super::looks::{Look, Looks};
 use super::ports::{PortError, Ports};
 use super::task::{self, Base, Control, Exit, Settings, TaskError};
 use crate::operators::files::write_batches;
@@ -45,17 +46,9 @@ pub struct KeyedJob {
     pub born: i64,
 }
 
-/// What the rows of all lineages said at one look.
-struct Look {
-    pipeline: PipelineRow,
-    view: BTreeMap<Lineage, Seen>,
-    cuts: BTreeMap<Lineage, u64>,
-    retired: Vec<Lineage>,
-}
-
 enum Event {
     Read(Result<Vec<(Offset, Bytes)>, PortError>),
-    Looked(Result<Look, TaskError>),
+    Looked(Result<Arc<Look>, TaskError>),
     Cut(Result<Box<Done>, TaskError>),
     Sent(String, Result<(), TaskError>),
     Completed(OpenFile, Result<(), TaskError>),
@@ -73,10 +66,10 @@ pub struct KeyedTask<C> {
     fence: Fence,
     row: KeyedRow,
     chain: KeyedChain,
+    looks: Arc<Looks>,
+    /// The next look of this task is one that begins behind this one.
+    looked: u64,
     merge: Merge,
-    view: BTreeMap<Lineage, Seen>,
-    /// Number of the cut at which each lineage was seen.
-    cuts: BTreeMap<Lineage, u64>,
     position: Option<Offset>,
     roots_version: u64,
     /// The pipeline was draining at the last look, so no lineage that had no row then gets one under this job.
@@ -85,7 +78,6 @@ pub struct KeyedTask<C> {
     acknowledged: BTreeSet<String>,
     busy_sends: BTreeSet<String>,
     last_cut: i64,
-    last_look: i64,
     last_snapshot: i64,
     last_update: i64,
     since_roll: BTreeMap<String, i64>,
@@ -128,6 +120,7 @@ impl<C: Control> KeyedTask<C> {
         settings: Settings,
         job: KeyedJob,
         session: &str,
+        looks: Arc<Looks>,
         progress: Arc<Mutex<Progress>>,
     ) -> Result<Self, TaskError> {
         let key = path::keyed_row(job.partition);
@@ -143,9 +136,10 @@ impl<C: Control> KeyedTask<C> {
             fence,
             chain,
             progress,
+            // One that began before the row was taken may know less than the owner before did.
+            looked: if settings.rules.hold(Rule::Fresh) { looks.begun() } else { 0 },
+            looks,
             merge: Merge::default(),
-            view: BTreeMap::new(),
-            cuts: BTreeMap::new(),
             position: None,
             roots_version: row.roots_version,
             looked_draining: false,
@@ -153,7 +147,6 @@ impl<C: Control> KeyedTask<C> {
             acknowledged: BTreeSet::new(),
             busy_sends: BTreeSet::new(),
             last_cut: now,
-            last_look: i64::MIN,
             last_snapshot: now,
             last_update: now,
             since_roll: BTreeMap::new(),
@@ -266,10 +259,11 @@ impl<C: Control> KeyedTask<C> {
                 Event::Read(log.read(partition, after).await)
             }));
         }
-        if !self.looking && now.saturating_sub(self.last_look) >= self.settings.poll_interval as i64 {
+        if !self.looking {
             self.looking = true;
-            let (ports, rules) = (self.ports.clone(), self.rules());
-            busy.push(Box::pin(async move { Event::Looked(look(&ports, rules).await) }));
+            let (ports, looks, behind, settings) = (self.ports.clone(), Arc::clone(&self.looks), self.looked, self.settings);
+            let pause = settings.look_interval(self.merge.view().len());
+            busy.push(Box::pin(async move { Event::Looked(looks.behind(behind, pause, &ports, settings.rules).await) }));
         }
         let update_every = self
             .job
@@ -304,11 +298,9 @@ impl<C: Control> KeyedTask<C> {
         }
         let (rows_for_files, outstanding) = (self.rows_for_files(), self.outstanding());
         let settled = !self.changed && !self.cutting && !outstanding && self.acknowledged.is_empty() && rows_for_files == 0;
-        let seen = |(lineage, seen): (&Lineage, &Seen)| {
-            let cut = if self.has_consumed(lineage, seen) { self.cuts.get(lineage).copied().unwrap_or_default() } else { 0 };
-            (lineage.clone(), cut)
-        };
-        let consumed = (settled && !self.view.is_empty()).then(|| self.view.iter().map(seen).collect());
+        let view = self.merge.view();
+        let seen = |(lineage, seen): (&Lineage, &Seen)| (lineage.clone(), if self.merge.consumed(lineage) { seen.cut } else { 0 });
+        let consumed = (settled && !view.is_empty()).then(|| view.iter().map(seen).collect());
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         progress.watermark = self.chain.watermark.0;
         progress.open = self.chain.open().0;
@@ -317,22 +309,9 @@ impl<C: Control> KeyedTask<C> {
         Ok(None)
     }
 
-    /// Whether everything that a lineage has assigned to this partition was consumed.
-    fn has_consumed(&self, lineage: &Lineage, seen: &Seen) -> bool {
-        seen.numbers.iter().all(|(edge, numbers)| {
-            let cursors = self.chain.cursors.get(&(lineage.clone(), edge.clone()));
-            numbers
-                .iter()
-                .filter(|(group, _)| self.chain.mine(*group))
-                .all(|(group, last)| cursors.and_then(|c| c.get(&group)).map_or(0, |c| c.seen_to()) >= last)
-        })
-    }
-
     /// Whether everything that drained lineages have assigned was consumed: key groups can move only then.
     fn consumed(&self) -> bool {
-        self.view.iter().all(|(lineage, seen)| self.has_consumed(lineage, seen))
-            && self.looked_draining
-            && self.view.values().all(|s| s.drained)
+        self.looked_draining && self.merge.view().iter().all(|(lineage, seen)| seen.drained && self.merge.consumed(lineage))
     }
 
     fn roll_due(&self, now: i64) -> bool {
@@ -428,8 +407,7 @@ impl<C: Control> KeyedTask<C> {
             }
             Event::Looked(look) => {
                 self.looking = false;
-                self.last_look = self.ports.clock.now();
-                self.looked(look?);
+                self.seen(&*look?);
             }
             Event::Cut(done) => {
                 let done = *done?;
@@ -464,33 +442,29 @@ impl<C: Control> KeyedTask<C> {
         Ok(())
     }
 
-    fn looked(&mut self, Look { pipeline, view, cuts, retired }: Look) {
-        self.cuts = cuts;
+    fn seen(&mut self, look: &Look) {
+        self.looked = look.number;
+        let Some((_, pipeline)) = &look.pipeline else { return };
         self.looked_draining = pipeline.draining_for.is_some();
         let join = self.rules().hold(Rule::Join);
-        if !pipeline.joining.is_empty() && join {
-            // A newcomer: hold the watermark until its row says where it starts.
-            self.view.clear();
-        } else {
-            self.view = view;
-        }
+        // A newcomer: hold the watermark until its row says where it starts.
+        let hold = !pipeline.joining.is_empty() && join;
+        self.merge.see(if hold { Arc::default() } else { Arc::clone(&look.view) });
         if pipeline.roots_version > self.roots_version {
             self.roots_version = pipeline.roots_version;
             self.changed = true;
         }
         self.advance();
         if !self.rules().hold(Rule::Retain) {
-            retired.iter().for_each(|l| self.chain.forget(l));
+            let retired = look.sources.iter().filter(|(_, (_, row))| row.status == Status::Retired);
+            retired.for_each(|(lineage, _)| self.chain.forget(lineage));
         }
     }
 
     fn advance(&mut self) {
-        if self.view.is_empty() {
-            return;
-        }
         let chain = &self.chain;
-        let to = self.merge.advance(&self.view, &chain.cursors, &|group| chain.mine(group));
-        if to > self.chain.watermark {
+        let to = self.merge.advance(&chain.cursors, &|group| chain.mine(group));
+        if let Some(to) = to.filter(|to| *to > chain.watermark) {
             self.chain.advance(to);
             self.changed = true;
         }
@@ -579,31 +553,4 @@ impl<C: Control> KeyedTask<C> {
         }
         rolls
     }
-}
-
-/// Reads the pipeline's row first, then all lineages' rows.
-async fn look(ports: &Ports, rules: Rules) -> Result<Look, TaskError> {
-    let pipeline = ports.insist(|| ports.rows.get(path::PIPELINE)).await?;
-    let pipeline: PipelineRow = pipeline.map(|p| task::decode(&p.body)).transpose()?.unwrap_or_default();
-    let mut rows = BTreeMap::new();
-    let mut drained = BTreeSet::new();
-    let mut retired = Vec::new();
-    let mut cuts = BTreeMap::new();
-    for (key, row) in ports.insist(|| ports.rows.list(path::SOURCES)).await? {
-        let mut parts = key[path::SOURCES.len()..].splitn(3, '/');
-        let mut part = || parts.next().unwrap_or_default();
-        let lineage = Lineage::new(part(), part(), part());
-        let body: SourceRow = task::decode(&row.body)?;
-        cuts.insert(lineage.clone(), row.fence.cut);
-        if row.fence.drained || body.status == Status::Retired {
-            drained.insert(lineage.clone());
-        }
-        if body.status == Status::Retired {
-            retired.push(lineage.clone());
-        }
-        rows.insert(lineage, body);
-    }
-    let mut view = merge::view(&pipeline, &rows, rules);
-    view.iter_mut().for_each(|(lineage, seen)| seen.drained = seen.watermark.is_none() || drained.contains(lineage));
-    Ok(Look { pipeline, view, cuts, retired })
 }

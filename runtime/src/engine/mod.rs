@@ -4,6 +4,7 @@
 pub mod coordinator;
 pub mod file;
 pub mod keyed;
+pub mod looks;
 pub mod ports;
 pub mod source;
 pub mod task;

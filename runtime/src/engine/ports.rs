@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
+use leat_runtime_core::begin::Known;
 use leat_runtime_core::key::HashRange;
 use leat_runtime_core::position::{Lineage, Offset};
 use leat_runtime_core::row::{Expect, Fence, OpenFile, Part};
@@ -144,29 +145,27 @@ impl Place {
     }
 }
 
-/// A lease of the Kinesis Client Library.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KclLease {
-    /// Id of the shard.
-    pub shard: String,
-    /// Its checkpoint: a sequence number, or a word.
-    pub checkpoint: String,
-    /// The record within an aggregated one.
-    pub sub: u64,
-}
-
 /// What a pipeline reads.
 ///
 /// Guarantees: a lineage's records have one order, and reading after an offset gives the same records each time.
 pub trait Source: Send + Sync {
     /// The shards of a source that exist now, parents among them as long as they have records.
     fn shards<'a>(&'a self, source: &'a str) -> Call<'a, Vec<Shard>>;
-    /// The leases in a table of the Kinesis Client Library that are of this source's stream.
-    fn kcl_leases<'a>(&'a self, source: &'a str, table: &'a str) -> Call<'a, Vec<KclLease>>;
+    /// How far another application has read, by partition: its lease table of the Kinesis Client Library, or its group of
+    /// consumers, says it.
+    fn standing<'a>(&'a self, source: &'a str, application: &'a str) -> Call<'a, Vec<(String, Known)>>;
     /// Whether a lineage can be read from a place on; if not, why.
     fn probe<'a>(&'a self, lineage: &'a Lineage, from: Place) -> Call<'a, ()>;
     /// Records from a place on, as many as are there now up to a size of the source's choice.
     fn read<'a>(&'a self, lineage: &'a Lineage, from: Place) -> Call<'a, Read>;
+    /// Whether others can see how far a source is read.
+    fn shows_cuts(&self, _source: &str) -> bool {
+        false
+    }
+    /// Shows others that all up to a record is behind a cut. Nothing rests on it.
+    fn show_cut<'a>(&'a self, _lineage: &'a Lineage, _position: Offset) -> Call<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
 }
 
 /// What orders writes of one item: with the item's version it is its guard, (born, version, cut).

@@ -25,10 +25,14 @@ use leat_runtime_core::watermark::Watermark;
 use self::send::computed_again;
 use self::send::{BUNDLE, Queue, append, leave};
 use super::file::{self, FileWriter};
+use super::looks::{Look, Looks};
 use super::ports::{Place, PortError, Ports, Read};
 use super::task::{self, Base, Control, Exit, Settings, TaskError};
 use crate::operators::saved::Saved;
 use crate::operators::source::{Replayable, SourceChain};
+
+/// Least time between two cuts that others are shown, ms.
+const SHOW_INTERVAL: i64 = 5_000;
 
 /// So many bytes may wait to be sent before reading waits too.
 const QUEUE_BYTES: usize = 32 << 20;
@@ -71,7 +75,8 @@ enum Event {
     SentReplayable(Result<Vec<Replayable>, PortError>),
     Completed(String, Result<(), TaskError>),
     Snapshot(Result<Base, PortError>),
-    Lowest(Result<Option<Watermark>, TaskError>),
+    Looked(Result<Arc<Look>, TaskError>),
+    Shown,
     Removed,
     Tick,
 }
@@ -109,6 +114,13 @@ pub struct SourceTask<C> {
     snapshotting: bool,
     /// Position of the first record whose output is on its way.
     sending_replayable: Option<Offset>,
+    /// A cut that others have not been shown.
+    cut_unseen: bool,
+    showing: bool,
+    last_shown: i64,
+    looks: Arc<Looks>,
+    /// Number of the last look.
+    looked: u64,
     looking: bool,
     ended: bool,
     children: Vec<Lineage>,
@@ -140,6 +152,7 @@ impl<C: Control> SourceTask<C> {
         settings: Settings,
         job: SourceJob,
         session: &str,
+        looks: Arc<Looks>,
         progress: Arc<Mutex<Progress>>,
     ) -> Result<Self, TaskError> {
         let key = path::source_row(&job.lineage);
@@ -174,6 +187,11 @@ impl<C: Control> SourceTask<C> {
             cutting: false,
             snapshotting: false,
             sending_replayable: None,
+            cut_unseen: false,
+            last_shown: 0,
+            showing: false,
+            looks,
+            looked: 0,
             looking: false,
             ended: row.status != Status::Live,
             children: row.children.clone(),
@@ -262,6 +280,7 @@ impl<C: Control> SourceTask<C> {
         }
         self.send(busy);
         self.clean(busy);
+        self.show(busy);
         let draining = self.draining();
         let now = self.ports.clock.now();
         if self.ended {
@@ -323,8 +342,9 @@ impl<C: Control> SourceTask<C> {
                 busy.push(self.cut(Status::Live, false)?);
             } else if self.idle(now) && !self.looking {
                 self.looking = true;
-                let (ports, key) = (self.ports.clone(), self.key.clone());
-                busy.push(Box::pin(async move { Event::Lowest(lowest_of_others(&ports, &key).await) }));
+                let (ports, looks, behind, settings) = (self.ports.clone(), Arc::clone(&self.looks), self.looked, self.settings);
+                let pause = settings.look_interval(looks.newest().sources.len());
+                busy.push(Box::pin(async move { Event::Looked(looks.behind(behind, pause, &ports, settings.rules).await) }));
             }
         }
         Ok(None)
@@ -337,6 +357,22 @@ impl<C: Control> SourceTask<C> {
 
     fn nothing_buffered(&mut self) -> bool {
         self.chain.files().all(|(_, rows)| rows.buffers().next().is_none()) && self.writers.is_empty()
+    }
+
+    /// Shows others how far this lineage is read.
+    fn show(&mut self, busy: &mut FuturesUnordered<LocalBoxFuture<'static, Event>>) {
+        let now = self.ports.clock.now();
+        let due = self.cut_unseen && !self.showing && now - self.last_shown >= SHOW_INTERVAL;
+        if let Some(position) = self.row.position.filter(|_| due) {
+            (self.cut_unseen, self.showing, self.last_shown) = (false, true, now);
+            let (ports, lineage) = (self.ports.clone(), self.job.lineage.clone());
+            busy.push(Box::pin(async move {
+                if let Err(why) = ports.source.show_cut(&lineage, position).await {
+                    ports.unclear.note(&why.to_string());
+                }
+                Event::Shown
+            }));
+        }
     }
 
     /// Removes objects that no cut names any more.
@@ -436,7 +472,11 @@ impl<C: Control> SourceTask<C> {
         match event {
             Event::Tick | Event::Removed => {}
             Event::Read(read) => self.take_records(read)?,
-            Event::Cut(done) => self.committed(*done?),
+            Event::Cut(done) => {
+                self.committed(*done?);
+                self.cut_unseen = self.ports.source.shows_cuts(self.job.lineage.source());
+            }
+            Event::Shown => self.showing = false,
             Event::Loaded(object, messages) => {
                 let messages = messages?;
                 #[cfg(feature = "ablation")]
@@ -469,10 +509,12 @@ impl<C: Control> SourceTask<C> {
                     self.changed = true;
                 }
             }
-            Event::Lowest(lowest) => {
+            Event::Looked(look) => {
                 self.looking = false;
+                let look = look?;
+                self.looked = look.number;
                 let now = self.ports.clock.now();
-                if let Some(lowest) = lowest?
+                if let Some(lowest) = lowest_of_others(&look, &self.job.lineage)
                     && self.idle(now)
                     && !self.cutting
                     && lowest.0 > self.chain.watermark
@@ -558,15 +600,8 @@ impl<C: Control> SourceTask<C> {
 
 /// What an idle lineage may raise its watermark to: the lowest of the others that are live and not idle; when all are
 /// idle the highest, since then nobody is waited for.
-async fn lowest_of_others(ports: &Ports, mine: &str) -> Result<Option<Watermark>, TaskError> {
-    let rows = ports.insist(|| ports.rows.list(path::SOURCES)).await?;
-    let mut others = Vec::new();
-    for (_, row) in rows.iter().filter(|(key, _)| key != mine) {
-        let row: SourceRow = task::decode(&row.body)?;
-        if row.status == Status::Live {
-            others.push((row.idle, row.watermark));
-        }
-    }
-    let busy = others.iter().filter(|(idle, _)| !idle).map(|(_, w)| *w).min();
-    Ok(busy.or_else(|| others.iter().map(|(_, w)| *w).max()))
+fn lowest_of_others(look: &Look, mine: &Lineage) -> Option<Watermark> {
+    let others = || look.sources.iter().filter(|(lineage, (_, row))| *lineage != mine && row.status == Status::Live);
+    let busy = others().filter(|(_, (_, row))| !row.idle).map(|(_, (_, row))| row.watermark).min();
+    busy.or_else(|| others().map(|(_, (_, row))| row.watermark).max())
 }

@@ -16,6 +16,9 @@ use thiserror::Error;
 use super::ports::{Objects, PortError, Ports, StoredRow};
 use crate::operators::saved::{Run, Saved};
 
+/// Rows of other tasks that a worker reads in a second, on average.
+const ROWS_PER_SECOND: i64 = 500;
+
 /// How a task ended, when nothing is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -65,6 +68,8 @@ pub struct Settings {
     pub snapshot_interval: i64,
     /// How often something that may have changed elsewhere is looked at, ms.
     pub poll_interval: u64,
+    /// Every so many rounds a worker looks after the pipeline's rows, unless it is the first of those that live.
+    pub pass_every: u64,
     /// A part of a file is written when so many bytes are in memory.
     pub part_bytes: usize,
     /// So many ids, at least, go into an object of their own.
@@ -75,7 +80,23 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { cut_interval: 250, snapshot_interval: 5_000, poll_interval: 20, part_bytes: 8 << 20, run_ids: 16 << 10, rules: Rules::all() }
+        Self {
+            cut_interval: 250,
+            snapshot_interval: 5_000,
+            poll_interval: 20,
+            pass_every: 1,
+            part_bytes: 8 << 20,
+            run_ids: 16 << 10,
+            rules: Rules::all(),
+        }
+    }
+}
+
+impl Settings {
+    /// How often the rows of so many lineages are looked at, ms: DynamoDB is paid by what is read, so a worker reads
+    /// [`ROWS_PER_SECOND`] at most. Windows close so much later.
+    pub fn look_interval(&self, lineages: usize) -> i64 {
+        (self.poll_interval as i64).max(lineages as i64 * 1_000 / ROWS_PER_SECOND)
     }
 }
 

@@ -22,6 +22,7 @@ use tokio::task::LocalSet;
 
 use super::coordinator::{self, Begins};
 use super::keyed::{KeyedJob, KeyedTask};
+use super::looks::Looks;
 use super::ports::{PortError, Ports, Shard, StoredRow, Unclear};
 use super::source::{SourceJob, SourceTask};
 use super::task::{self, Control, Exit, Settings, TaskError};
@@ -76,17 +77,23 @@ struct SessionRow {
 }
 
 /// What is known of the pipeline, shared by all threads.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Shared {
     pipeline: RwLock<Arc<PipelineRow>>,
     sources: Mutex<BTreeMap<String, Arc<Mutex<super::source::Progress>>>>,
     keyed: Mutex<BTreeMap<String, Arc<Mutex<super::keyed::Progress>>>>,
     fenced: AtomicU64,
+    looks: Arc<Looks>,
     /// Calls of all tasks that had no clear answer.
     pub unclear: Arc<Unclear>,
 }
 
 impl Shared {
+    /// The pipeline's row as it was last seen.
+    fn pipeline(&self) -> Arc<PipelineRow> {
+        Arc::clone(&self.pipeline.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// The progress of each running source task.
     pub fn sources(&self) -> BTreeMap<String, super::source::Progress> {
         let tasks = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
@@ -109,7 +116,7 @@ struct SharedControl(Arc<Shared>);
 
 impl Control for SharedControl {
     fn pipeline(&self) -> Arc<PipelineRow> {
-        Arc::clone(&self.0.pipeline.read().unwrap_or_else(PoisonError::into_inner))
+        self.0.pipeline()
     }
 }
 
@@ -124,6 +131,13 @@ pub struct Worker {
     document: JobDocument,
     desired: Desired,
     begins: Begins,
+    /// Shards as this worker listed them last.
+    shards: Vec<Shard>,
+    /// Number of the look by which tasks were started last.
+    looked: u64,
+    rounds: u64,
+    /// This worker is one of those that look after the pipeline's rows each round.
+    first: bool,
     programs: BTreeMap<String, Arc<Program>>,
     threads: Vec<mpsc::UnboundedSender<Start>>,
     joins: Vec<std::thread::JoinHandle<()>>,
@@ -177,6 +191,10 @@ impl Worker {
             ports,
             settings,
             begins: Begins::new(&session),
+            shards: Vec::new(),
+            looked: 0,
+            rounds: 0,
+            first: true,
             session,
             document: program.document.clone(),
             desired,
@@ -259,21 +277,34 @@ impl Worker {
 
     /// One round: heartbeat, coordinator, leases, and what tasks say. Call it again after a short while.
     pub async fn round(&mut self) -> Result<(), WorkerError> {
+        let wanted = self.shared.pipeline().revision < self.desired.revision;
+        if self.first || wanted || self.rounds.is_multiple_of(self.settings.pass_every) {
+            self.pass().await?;
+        }
+        self.rounds += 1;
+        let Some((_, pipeline)) = coordinator::read_pipeline(&self.ports).await? else { return Ok(()) };
+        *self.shared.pipeline.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&pipeline);
+        self.reap()?;
+        let alive = self.heartbeat().await?;
+        // Two, since the first one may be about to end.
+        self.first = alive.iter().take(2).any(|session| *session == self.session);
+        self.start_tasks(&pipeline, &alive).await
+    }
+
+    /// Looks after the pipeline's rows. All workers may, and every now and then do; that one or two of them do it each round
+    /// spares the others, and AWS, the calls.
+    async fn pass(&mut self) -> Result<(), WorkerError> {
         let program = Arc::clone(&self.programs[&self.desired.hash]);
         // New rows make new tasks possible at once.
-        let mut shards = Vec::new();
         for _ in 0..8 {
-            let (made, found) = coordinator::pass(&self.ports, &program, &self.desired, &mut self.begins, self.settings.rules).await?;
-            shards = found;
+            let (begins, looks) = (&mut self.begins, &self.shared.looks);
+            let (made, shards) = coordinator::pass(&self.ports, &program, &self.desired, begins, looks, self.settings.rules).await?;
+            self.shards = shards;
             if made == 0 {
                 break;
             }
         }
-        let Some((_, pipeline)) = coordinator::read_pipeline(&self.ports).await? else { return Ok(()) };
-        *self.shared.pipeline.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(pipeline.clone());
-        self.reap()?;
-        let alive = self.heartbeat().await?;
-        self.start_tasks(&pipeline, &shards, &alive).await
+        Ok(())
     }
 
     /// Forgets tasks that ended; one that ended in error ends the worker.
@@ -282,6 +313,8 @@ impl Worker {
             for load in &mut self.load {
                 load.remove(&task);
             }
+            // What was seen before may still call its row ours.
+            self.looked = self.shared.looks.begun();
             self.shared.sources.lock().unwrap_or_else(PoisonError::into_inner).remove(&task);
             self.shared.keyed.lock().unwrap_or_else(PoisonError::into_inner).remove(&task);
             match outcome {
@@ -358,21 +391,28 @@ impl Worker {
         Ok(written)
     }
 
-    async fn start_tasks(&mut self, pipeline: &PipelineRow, shards: &[Shard], alive: &[String]) -> Result<(), WorkerError> {
-        let mut rows = Vec::new();
-        for (key, row) in self.ports.insist(|| self.ports.rows.list(path::SOURCES)).await.map_err(TaskError::from)? {
-            let body: SourceRow = task::decode(&row.body).map_err(TaskError::from)?;
-            // Those of a source that was left out are nobody's: they would stand in the way of a balance.
-            let read = pipeline.sources.iter().any(|source| source == coordinator::lineage_of(&key).source());
-            if read && body.status != Status::Retired {
-                rows.push((key, row));
-            }
+    async fn start_tasks(&mut self, pipeline: &PipelineRow, alive: &[String]) -> Result<(), WorkerError> {
+        let looks = &self.shared.looks;
+        let pause = self.settings.look_interval(looks.newest().sources.len());
+        // A round does not wait: a heartbeat would come late.
+        if !looks.has(self.looked, pause, self.ports.clock.now()) {
+            return Ok(());
         }
-        let keyed = self.ports.insist(|| self.ports.rows.list(path::KEYED)).await.map_err(TaskError::from)?;
-        rows.extend(keyed.into_iter().filter(|(key, _)| key[path::KEYED.len()..].parse::<u16>().is_ok_and(|p| p < pipeline.partitions)));
-        rows.retain(|(_, row)| row.fence.job == pipeline.job && !row.fence.drained);
+        let look = looks.behind(self.looked, pause, &self.ports, self.settings.rules).await?;
+        self.looked = look.number;
+        let of_job = |fence: &Fence| fence.job == pipeline.job && !fence.drained;
+        // Those of a source that was left out are nobody's: they would stand in the way of a balance.
+        let read = |lineage: &Lineage| pipeline.sources.iter().any(|source| source == lineage.source());
+        let sources = look.sources.iter().filter(|(lineage, (_, row))| read(lineage) && row.status != Status::Retired);
+        let sources = sources.map(|(lineage, (fence, _))| (path::source_row(lineage), fence));
+        let keyed = look.keyed.iter().filter(|(partition, _)| **partition < pipeline.partitions);
+        let keyed = keyed.map(|(partition, (fence, _))| (path::keyed_row(*partition), fence));
+        let leases: Vec<Lease> = sources
+            .chain(keyed)
+            .filter(|(_, fence)| of_job(fence))
+            .map(|(task, fence)| Lease { task, owner: fence.owner.clone() })
+            .collect();
         let running: BTreeSet<&String> = self.load.iter().flatten().collect();
-        let leases: Vec<Lease> = rows.iter().map(|(key, row)| Lease { task: key.clone(), owner: row.fence.owner.clone() }).collect();
         // A task that ended although its row is ours is ours to begin again: to everybody else it is held.
         let lost = leases.iter().filter(|l| l.owner == self.session && !running.contains(&l.task)).map(|l| l.task.clone());
         let take: Vec<String> = lost.chain(lease::to_take(&self.session, alive, &leases)).collect();
@@ -380,11 +420,16 @@ impl Worker {
             return Ok(());
         }
         let program = self.program_of(pipeline).await?;
+        // What is new since this worker looked itself.
+        let listed = |task: &String| !task.starts_with(path::SOURCES) || self.shards.iter().any(|s| path::source_row(&s.lineage) == *task);
+        if !take.iter().all(listed) {
+            self.pass().await?;
+        }
         for key in take {
             if self.load.iter().any(|l| l.contains(&key)) {
                 continue;
             }
-            self.start(&key, pipeline, shards, &program)?;
+            self.start(&key, pipeline, &program)?;
         }
         Ok(())
     }
@@ -406,7 +451,7 @@ impl Worker {
         Ok(program)
     }
 
-    fn start(&mut self, key: &str, pipeline: &PipelineRow, shards: &[Shard], program: &Arc<Program>) -> Result<(), WorkerError> {
+    fn start(&mut self, key: &str, pipeline: &PipelineRow, program: &Arc<Program>) -> Result<(), WorkerError> {
         let Some(thread) = (0..self.threads.len()).min_by_key(|i| self.load[*i].len()) else { return Ok(()) };
         let (ports, settings, session) = (self.ports.clone(), self.settings, self.session.clone());
         let (shared, ended, task) = (Arc::clone(&self.shared), self.ended.0.clone(), key.to_owned());
@@ -414,7 +459,7 @@ impl Worker {
             let lineage = coordinator::lineage_of(key);
             let Some(source) = program.sources.iter().position(|s| s.name == lineage.source()) else { return Ok(()) };
             // A job that is only drained may have sources that the new one does not list any more.
-            let range = match shards.iter().find(|s| s.lineage == lineage) {
+            let range = match self.shards.iter().find(|s| s.lineage == lineage) {
                 Some(shard) => shard.range,
                 None if pipeline.job_hash != self.desired.hash => HashRange::ALL,
                 None => return Err(WorkerError::Gone { lineage }),
@@ -429,12 +474,12 @@ impl Worker {
                 unique: unique(program, pipeline),
                 since: program.sources[source].start.since(pipeline.began(&program.sources[source].name)),
             };
-            let progress = Arc::default();
+            let (progress, looks) = (Arc::default(), Arc::clone(&shared.looks));
             shared.sources.lock().unwrap_or_else(PoisonError::into_inner).insert(task.clone(), Arc::clone(&progress));
             Box::new(move || {
                 Box::pin(async move {
                     let control = Rc::new(SharedControl(shared));
-                    let outcome = match SourceTask::start(ports.clone(), control, settings, job, &session, progress).await {
+                    let outcome = match SourceTask::start(ports.clone(), control, settings, job, &session, looks, progress).await {
                         Ok(running) => running.run().await,
                         Err(error) => Err(error),
                     };
@@ -452,12 +497,12 @@ impl Worker {
                 unique: unique(program, pipeline),
                 born: pipeline.born,
             };
-            let progress = Arc::default();
+            let (progress, looks) = (Arc::default(), Arc::clone(&shared.looks));
             shared.keyed.lock().unwrap_or_else(PoisonError::into_inner).insert(task.clone(), Arc::clone(&progress));
             Box::new(move || {
                 Box::pin(async move {
                     let control = Rc::new(SharedControl(shared));
-                    let outcome = match KeyedTask::start(ports.clone(), control, settings, job, &session, progress).await {
+                    let outcome = match KeyedTask::start(ports.clone(), control, settings, job, &session, looks, progress).await {
                         Ok(running) => running.run().await,
                         Err(error) => Err(error),
                     };

@@ -101,12 +101,14 @@ impl KeyedChain {
             if !self.mine(message.group) {
                 continue;
             }
-            let cursor = self
-                .cursors
-                .entry((message.lineage.clone(), cursor_of(&message.edge, self.rules)))
-                .or_default()
-                .entry(message.group)
-                .or_default();
+            let edge = cursor_of(&message.edge, self.rules);
+            let cursor = match self.cursors.get_mut(&message.lineage).and_then(|edges| edges.get_mut(edge)) {
+                Some(groups) => groups.entry(message.group).or_default(),
+                None => {
+                    let edges = self.cursors.entry(message.lineage.clone()).or_default();
+                    edges.entry(edge.to_owned()).or_default().entry(message.group).or_default()
+                }
+            };
             if !cursor.admit_by(message.number, self.rules) {
                 continue;
             }
@@ -388,14 +390,14 @@ fn one_each(mut failures: Vec<Failure>) -> Vec<Failure> {
 }
 
 /// Each edge has a sequence of its own (rule `oneseq`).
-pub fn cursor_of(edge: &str, rules: Rules) -> String {
-    if rules.hold(Rule::OneSeq) { edge.to_owned() } else { String::new() }
+pub fn cursor_of(edge: &str, rules: Rules) -> &str {
+    if rules.hold(Rule::OneSeq) { edge } else { "" }
 }
 
 /// The lineages whose cursors are kept.
 impl KeyedChain {
     /// Forgets a lineage, as only a wrong variant does while its messages may still come.
     pub fn forget(&mut self, lineage: &Lineage) {
-        self.cursors.retain(|(l, _), _| l != lineage);
+        self.cursors.remove(lineage);
     }
 }

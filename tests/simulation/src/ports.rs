@@ -11,11 +11,11 @@ use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 use leat_runtime::batch::SourceBatch;
 use leat_runtime::engine::ports::{
-    Call, Clock, Completed, Files, Guard, KclLease, Log, Objects, Place, PortError, Ports, Read, Rows, Shard, Source, StoredRow, Streams,
-    Tables,
+    Call, Clock, Completed, Files, Guard, Log, Objects, Place, PortError, Ports, Read, Rows, Shard, Source, StoredRow, Streams, Tables,
 };
 use leat_runtime::engine::task::Control;
 use leat_runtime::output::{Attribute, Item, StreamRecord};
+use leat_runtime_core::begin::Known;
 use leat_runtime_core::position::{Lineage, Offset};
 use leat_runtime_core::row::{Expect, Fence, Part, PipelineRow, Status};
 use leat_runtime_core::watermark::Watermark;
@@ -261,8 +261,8 @@ impl Source for Sim {
         })
     }
 
-    fn kcl_leases<'a>(&'a self, _source: &'a str, _table: &'a str) -> Call<'a, Vec<KclLease>> {
-        Box::pin(async { Err(PortError::Fatal("there are no lease tables of others".to_owned())) })
+    fn standing<'a>(&'a self, _source: &'a str, _application: &'a str) -> Call<'a, Vec<(String, Known)>> {
+        Box::pin(async { Err(PortError::Fatal("there are no applications of others".to_owned())) })
     }
 
     fn probe<'a>(&'a self, _lineage: &'a Lineage, _from: Place) -> Call<'a, ()> {

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Wake, Waker};
 
 use futures::future::LocalBoxFuture;
 use leat_runtime::engine::coordinator::{self, Begins};
 use leat_runtime::engine::keyed::{KeyedJob, KeyedTask};
+use leat_runtime::engine::looks::Looks;
 use leat_runtime::engine::source::{SourceJob, SourceTask};
 use leat_runtime::engine::task::{Settings, TaskError};
 use leat_runtime_core::key::HashRange;
@@ -62,6 +63,7 @@ pub struct Outcome {
 struct Process {
     key: String,
     future: LocalBoxFuture<'static, Result<(), TaskError>>,
+    waker: Waker,
     paused_until: u64,
     session: String,
 }
@@ -83,6 +85,7 @@ fn plan(random: &mut Random, aim: Aim, rules: Rules) -> (Plan, f64) {
     let settings = Settings {
         cut_interval: random.pick(&[1, 3, 8]),
         snapshot_interval: random.pick(&[4, 15, 40]),
+        pass_every: 1,
         poll_interval: 1,
         part_bytes: random.pick(&[1, 2_000, 10_000]),
         run_ids: random.pick(&[1, 3, 10, 1_000]),
@@ -128,7 +131,9 @@ pub fn run(seed: u64, aim: Aim, rules: Rules, programs: &Programs) -> Outcome {
         plan,
         programs: programs.clone(),
         aim,
+        looks: Default::default(),
         processes: BTreeMap::new(),
+        woken: Arc::default(),
         next: 0,
         step: 0,
         producer: Producer::default(),
@@ -147,6 +152,22 @@ pub fn run(seed: u64, aim: Aim, rules: Rules, programs: &Programs) -> Outcome {
 
 fn lock(world: &Arc<Mutex<World>>) -> MutexGuard<'_, World> {
     world.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn lock_set(set: &Mutex<BTreeSet<u64>>) -> MutexGuard<'_, BTreeSet<u64>> {
+    set.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Notes that a process is to go on.
+struct Woken {
+    process: u64,
+    all: Arc<Mutex<BTreeSet<u64>>>,
+}
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        lock_set(&self.all).insert(self.process);
+    }
 }
 
 fn lineage(i: usize) -> Lineage {
@@ -170,7 +191,11 @@ struct Run {
     plan: Plan,
     programs: Programs,
     aim: Aim,
+    /// Of the workers: tasks of one share its looks.
+    looks: [Arc<Looks>; 2],
     processes: BTreeMap<u64, Process>,
+    /// Processes to go on with.
+    woken: Arc<Mutex<BTreeSet<u64>>>,
     next: u64,
     step: u64,
     producer: Producer,
@@ -263,8 +288,15 @@ impl Run {
         world.violations.push(text);
     }
 
-    /// One call is served and its process goes on, or time passes.
+    /// One call is served and its process goes on, or one goes on that another has woken, or time passes.
     fn advance(&mut self) {
+        // Those of one worker wait for each other, beside their calls.
+        lock_set(&self.woken).retain(|id| self.processes.contains_key(id));
+        let woken = lock_set(&self.woken).iter().copied().find(|id| self.processes.get(id).is_some_and(|p| p.paused_until <= self.step));
+        if let Some(woken) = woken {
+            self.poll(woken);
+            return;
+        }
         let chosen = {
             let mut world = lock(&self.world);
             let now = world.now;
@@ -292,8 +324,8 @@ impl Run {
 
     fn poll(&mut self, id: u64) {
         let Some(process) = self.processes.get_mut(&id) else { return };
-        let waker = futures::task::noop_waker();
-        let outcome = process.future.as_mut().poll(&mut Context::from_waker(&waker));
+        lock_set(&self.woken).remove(&id);
+        let outcome = process.future.as_mut().poll(&mut Context::from_waker(&process.waker));
         let Poll::Ready(outcome) = outcome else { return };
         let Some(process) = self.processes.remove(&id) else { return };
         let mut world = lock(&self.world);
@@ -325,14 +357,15 @@ impl Run {
         let (ports, settings, job, partitions) = (sim.ports(), self.plan.settings, pipeline.job, pipeline.partitions);
         let name = session.clone();
         let control = std::rc::Rc::new(sim.as_ref().clone());
+        let looks = Arc::clone(&self.looks[self.random.below(self.looks.len())]);
         // What a worker knows is from before it took the lease.
         drop(leat_runtime::engine::task::Control::pipeline(control.as_ref()));
         let future: LocalBoxFuture<'static, Result<(), TaskError>> = match shard {
             Some((lineage, range)) => {
                 let job = SourceJob { program, job, partitions, source: 0, lineage, range, unique: "simulation".to_owned(), since: None };
-                Box::pin(
-                    async move { SourceTask::start(ports, control, settings, job, &name, Arc::default()).await?.run().await.map(drop) },
-                )
+                Box::pin(async move {
+                    SourceTask::start(ports, control, settings, job, &name, looks, Arc::default()).await?.run().await.map(drop)
+                })
             }
             None if key == "coordinator" => {
                 let (programs, desired, idle) = (self.programs.clone(), Arc::clone(&self.desired), !self.plan.bounded);
@@ -342,7 +375,7 @@ impl Run {
                         let job = *desired.lock().unwrap_or_else(PoisonError::into_inner);
                         let program = programs.of(job, idle);
                         let wanted = coordinator::desired(program, &leat_compile::job_hash(&program.document), job, ports.clock.now());
-                        coordinator::pass(&ports, program, &wanted, &mut begins, settings.rules).await?;
+                        coordinator::pass(&ports, program, &wanted, &mut begins, &looks, settings.rules).await?;
                         ports.clock.sleep(2).await;
                     }
                 })
@@ -350,10 +383,13 @@ impl Run {
             None => {
                 let partition = key[path::KEYED.len()..].parse().unwrap_or_default();
                 let job = KeyedJob { program, job, partition, partitions, unique: "simulation".to_owned(), born: 0 };
-                Box::pin(async move { KeyedTask::start(ports, control, settings, job, &name, Arc::default()).await?.run().await.map(drop) })
+                Box::pin(async move {
+                    KeyedTask::start(ports, control, settings, job, &name, looks, Arc::default()).await?.run().await.map(drop)
+                })
             }
         };
-        self.processes.insert(id, Process { key: key.to_owned(), future, paused_until: 0, session });
+        let waker = Waker::from(Arc::new(Woken { process: id, all: Arc::clone(&self.woken) }));
+        self.processes.insert(id, Process { key: key.to_owned(), future, waker, paused_until: 0, session });
         self.poll(id);
     }
 

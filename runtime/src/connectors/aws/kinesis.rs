@@ -13,6 +13,7 @@ use aws_sdk_kinesis::primitives::{Blob, DateTime};
 use aws_sdk_kinesis::types::{PutRecordsRequestEntry, ShardIteratorType};
 use bytes::Bytes;
 use leat_aws::{Call as Tried, Failure};
+use leat_runtime_core::begin::Known;
 use leat_runtime_core::key::HashRange;
 use leat_runtime_core::position::{Lineage, Offset};
 
@@ -20,7 +21,7 @@ use super::kcl;
 use crate::batch::SourceBatch;
 use crate::codecs::kpl;
 use crate::codecs::time::format_millis;
-use crate::engine::ports::{Call, KclLease, Log, Place, PortError, Read, Shard, Source, Streams};
+use crate::engine::ports::{Call, Log, Place, PortError, Read, Shard, Source, Streams};
 use crate::output::StreamRecord;
 
 /// Least time between two reads of a shard.
@@ -297,7 +298,7 @@ impl Source for KinesisSource {
         })
     }
 
-    fn kcl_leases<'a>(&'a self, source: &'a str, table: &'a str) -> Call<'a, Vec<KclLease>> {
+    fn standing<'a>(&'a self, source: &'a str, table: &'a str) -> Call<'a, Vec<(String, Known)>> {
         Box::pin(async move {
             let stream = self.stream(source)?;
             let Some(client) = self.tables.get(source) else {

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
+use leat_runtime_core::begin::Known;
 use leat_runtime_core::key::{HashRange, partition_hash};
 use leat_runtime_core::position::{Lineage, Offset};
 use serde::{Deserialize, Serialize};
 
 use super::fatal;
 use super::shard::{Record, ShardLog};
-use crate::engine::ports::{Call, KclLease, Log, Place, PortError, Read, Shard, Source};
+use crate::engine::ports::{Call, Log, Place, PortError, Read, Shard, Source};
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct ShardMeta {
@@ -177,8 +178,8 @@ impl Source for LocalSource {
         })
     }
 
-    fn kcl_leases<'a>(&'a self, source: &'a str, table: &'a str) -> Call<'a, Vec<KclLease>> {
-        let why = format!("source `{source}`: there is no lease table {table} on a laptop");
+    fn standing<'a>(&'a self, source: &'a str, application: &'a str) -> Call<'a, Vec<(String, Known)>> {
+        let why = format!("source `{source}`: there is no application {application} on a laptop");
         Box::pin(async { Err(PortError::Fatal(why)) })
     }
 

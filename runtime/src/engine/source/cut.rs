@@ -114,7 +114,7 @@ impl<C: Control> SourceTask<C> {
         row.unsent.extend(staged.iter().map(|(s, _)| s.clone()));
         row.numbers = assigned;
         for (edge, numbers) in self.chain.replayable_numbers() {
-            row.numbers.insert(cursor_of(edge, self.rules()), numbers.clone());
+            row.numbers.insert(cursor_of(edge, self.rules()).to_owned(), numbers.clone());
         }
         let mut snapshot = Vec::new();
         if status != Status::Live {

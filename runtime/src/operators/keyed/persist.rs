@@ -13,8 +13,8 @@ use leat_runtime_core::wire::{Damaged, Reader, Writer};
 use super::{KeyedChain, State};
 use crate::operators::saved::{Run, Saved, Saving};
 
-/// Version of the encoding. 2: ids stand in runs.
-const VERSION: u8 = 2;
+/// Version of the encoding.
+const VERSION: u8 = 3;
 
 impl KeyedChain {
     /// The state as it is now; rows that wait for a cut are no part of it. `ids`: so many ids go into an object of their
@@ -25,14 +25,14 @@ impl KeyedChain {
         out.byte(VERSION);
         out.signed(self.watermark.0);
         out.blob(&serde_json::to_vec(&self.ledger).unwrap_or_default());
-        out.number(self.cursors.len() as u64);
-        for ((lineage, edge), groups) in &self.cursors {
+        out.number(self.cursors.values().map(|edges| edges.len() as u64).sum());
+        for (lineage, edge, groups) in self.cursors.iter().flat_map(|(l, edges)| edges.iter().map(move |(e, groups)| (l, e, groups))) {
             out.blob(lineage.as_str().as_bytes());
             out.blob(edge.as_bytes());
             out.number(groups.len() as u64);
             for (group, cursor) in groups {
                 out.number(u64::from(group.0));
-                out.blob(&serde_json::to_vec(cursor).unwrap_or_default());
+                cursor.write(&mut out);
             }
         }
         for (edge, state) in self.program.keyed.edges.iter().zip(&mut self.states) {
@@ -85,12 +85,12 @@ impl KeyedChain {
             let mut groups = BTreeMap::new();
             for _ in 0..from.number()? {
                 let group = KeyGroup(u16::try_from(from.number()?).map_err(|_| Damaged("a key group is out of range"))?);
-                let cursor: Cursor = serde_json::from_slice(from.blob()?).map_err(|_| Damaged("a cursor cannot be read"))?;
+                let cursor = Cursor::read(&mut from)?;
                 if self.mine(group) {
                     groups.insert(group, cursor);
                 }
             }
-            self.cursors.entry((lineage, edge)).or_default().extend(groups);
+            self.cursors.entry(lineage).or_default().entry(edge).or_default().extend(groups);
         }
         while !from.is_empty() {
             let name = from.text()?;

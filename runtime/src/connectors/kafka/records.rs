@@ -1,0 +1,144 @@
+//! The records of an answer (record batches of version 2, KIP-98): decompressed, without those of transactions that were
+//! aborted, and without what brokers write for themselves.
+
+use std::collections::BTreeSet;
+use std::io::Read as _;
+
+use bytes::Bytes;
+use kafka_protocol::messages::fetch_response::AbortedTransaction;
+use kafka_protocol::records::{Compression, RecordBatchDecoder};
+use leat_runtime_core::position::Offset;
+
+use crate::batch::SourceBatch;
+
+/// A batch is never larger than this when it is decompressed.
+const LARGEST_BATCH: u64 = 256 << 20;
+/// Bytes of a batch before its records.
+const HEADER: usize = 61;
+/// What snappy's framing by Java begins with, and the bytes of its header.
+const XERIAL: (&[u8], usize) = (b"\x82SNAPPY\0", 16);
+
+/// The fields of a batch's header that matter here; their places are Kafka's.
+struct Header {
+    length: usize,
+    epoch: i32,
+    attributes: i16,
+    last: i64,
+    newest: i64,
+    producer: i64,
+}
+
+impl Header {
+    /// Of the first batch in `bytes`; `None`: not all of it is there.
+    fn of(bytes: &[u8]) -> Option<Self> {
+        let i64_at = |at: usize| bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map(i64::from_be_bytes);
+        let i32_at = |at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(i32::from_be_bytes);
+        let length = usize::try_from(i32_at(8)?).ok()?.checked_add(12)?;
+        if length < HEADER || bytes.len() < length {
+            return None;
+        }
+        let attributes = i16::from_be_bytes([bytes[21], bytes[22]]);
+        let last = i64_at(0)?.saturating_add(i64::from(i32_at(23)?));
+        Some(Self { length, epoch: i32_at(12)?, attributes, last, newest: i64_at(35)?, producer: i64_at(43)? })
+    }
+
+    fn by_broker(&self) -> bool {
+        self.attributes & 8 != 0
+    }
+
+    fn transactional(&self) -> bool {
+        self.attributes & 16 != 0
+    }
+
+    fn control(&self) -> bool {
+        self.attributes & 32 != 0
+    }
+}
+
+/// What an answer has.
+pub struct Records {
+    /// The committed records.
+    pub batch: SourceBatch,
+    /// The offset behind all that was looked at.
+    pub next: i64,
+    /// Epoch of the leader that wrote the last batch.
+    pub written: Option<i32>,
+}
+
+/// The committed records from `from` on.
+pub fn read(mut bytes: Bytes, from: i64, aborted: &[AbortedTransaction]) -> Result<Records, String> {
+    let mut aborted: Vec<&AbortedTransaction> = aborted.iter().collect();
+    aborted.sort_by_key(|a| std::cmp::Reverse(a.first_offset));
+    let mut open = BTreeSet::new();
+    let (mut batch, mut next, mut written) = (SourceBatch::default(), from, None);
+    let (mut data, mut keys) = (Vec::new(), Vec::new());
+    // The last batch of an answer may be cut off.
+    while let Some(header) = Header::of(&bytes) {
+        let mut one = bytes.split_to(header.length);
+        while let Some(transaction) = aborted.pop_if(|a| a.first_offset <= header.last) {
+            open.insert(transaction.producer_id.0);
+        }
+        next = next.max(header.last.saturating_add(1));
+        written = Some(header.epoch);
+        if header.control() {
+            // The end of a transaction; what the producer sends next belongs to another one.
+            open.remove(&header.producer);
+            continue;
+        }
+        if header.last < from || (header.transactional() && open.contains(&header.producer)) {
+            continue;
+        }
+        let decoded = RecordBatchDecoder::decode_with_custom_compression(&mut one, Some(decompress));
+        let decoded = decoded.map_err(|why| format!("the batch that ends with {} cannot be read: {why}", header.last))?;
+        for record in decoded.records.into_iter().filter(|record| record.offset >= from) {
+            let offset = u64::try_from(record.offset).map_err(|_| format!("a record with the offset {}", record.offset))?;
+            // A record without value says that its key is gone: as a record it is empty, and the decoder says what it thinks of that.
+            data.extend_from_slice(record.value.as_deref().unwrap_or_default());
+            keys.extend_from_slice(record.key.as_deref().unwrap_or_default());
+            batch.ends.push(data.len());
+            batch.key_ends.push(keys.len());
+            batch.positions.push(Offset::new(offset));
+            batch.arrivals.push(if header.by_broker() { header.newest } else { record.timestamp });
+        }
+    }
+    (batch.data, batch.keys) = (data.into(), keys.into());
+    Ok(Records { batch, next, written })
+}
+
+fn decompress(bytes: &mut Bytes, compression: Compression) -> anyhow::Result<Bytes> {
+    fn all(from: impl std::io::Read) -> anyhow::Result<Bytes> {
+        let mut out = Vec::new();
+        from.take(LARGEST_BATCH + 1).read_to_end(&mut out)?;
+        anyhow::ensure!(out.len() as u64 <= LARGEST_BATCH, "it has more than {LARGEST_BATCH} bytes");
+        Ok(out.into())
+    }
+    match compression {
+        Compression::None => Ok(bytes.split_off(0)),
+        Compression::Gzip => all(flate2::read::MultiGzDecoder::new(&bytes[..])),
+        Compression::Zstd => all(zstd::stream::read::Decoder::new(&bytes[..])?),
+        Compression::Lz4 => all(lz4_flex::frame::FrameDecoder::new(&bytes[..])),
+        Compression::Snappy => snappy(bytes),
+    }
+}
+
+/// Snappy, plain as librdkafka writes it, or in the blocks of Java's library: a header, then each block behind its length.
+fn snappy(bytes: &[u8]) -> anyhow::Result<Bytes> {
+    let mut decoder = snap::raw::Decoder::new();
+    let mut block = |bytes: &[u8], before: usize| {
+        let length = snap::raw::decompress_len(bytes)?;
+        anyhow::ensure!((before + length) as u64 <= LARGEST_BATCH, "it has more than {LARGEST_BATCH} bytes");
+        Ok(decoder.decompress_vec(bytes)?)
+    };
+    if !bytes.starts_with(XERIAL.0) {
+        return Ok(block(bytes, 0)?.into());
+    }
+    let mut rest = bytes.get(XERIAL.1..).unwrap_or_default();
+    let mut out = Vec::new();
+    while let Some((length, behind)) = rest.split_first_chunk::<4>() {
+        let length = u32::from_be_bytes(*length) as usize;
+        let Some((one, behind)) = behind.split_at_checked(length) else { anyhow::bail!("a block is cut off") };
+        out.extend(block(one, out.len())?);
+        rest = behind;
+    }
+    Ok(out.into())
+}

@@ -1,0 +1,384 @@
+//! The source of topics against an Apache Kafka: what it reads is what Kafka's own consumer reads, whatever producers, brokers
+//! and operators of the cluster do; and a pipeline over a topic.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use leat_runtime::connectors::clock::SystemClock;
+use leat_runtime::connectors::kafka::{Credentials, KafkaSource, Mechanism, Security, Topic};
+use leat_runtime::connectors::local::folder::{LocalFiles, LocalObjects};
+use leat_runtime::connectors::local::store::Store;
+use leat_runtime::connectors::local::streams::LocalLog;
+use leat_runtime::connectors::local::written::LocalStreams;
+use leat_runtime::engine::ports::{Place, PortError, Ports, Read, Source};
+use leat_runtime::engine::task::Settings;
+use leat_runtime::engine::worker::Worker;
+use leat_runtime_core::begin::Known;
+use leat_runtime_core::ledger::Counts;
+use leat_runtime_core::position::{Lineage, Offset};
+use leat_tests::kafka::{self, Doors};
+use leat_tests::process::{Program, free_port, until};
+use leat_tests::{duckdb, repository};
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const ADDRESS: &str = "127.0.0.1";
+/// Time of the first record that `Kafka.java` sends, ms.
+const FIRST: i64 = 1_700_000_000_000;
+/// Password of the user `leat`.
+const PASSWORD: &str = "pass-word";
+
+/// A broker, and Kafka's own clients.
+struct Cluster {
+    folder: PathBuf,
+    port: u16,
+    doors: Doors,
+    configured: PathBuf,
+    broker: Program,
+}
+
+impl Cluster {
+    async fn start(folder: &Path) -> Self {
+        let (port, controller, doors) = (free_port(), free_port(), Doors { scram: free_port(), certificate: free_port() });
+        kafka::certificates(folder, ADDRESS);
+        let configured = kafka::configure(folder, ADDRESS, port, controller, Some(&doors));
+        let broker = kafka::run(folder, ADDRESS, port, &configured).await;
+        std::fs::write(folder.join("client.properties"), format!("bootstrap.servers={ADDRESS}:{port}")).expect("a file");
+        Self { folder: folder.to_owned(), port, doors, configured, broker }
+    }
+
+    /// Runs commands of `Kafka.java`, separated by `+`; answers the lines that it prints.
+    fn run(&self, commands: &str) -> Vec<Value> {
+        let mut java = kafka::java();
+        java.arg(repository().join("tests/kafka/Kafka.java")).arg(self.folder.join("client.properties"));
+        let output = java.args(commands.split_whitespace()).output().expect("java starts");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{commands}: {text}{}", String::from_utf8_lossy(&output.stderr));
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    fn topic(&self, name: &str) -> Topic {
+        self.topic_by(name, self.port, Security::default())
+    }
+
+    fn topic_by(&self, name: &str, port: u16, security: Security) -> Topic {
+        Topic::new(vec![format!("{ADDRESS}:{port}")], security, name, Some("leat.analytics.test".to_owned()))
+    }
+
+    /// A source `s` that is a topic.
+    fn source(&self, name: &str) -> KafkaSource {
+        KafkaSource::new(BTreeMap::from([("s".to_owned(), self.topic(name))]))
+    }
+
+    /// A folder with files of a secret.
+    fn secret(&self, files: &[(&str, &str)]) -> Credentials {
+        let folder = self.folder.join(format!("secret-{}", files.iter().map(|(name, _)| *name).collect::<String>()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        for (name, text) in files {
+            std::fs::write(folder.join(name), text).expect("a file");
+        }
+        Credentials(Some(folder))
+    }
+
+    fn pem(&self, name: &str) -> String {
+        std::fs::read_to_string(self.folder.join(name)).expect("a certificate")
+    }
+}
+
+/// A record: offset, time, key and value.
+type Record = (u64, i64, Vec<u8>, Vec<u8>);
+
+fn records(read: &Read) -> Vec<Record> {
+    let batch = &read.batch;
+    let number = |at: Offset| at.number().expect("an offset of Kafka");
+    (0..batch.len())
+        .map(|i| (number(batch.positions[i]), batch.arrivals[i], batch.key(i).unwrap_or_default().to_vec(), batch.record(i).to_vec()))
+        .collect()
+}
+
+/// All that is there behind a place.
+async fn read_all(source: &dyn Source, lineage: &Lineage, mut from: Place) -> Vec<Record> {
+    let mut all = Vec::new();
+    loop {
+        let read = source.read(lineage, from).await.expect("records");
+        assert!(!read.end && read.children.is_empty(), "a partition has no end");
+        match read.batch.positions.last() {
+            None => return all,
+            Some(last) => from = Place::After(*last),
+        }
+        all.extend(records(&read));
+    }
+}
+
+/// What Kafka's own consumer says is in a partition.
+fn said(lines: &[Value], partition: &str) -> Vec<Record> {
+    let bytes = |line: &Value, name: &str| STANDARD.decode(line[name].as_str().expect("a text")).expect("base64");
+    lines
+        .iter()
+        .filter(|line| line["partition"].as_u64() == partition.parse().ok())
+        .map(|l| (l["offset"].as_u64().expect("an offset"), l["time"].as_i64().expect("a time"), bytes(l, "key"), bytes(l, "value")))
+        .collect()
+}
+
+async fn lineages(source: &dyn Source) -> Vec<Lineage> {
+    source.shards("s").await.expect("partitions").into_iter().map(|shard| shard.lineage).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_is_read_as_kafka_s_own_consumer_reads_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut cluster = Cluster::start(folder.path()).await;
+    part("every record", every_record(&cluster)).await;
+    part("any place", any_place(&cluster)).await;
+    part("a group", a_group(&cluster)).await;
+    part("by tls", by_tls(&cluster)).await;
+    part("another topic", another_topic(&cluster)).await;
+    part("records gone", records_gone(&cluster)).await;
+    part("a pipeline", a_pipeline(&mut cluster)).await;
+}
+
+/// Says how long a part took.
+async fn part(name: &str, part: impl Future<Output = ()>) {
+    let started = std::time::Instant::now();
+    part.await;
+    println!("{:6.1} s  {name}", started.elapsed().as_secs_f64());
+}
+
+/// All codecs, transactions that overlap, tombstones, times that the broker gives, batches that are larger than an answer.
+async fn every_record(cluster: &Cluster) {
+    let lines = cluster.run(
+        "topic every 3 cleanup.policy=compact + send every 0 200 none + send every 0 200 gzip + send every 0 200 snappy + send every 0 200 lz4 \
+         + send every 0 200 zstd + mix every 0 + mix every 1 + send every 1 2000 zstd + read every",
+    );
+    let by_broker = cluster.run("topic appended 1 message.timestamp.type=LogAppendTime + send appended 0 50 gzip + read appended");
+    for (name, lines) in [("every", &lines), ("appended", &by_broker)] {
+        let source = cluster.source(name);
+        for lineage in lineages(&source).await {
+            let expected = said(lines, lineage.partition());
+            let all = read_all(&source, &lineage, Place::Oldest).await;
+            assert_eq!(all.len(), expected.len(), "{lineage}");
+            assert_eq!(all, expected, "{lineage}");
+            assert!(source.read(&lineage, Place::Oldest).await.expect("records").batch.len() >= all.len().min(1), "it is read again");
+        }
+    }
+    let mixed = said(&lines, "1");
+    assert_eq!(mixed.len(), 10 * 7 + 1 + 2_000, "what was aborted is not there");
+    assert!(mixed.windows(2).any(|w| w[0].0 + 1 < w[1].0), "offsets have gaps");
+    assert!(mixed.iter().any(|(.., value)| value.is_empty()) && said(&lines, "2").is_empty());
+}
+
+/// Behind each record, in the middle of batches and at the end; by time.
+async fn any_place(cluster: &Cluster) {
+    let all = said(&cluster.run("topic places 1 + send places 0 300 lz4 + mix places 0 + read places"), "0");
+    let source = cluster.source("places");
+    let lineage = lineages(&source).await.remove(0);
+    for at in [0, 1, 7, 150, 299, 300, 301, all.len() - 2, all.len() - 1] {
+        // One that has just read elsewhere, and a fresh one.
+        for reader in [&source, &cluster.source("places")] {
+            let behind = read_all(reader, &lineage, Place::After(Offset::new(all[at].0))).await;
+            assert_eq!(behind, all[at + 1..], "behind {at}");
+        }
+    }
+    // The end of a transaction has a time too, so this is a topic without.
+    let timed = said(&cluster.run("topic timed 1 + send timed 0 300 lz4 10 + read timed"), "0");
+    let by_time = cluster.source("timed");
+    let of_it = lineages(&by_time).await.remove(0);
+    for (time, first) in [(0, 0), (FIRST, 0), (FIRST + 995, 100), (FIRST + 2_990, 299), (FIRST + 100_000, 300)] {
+        let since = read_all(&by_time, &of_it, Place::Since(time)).await;
+        assert_eq!(since, timed[first..], "since {time}");
+    }
+    let ahead = by_time.read(&of_it, Place::Since(FIRST * 2)).await;
+    assert!(matches!(&ahead, Err(PortError::Unclear(why)) if why.contains("which has not come yet")), "{ahead:?}");
+    // What comes later is found by whoever waits for it.
+    let last = Offset::new(all[all.len() - 1].0);
+    assert!(source.read(&lineage, Place::After(last)).await.expect("an answer").batch.is_empty());
+    cluster.run("send places 0 5 none");
+    let more = until("the records that came", PATIENCE, async || {
+        let more = records(&source.read(&lineage, Place::After(last)).await.expect("an answer"));
+        if more.is_empty() { Err("none".to_owned()) } else { Ok(more) }
+    })
+    .await;
+    assert_eq!(more.first().map(|r| r.2.clone()), Some(b"none0".to_vec()));
+}
+
+/// Where a group of other consumers stands, and where tools see that this one does.
+async fn a_group(cluster: &Cluster) {
+    cluster.run(
+        "topic grouped 3 + send grouped 0 40 none + send grouped 1 40 none + send grouped 2 40 none + commit grouped theirs 0 17 \
+         + commit grouped theirs 1 0",
+    );
+    let source = cluster.source("grouped");
+    let known: BTreeMap<String, Known> = source.standing("s", "theirs").await.expect("offsets").into_iter().collect();
+    let expected = [("0".to_owned(), Known::Behind(Offset::new(16))), ("1".to_owned(), Known::Nothing)];
+    assert_eq!(known, BTreeMap::from(expected));
+    let nobody = source.standing("s", "nobody").await;
+    assert!(matches!(&nobody, Err(PortError::Fatal(why)) if why.contains("nobody has committed no offset")), "{nobody:?}");
+    let lineage = lineages(&source).await.remove(0);
+    assert_eq!(source.probe(&lineage, Place::Inside(Offset::new(16))).await, Ok(()));
+    let beyond = source.probe(&lineage, Place::Inside(Offset::new(100))).await;
+    assert!(matches!(&beyond, Err(PortError::Fatal(why)) if why.contains("the records 0 to 39")), "{beyond:?}");
+    source.show_cut(&lineage, Offset::new(25)).await.expect("committed");
+    let committed = cluster.run("committed grouped leat.analytics.test");
+    assert_eq!(committed, [serde_json::json!({"partition": 0, "offset": 26})]);
+    // A partition more is one more lineage.
+    cluster.run("grow grouped 4");
+    let grown = cluster.source("grouped");
+    let four = until("the new partition", PATIENCE, async || {
+        let found = lineages(&grown).await;
+        if found.len() == 4 { Ok(found) } else { Err(format!("{found:?}")) }
+    });
+    let names: BTreeSet<String> = four.await.iter().map(|l| l.partition().to_owned()).collect();
+    assert_eq!(names, ["0", "1", "2", "3"].map(str::to_owned).into());
+}
+
+/// Encrypted; by user name and password; by certificate. Whoever is not let in is told why.
+async fn by_tls(cluster: &Cluster) {
+    let lines = cluster.run("topic closed 1 + send closed 0 30 zstd + read closed");
+    let (ca, word) = (cluster.pem("ca.crt"), [("username", "leat"), ("password", PASSWORD)]);
+    let tls = || Some(cluster.secret(&[("ca.crt", &ca)]));
+    let read = async |port, security| {
+        let source = KafkaSource::new(BTreeMap::from([("s".to_owned(), cluster.topic_by("closed", port, security))]));
+        let lineage = source.shards("s").await?.remove(0).lineage;
+        Ok::<_, PortError>(records(&source.read(&lineage, Place::Oldest).await?))
+    };
+    for mechanism in [Mechanism::Sha256, Mechanism::Sha512] {
+        let security = Security { tls: tls(), scram: Some((mechanism, cluster.secret(&word))) };
+        assert_eq!(read(cluster.doors.scram, security).await, Ok(said(&lines, "0")), "{mechanism:?}");
+    }
+    let (chain, key) = (cluster.pem("client.crt"), cluster.pem("client.key"));
+    let shown = || cluster.secret(&[("ca.crt", &ca), ("tls.crt", &chain), ("tls.key", &key)]);
+    assert_eq!(read(cluster.doors.certificate, Security { tls: Some(shown()), scram: None }).await, Ok(said(&lines, "0")));
+
+    let wrong = [("username", "leat"), ("password", "wrong")];
+    let refused = read(cluster.doors.scram, Security { tls: tls(), scram: Some((Mechanism::Sha512, cluster.secret(&wrong))) }).await;
+    assert!(matches!(&refused, Err(PortError::Fatal(why)) if why.contains("does not let this worker in")), "{refused:?}");
+    let stranger = Security { tls: Some(Credentials::default()), scram: Some((Mechanism::Sha512, cluster.secret(&word))) };
+    let stranger = read(cluster.doors.scram, stranger).await;
+    assert!(matches!(&stranger, Err(PortError::Unclear(why)) if why.contains("no TLS")), "{stranger:?}");
+    let nobody = read(cluster.doors.certificate, Security { tls: tls(), scram: None }).await;
+    assert!(matches!(&nobody, Err(PortError::Unclear(_))), "{nobody:?}");
+    let missing = Security { tls: tls(), scram: Some((Mechanism::Sha512, cluster.secret(&[("username", "leat")]))) };
+    let missing = read(cluster.doors.scram, missing).await;
+    assert!(matches!(&missing, Err(PortError::Fatal(why)) if why.contains("has no `password`")), "{missing:?}");
+}
+
+/// A topic that was deleted and made again is another one, for who is reading it and for who begins.
+async fn another_topic(cluster: &Cluster) {
+    cluster.run("topic again 1 + send again 0 20 none");
+    let source = cluster.source("again");
+    let before = lineages(&source).await.remove(0);
+    let last = Place::After(Offset::new(9));
+    assert_eq!(records(&source.read(&before, last).await.expect("records")).len(), 10);
+    cluster.run("remove again + topic again 1 + send again 0 40 none");
+    for reader in [&source, &cluster.source("again")] {
+        let refused =
+            until("the topic to be another", PATIENCE, async || match reader.read(&before, Place::After(Offset::new(19))).await {
+                Err(PortError::Fatal(why)) => Ok(why),
+                other => Err(format!("{other:?}")),
+            });
+        assert!(refused.await.contains("deleted and made again"));
+    }
+    let fresh = cluster.source("again");
+    let after = lineages(&fresh).await.remove(0);
+    assert_ne!(before, after);
+    assert_eq!(read_all(&fresh, &after, Place::Oldest).await.len(), 40);
+}
+
+/// Records that were kept for less long than nobody read them are not skipped in silence.
+async fn records_gone(cluster: &Cluster) {
+    cluster.run("topic trimmed 1 + send trimmed 0 100 none + trim trimmed 0 60");
+    let source = cluster.source("trimmed");
+    let lineage = lineages(&source).await.remove(0);
+    let gone = source.read(&lineage, Place::After(Offset::new(9))).await;
+    assert!(matches!(&gone, Err(PortError::Fatal(why)) if why.contains("the records 10 to 59 are gone")), "{gone:?}");
+    assert_eq!(records(&source.read(&lineage, Place::After(Offset::new(59))).await.expect("records")).len(), 40);
+    assert_eq!(read_all(&source, &lineage, Place::Oldest).await.first().map(|r| r.0), Some(60));
+    let beyond = source.read(&lineage, Place::After(Offset::new(500))).await;
+    assert!(matches!(&beyond, Err(PortError::Fatal(why)) if why.contains("was cut back")), "{beyond:?}");
+}
+
+/// The ids in Parquet files, sorted as texts in quotes are.
+const IDS: &str = "
+import sys, json, duckdb
+rows = duckdb.sql(f\"select id from read_parquet('{sys.argv[1]}')\").fetchall()
+print(json.dumps(sorted((r[0] for r in rows), key=lambda id: json.dumps(id))))
+";
+
+/// A pipeline over a topic: workers are stopped, the broker is killed, partitions come; each record is delivered once.
+async fn a_pipeline(cluster: &mut Cluster) {
+    const MANIFEST: &str = "apiVersion: leat.dev/v1alpha1\nkind: StreamingPipeline\nmetadata: {name: topic, namespace: analytics}\nspec:\n  \
+         storage: {location: \"s3://example-leat/\"}\n  streams:\n    \
+         - {name: t, management: ObserveOnly, kafka: {cluster: {bootstrapServers: [\"localhost:9092\"]}, topic: piped}}\n  \
+         sources:\n    - {name: events, stream: t, format: Json, columns: {id: VARCHAR}}\n  sinks:\n    \
+         - {name: out, from: [events], s3: {location: \"s3://example-lake/topic/\", format: Parquet, roll: {interval: 1s}}}\n  \
+         deadLetter: {s3: {location: \"s3://example-lake/topic-dead/\"}}\n";
+    let documents = leat::manifest::documents("pipeline.yaml", MANIFEST).expect("YAML");
+    let program = Arc::new(leat::manifest::pipeline(&documents, leat::manifest::References::default()).expect("a pipeline").program);
+    cluster.run("topic piped 2 + send piped 0 500 zstd + mix piped 0 + send piped 1 500 none");
+    let folder = cluster.folder.join("pipeline");
+    std::fs::create_dir(&folder).expect("a folder");
+    let store = Arc::new(Store::open(&folder.join("state.redb")).expect("a store"));
+    let topic = cluster.topic("piped");
+    let ports = Ports {
+        rows: Arc::clone(&store) as _,
+        objects: Arc::new(LocalObjects::new(&folder.join("objects"))),
+        files: Arc::new(LocalFiles::new(&folder.join("s3"), &folder.join("uploads"), "one")),
+        log: Arc::new(LocalLog::open(&folder.join("log"), 1).expect("a log")),
+        source: Arc::new(KafkaSource::new(BTreeMap::from([("events".to_owned(), topic)]))),
+        tables: store,
+        streams: Arc::new(LocalStreams::new(&folder.join("written"))),
+        clock: Arc::new(SystemClock),
+        unclear: Arc::default(),
+    };
+    let worker =
+        |session: &str| Worker::new(ports.clone(), Settings::default(), session.to_owned(), Arc::clone(&program), 1, 2).expect("a worker");
+    let taken = |worker: &Worker| worker.shared.sources().values().map(|p| p.taken).sum::<u64>();
+    let mut first = worker("one-1");
+    first.register().await.expect("registered");
+    until("half of the records", PATIENCE, async || {
+        first.round().await.map_err(|e| e.to_string())?;
+        if taken(&first) >= 300 { Ok(()) } else { Err(format!("{} taken", taken(&first))) }
+    })
+    .await;
+    // Gone in the middle: what it had taken and not cut is read again.
+    first.stop();
+    let mut second = worker("two-2");
+    second.round().await.expect("a round");
+    cluster.broker.kill();
+    second.round().await.expect("workers wait for brokers");
+    cluster.broker = kafka::run(&cluster.folder, ADDRESS, cluster.port, &cluster.configured).await;
+    cluster.run("grow piped 3 + send piped 2 300 gzip");
+    let lines = cluster.run("read piped");
+    until("all records", PATIENCE, async || {
+        second.round().await.map_err(|e| e.to_string())?;
+        if taken(&second) == lines.len() as u64 { Ok(()) } else { Err(format!("{} of {} taken", taken(&second), lines.len())) }
+    })
+    .await;
+    // What it says that it has taken, tools see at the broker.
+    let shown = until("the group's offsets", PATIENCE, async || {
+        second.round().await.map_err(|e| e.to_string())?;
+        let shown = cluster.run("committed piped leat.analytics.test");
+        if shown.len() == 3 { Ok(shown) } else { Err(format!("{shown:?}")) }
+    });
+    assert!(shown.await.iter().all(|s| s["offset"].as_u64() > Some(0)));
+    let text = |line: &Value| String::from_utf8(STANDARD.decode(line["value"].as_str().expect("a text")).expect("base64")).expect("a text");
+    let mut sent: Vec<Value> =
+        lines.iter().filter(|l| l["value"] != "").map(|l| serde_json::from_str::<Value>(&text(l)).expect("JSON")["id"].clone()).collect();
+    sent.sort_by_key(ToString::to_string);
+    let files = folder.join("s3/example-lake/topic/**/*.parquet").display().to_string();
+    let delivered = until("all files", PATIENCE, async || {
+        second.round().await.map_err(|e| e.to_string())?;
+        let ids = duckdb(IDS, &[&files])?.as_array().cloned().unwrap_or_default();
+        if ids.len() >= sent.len() { Ok(ids) } else { Err(format!("{} of {} are there", ids.len(), sent.len())) }
+    })
+    .await;
+    assert_eq!(delivered.len(), sent.len(), "nothing twice");
+    assert_eq!(delivered, sent);
+    let rejects: u64 = second.shared.sources().values().flat_map(|p| p.ledger.0.values().map(Counts::rejects).collect::<Vec<_>>()).sum();
+    assert_eq!(rejects, 1, "a record without value is no row; it is in the dead letters");
+    second.leave(30_000).await.expect("it drains");
+}
