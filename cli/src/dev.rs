@@ -167,9 +167,12 @@ fn prepared(program: &Program, options: &Options) -> Result<PathBuf> {
     Ok(folder)
 }
 
+/// Shards of a stream of which the manifest does not say how many it has.
+const SHARDS: u32 = 4;
+
 /// A stream of the manifest is the same one as before.
 fn same_streams(program: &Program, before: Option<&Program>) -> Result<()> {
-    let name = |s: &Stream| s.kinesis.as_ref().map(|k| k.stream_name.clone()).unwrap_or_default();
+    let name = |s: &Stream| stand_in(s).map(|(name, _)| name).unwrap_or_default();
     for was in before.iter().flat_map(|p| &p.document.spec.streams) {
         let now = program.document.spec.streams.iter().find(|is| is.name == was.name);
         if let Some(is) = now.filter(|is| name(is) != name(was)) {
@@ -180,15 +183,23 @@ fn same_streams(program: &Program, before: Option<&Program>) -> Result<()> {
     Ok(())
 }
 
+/// Folder and number of shards of what stands in for a stream.
+fn stand_in(stream: &Stream) -> Option<(String, u32)> {
+    match (&stream.kinesis, &stream.kafka) {
+        (Some(kinesis), _) => Some((kinesis.stream_name.clone(), kinesis.shards.as_ref().map_or(SHARDS, |s| s.initial))),
+        (None, Some(kafka)) => Some((format!("topic {}", kafka.topic), SHARDS)),
+        (None, None) => None,
+    }
+}
+
 /// The streams that sources read, those of the job before among them.
 fn local_streams(program: &Program, before: Option<&Program>, folder: &Path, now: i64) -> Result<BTreeMap<String, Arc<LocalStream>>> {
     let mut streams = BTreeMap::new();
     for spec in std::iter::once(program).chain(before).map(|p| &p.document.spec) {
         let is_read = |stream: &&Stream| spec.sources.iter().any(|s| s.stream.as_ref() == Some(&stream.name));
         for stream in spec.streams.iter().filter(is_read) {
-            let Some(kinesis) = stream.kinesis.as_ref().filter(|_| !streams.contains_key(&stream.name)) else { continue };
-            let shards = kinesis.shards.as_ref().map_or(4, |s| s.initial);
-            streams.insert(stream.name.clone(), Arc::new(LocalStream::open(&folder.join(&kinesis.stream_name), shards, now)?));
+            let Some((name, shards)) = stand_in(stream).filter(|_| !streams.contains_key(&stream.name)) else { continue };
+            streams.insert(stream.name.clone(), Arc::new(LocalStream::open(&folder.join(name), shards, now)?));
         }
     }
     Ok(streams)

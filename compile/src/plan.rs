@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use leat_crds::job::{self, JobDocument, KEY_GROUPS};
 use leat_crds::problem::{Problem, suggest};
-use leat_crds::spec::{Kinesis, StreamingPipelineSpec};
+use leat_crds::spec::{Kafka, Kinesis, StreamingPipelineSpec};
 
 use self::lower::Lowering;
 use crate::program::Program;
@@ -149,6 +149,9 @@ pub fn job_hash(document: &JobDocument) -> String {
         (stream.deletion_policy, stream.adoption_policy, stream.management, stream.aws) = (None, None, None, None);
         if let Some(kinesis) = &mut stream.kinesis {
             *kinesis = Kinesis { stream_name: std::mem::take(&mut kinesis.stream_name), ..Kinesis::default() };
+        }
+        if let Some(kafka) = &mut stream.kafka {
+            *kafka = Kafka { topic: std::mem::take(&mut kafka.topic), ..Kafka::default() };
         }
     }
     for table in &mut spec.tables {

@@ -181,3 +181,41 @@ spec:
     ];
     says(&said, &expect);
 }
+
+#[test]
+fn what_is_wrong_with_a_topic_is_said() {
+    let manifest = r#"apiVersion: leat.dev/v1alpha1
+kind: StreamingPipeline
+metadata: {name: topics}
+spec:
+  streams:
+    - {name: made, kafka: {cluster: {bootstrapServers: ["b:9092"]}, topic: made}}
+    - {name: odd, management: ObserveOnly, kafka: {cluster: {bootstrapServers: ["kafka://b:9092", "b"], iam: {}}, topic: odd, partitions: 3}}
+    - {name: nobody, management: ObserveOnly, kafka: {cluster: {}, topic: nobody}}
+    - {name: both, kinesis: {streamName: both}, kafka: {cluster: {bootstrapServers: ["b:9092"]}, topic: both}}
+    - {name: clicks, kinesis: {streamName: clicks}}
+  sources:
+    - {name: a, stream: made, partitionedBy: [id], kpl: {wrongShard: Drop}, start: {kclTable: app}, columns: {id: TEXT}}
+    - {name: b, stream: odd, start: {positions: {"shardId-1": "5"}}, columns: {id: TEXT}}
+    - {name: c, stream: clicks, start: {group: theirs}, columns: {id: TEXT}}
+  sinks:
+    - {name: out, from: [a, b, c], stream: {name: nobody, partitionBy: id}}
+"#;
+    let (fine, said) = validate(manifest);
+    assert!(!fine);
+    let expect = [
+        "spec.streams[0].management: the operator does not make topics yet; make the topic, and write `management: ObserveOnly` here",
+        "spec.streams[1].kafka.partitions: `partitions` does not work yet",
+        "spec.streams[1].kafka.cluster.iam: `iam` does not work yet",
+        "spec.streams[1].kafka.cluster.bootstrapServers[0]: `kafka://b:9092` is not `host:port`",
+        "spec.streams[1].kafka.cluster.bootstrapServers[1]: `b` is not `host:port`",
+        "spec.streams[2].kafka.cluster.bootstrapServers: no broker is named",
+        "spec.streams[3]: `kinesis` and `kafka` are too many",
+        "spec.sources[0].kpl: only Kinesis has it",
+        "spec.sources[0].start.kclTable: only Kinesis has it",
+        "spec.sources[0].partitionedBy: `partitionedBy of a topic` does not work yet",
+        "spec.sources[1].start.positions: `shardId-1` is no partition of a topic",
+        "spec.sources[2].start.group: only Kafka has it",
+    ];
+    says(&said, &expect);
+}

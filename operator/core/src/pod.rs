@@ -47,8 +47,8 @@ pub fn template(program: &Program, defaults: &WorkerDefaults, labels: &Value, se
     let document = &program.document;
     let settings = document.spec.workers.clone().unwrap_or_default();
     let hash = leat_compile::job_hash(document);
-    // Accounts and roles are read once, at the start.
-    let streams = document.spec.streams.iter().map(|s| &s.aws);
+    // Accounts, roles and brokers are read once, at the start.
+    let streams = document.spec.streams.iter().map(|s| (&s.aws, s.kafka.as_ref().map(|k| &k.cluster)));
     let accounts = json!([document.spec.aws, streams.collect::<Vec<_>>(), document.spec.tables.iter().map(|t| &t.aws).collect::<Vec<_>>()]);
     let accounts = format!("{:016x}", leat_compile::digest(accounts.to_string().as_bytes()));
 

@@ -96,3 +96,25 @@ fn what_is_ours_stays_ours() {
     );
     assert!(found[3].to_string().contains("spec.workers.image"), "{}", found[3]);
 }
+
+#[test]
+fn secrets_of_clusters_are_mounted_and_another_broker_makes_other_pods() {
+    let template = |broker: &str| {
+        let mut spec: Value = serde_json::from_str(MANIFEST).expect("JSON");
+        let cluster = json!({"bootstrapServers": [broker], "tls": {"secret": "certificates"}, "scram": {"secret": "a.user"}});
+        let kafka = |topic: &str| json!({"name": topic, "management": "ObserveOnly", "kafka": {"topic": topic, "cluster": cluster}});
+        spec["streams"] = json!([kafka("events"), kafka("others")]);
+        let spec: StreamingPipelineSpec = serde_json::from_value(spec).expect("a spec");
+        let program = leat_compile::compile("shop", "orders", spec, &References::default()).expect("a program");
+        super::template(&program, &WorkerDefaults::default(), &json!({}), &json!({}))
+    };
+    let pod = template("b-1:9092");
+    assert_eq!(names(&pod["spec"]["volumes"]), ["job", "spill", "leat-secret-0", "leat-secret-1"]);
+    assert_eq!(pod["spec"]["volumes"][2]["secret"]["secretName"], "a.user");
+    let mounts = &pod["spec"]["containers"][0]["volumeMounts"];
+    assert_eq!((&mounts[3]["name"], &mounts[3]["mountPath"]), (&json!("leat-secret-1"), &json!("/etc/leat-secrets/certificates")));
+    let note = |pod: &Value, name: &str| pod["metadata"]["annotations"][name].clone();
+    let other = template("b-2:9092");
+    assert_eq!(note(&pod, "leat.dev/job"), note(&other, "leat.dev/job"), "it is the same job");
+    assert_ne!(note(&pod, "leat.dev/accounts"), note(&other, "leat.dev/accounts"));
+}
