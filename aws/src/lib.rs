@@ -39,6 +39,11 @@ pub fn for_body(bytes: usize) -> TimeoutConfig {
 /// Prefix of the environment variables that name endpoints.
 pub const ENDPOINT_VARIABLES: &str = "AWS_ENDPOINT_URL";
 
+/// Buckets of an endpoint that is not AWS's are part of the path: its host name has no names below it.
+pub fn path_style() -> bool {
+    ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].iter().any(|name| std::env::var_os(name).is_some())
+}
+
 /// Where and as whom calls are made.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Target {

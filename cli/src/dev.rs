@@ -193,7 +193,12 @@ fn stand_in(stream: &Stream) -> Option<(String, u32)> {
 }
 
 /// The streams that sources read, those of the job before among them.
-fn local_streams(program: &Program, before: Option<&Program>, folder: &Path, now: i64) -> Result<BTreeMap<String, Arc<LocalStream>>> {
+pub(crate) fn local_streams(
+    program: &Program,
+    before: Option<&Program>,
+    folder: &Path,
+    now: i64,
+) -> Result<BTreeMap<String, Arc<LocalStream>>> {
     let mut streams = BTreeMap::new();
     for spec in std::iter::once(program).chain(before).map(|p| &p.document.spec) {
         let is_read = |stream: &&Stream| spec.sources.iter().any(|s| s.stream.as_ref() == Some(&stream.name));

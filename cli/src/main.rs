@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use leat::dead_letters::{Cloud, Filter, Laptop, Place};
 use leat::dev::{self, Options};
 use leat::feed::Feed;
 use leat::manifest::{self, Document, Located, Pipeline};
@@ -30,6 +31,53 @@ enum Command {
     Plan(Plan),
     /// Run a pipeline here: no cloud, no cluster.
     Dev(Dev),
+    /// Look at the records that a pipeline has refused, and send them again.
+    #[command(subcommand)]
+    DeadLetters(DeadLetters),
+}
+
+#[derive(Subcommand)]
+enum DeadLetters {
+    /// How many there are, by step and reason.
+    List {
+        #[command(flatten)]
+        which: Which,
+        /// How the list is printed.
+        #[arg(long, value_enum, default_value = "text")]
+        output: OutputFormat,
+    },
+    /// The letters themselves, as JSON Lines.
+    Show {
+        #[command(flatten)]
+        which: Which,
+        /// At most so many.
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+    },
+    /// Send their records to the streams that they came from, as new records. What was sent before is not sent again. A call
+    /// that was cut short may send a part twice: `deduplicate` removes repeats.
+    Replay {
+        #[command(flatten)]
+        which: Which,
+        /// Also what was sent before.
+        #[arg(long)]
+        again: bool,
+    },
+}
+
+#[derive(Args)]
+struct Which {
+    #[command(flatten)]
+    files: Files,
+    /// Those of `leat dev`, in the folder of its state; else those in AWS, with the credentials of the environment.
+    #[arg(long, value_name = "FOLDER")]
+    state: Option<PathBuf>,
+    /// Of this source or step only.
+    #[arg(long)]
+    step: Option<String>,
+    /// With this reason only.
+    #[arg(long)]
+    reason: Option<String>,
 }
 
 #[derive(Args)]
@@ -95,6 +143,7 @@ fn main() -> ExitCode {
         Command::Validate(files) => validate(&files),
         Command::Plan(plan) => run_plan(&plan),
         Command::Dev(dev) => run_dev(&dev),
+        Command::DeadLetters(command) => run_dead_letters(&command),
     };
     match outcome {
         Ok(code) => code,
@@ -240,6 +289,41 @@ fn run_plan(plan: &Plan) -> Result<ExitCode> {
         }
         Err(problems) => Ok(complain(&problems)),
     }
+}
+
+fn run_dead_letters(command: &DeadLetters) -> Result<ExitCode> {
+    let (DeadLetters::List { which, .. } | DeadLetters::Show { which, .. } | DeadLetters::Replay { which, .. }) = command;
+    let pipeline = match load(&which.files)? {
+        Ok(pipeline) => pipeline,
+        Err(problems) => return Ok(complain(&problems)),
+    };
+    let program = &pipeline.program;
+    let filter = Filter { step: which.step.clone(), reason: which.reason.clone() };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    runtime.block_on(async {
+        let place: Box<dyn Place> = match &which.state {
+            Some(state) => Box::new(Laptop::open(program, state, &dev::base_of(&which.files.files[0]))?),
+            None => Box::new(Cloud::open(program).await),
+        };
+        let letters = leat::dead_letters::DeadLetters::new(program, &*place)?;
+        match command {
+            DeadLetters::List { output, .. } => {
+                let groups = letters.list(&filter).await?;
+                match output {
+                    OutputFormat::Json => say(&format!("{}\n", serde_json::to_string_pretty(&groups)?))?,
+                    OutputFormat::Text => say(&leat::dead_letters::text(&groups))?,
+                }
+            }
+            DeadLetters::Show { limit, .. } => {
+                letters.show(&filter, *limit, &mut |line| say(&format!("{line}\n"))).await?;
+            }
+            DeadLetters::Replay { again, .. } => {
+                let done = letters.replay(&filter, *again).await?;
+                say(&done.text())?;
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    })
 }
 
 fn pair(text: &str, shape: &str) -> Result<(String, String)> {

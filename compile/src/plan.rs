@@ -13,6 +13,7 @@ use leat_crds::problem::{Problem, suggest};
 use leat_crds::spec::{Kafka, Kinesis, StreamingPipelineSpec};
 
 use self::lower::Lowering;
+pub use self::sinks::DEAD_LETTERS;
 use crate::program::Program;
 
 /// What a manifest refers to and does not contain: keys of ConfigMaps.

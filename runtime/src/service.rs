@@ -125,7 +125,7 @@ async fn ports(program: &Program, tried: &(dyn Fn() + Sync)) -> Result<Ports, Se
     let storage = spec.storage.as_ref().ok_or_else(|| ServiceError::Document("spec.storage is missing: name a prefix in S3".to_owned()))?;
     let leases = names::lease_table(&document.namespace, &document.name);
     let repartition = names::repartition_stream(&document.namespace, &document.name);
-    let s3 = aws_sdk_s3::config::Builder::from(&home).force_path_style(path_style());
+    let s3 = aws_sdk_s3::config::Builder::from(&home).force_path_style(leat_aws::path_style());
     let s3 = aws_sdk_s3::Client::from_conf(s3.build());
     let prefix = format!("{}/{}/{}", storage.location.trim_end_matches('/'), document.namespace, document.name);
     let rows = LeaseTable::new(aws_sdk_dynamodb::Client::new(&home), &leases);
@@ -271,11 +271,6 @@ async fn arrived(options: &Options) -> Result<(Program, u64), ServiceError> {
         }
         tokio::time::sleep(ROUND).await;
     }
-}
-
-/// Buckets of an endpoint that is not AWS's are part of the path: its host name has no names below it.
-fn path_style() -> bool {
-    ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].iter().any(|name| std::env::var_os(name).is_some())
 }
 
 /// Runs until SIGTERM or Ctrl-C.

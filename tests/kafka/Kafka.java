@@ -6,7 +6,8 @@
 //   remove NAME                                deletes it
 //   trim NAME PARTITION OFFSET                 deletes the records before an offset
 //   send NAME PARTITION COUNT CODEC [STEP]     records, at times that are STEP ms apart from a fixed one
-//   mix NAME PARTITION                         transactions of two producers that overlap, one of each pair aborted; a tombstone
+//   mix NAME PARTITION                         transactions of two producers that overlap, one of each pair aborted
+//   gone NAME PARTITION                        a record without value
 //   commit NAME GROUP PARTITION OFFSET         commits an offset of a group
 //   committed NAME GROUP                       prints the offsets that a group has committed
 //   read NAME                                  prints all committed records
@@ -94,6 +95,7 @@ public class Kafka {
                 }
             }
             case "mix" -> mix(topic, number(c, 2));
+            case "gone" -> gone(topic, number(c, 2));
             case "commit" -> {
                 Map<TopicPartition, OffsetAndMetadata> offsets = new HashMap<>();
                 offsets.put(new TopicPartition(topic, number(c, 3)), new OffsetAndMetadata(number(c, 4)));
@@ -160,6 +162,9 @@ public class Kafka {
                 }
             }
         }
+    }
+
+    static void gone(String topic, int partition) throws Exception {
         try (KafkaProducer<byte[], byte[]> producer = producer("none", null)) {
             producer.send(new ProducerRecord<byte[], byte[]>(topic, partition, FIRST, "gone".getBytes(StandardCharsets.UTF_8), (byte[]) null)).get();
         }

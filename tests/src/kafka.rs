@@ -13,6 +13,21 @@ pub fn java() -> Command {
     command
 }
 
+/// Compiles `tests/kafka/Kafka.java` into a folder; answers a command that starts it.
+pub fn clients(folder: &Path) -> impl Fn() -> Command + use<> {
+    let libraries = tool("LEAT_TEST_KAFKA").join("*");
+    let mut compiler = Command::new("javac");
+    compiler.arg("-cp").arg(&libraries).arg("-d").arg(folder).arg(crate::repository().join("tests/kafka/Kafka.java"));
+    let output = compiler.output().expect("javac starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let path = format!("{}:{}", libraries.display(), folder.display());
+    move || {
+        let mut command = Command::new("java");
+        command.args(["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", &path, "Kafka"]);
+        command
+    }
+}
+
 /// Starts a broker that clients reach at `address`, which may be an address of the machine or of a cluster's node.
 pub async fn start(folder: &Path, address: &str, port: u16, controller: u16) -> Program {
     let file = configure(folder, address, port, controller, None);

@@ -99,7 +99,7 @@ fn dependencies_keep_to_the_borders() {
     never("leat-operator-core", &["leat-runtime", "leat-runtime-core", "leat-operator", "leat-aws", "leat"]);
     never("leat-operator", &["leat-runtime", "leat-runtime-core", "leat", "aws-sdk-s3"]);
     never("leat-aws", &["leat-compile", "leat-operator-core", "leat-runtime-core", "kube", "aws-sdk-"]);
-    // The command line looks at clouds only through the operator.
+    // The command line looks at clouds only through the operator, and the connectors of the runtime.
     never("leat", &["aws-"]);
 }
 

@@ -190,7 +190,7 @@ metadata: {name: topics}
 spec:
   streams:
     - {name: made, kafka: {cluster: {bootstrapServers: ["b:9092"]}, topic: made}}
-    - {name: odd, management: ObserveOnly, kafka: {cluster: {bootstrapServers: ["kafka://b:9092", "b"], iam: {}}, topic: odd, partitions: 3}}
+    - {name: odd, management: ObserveOnly, kafka: {cluster: {bootstrapServers: ["kafka://b:9092", "bro"], iam: {}}, topic: odd, partitions: 3}}
     - {name: nobody, management: ObserveOnly, kafka: {cluster: {}, topic: nobody}}
     - {name: both, kinesis: {streamName: both}, kafka: {cluster: {bootstrapServers: ["b:9092"]}, topic: both}}
     - {name: clicks, kinesis: {streamName: clicks}}
@@ -208,7 +208,7 @@ spec:
         "spec.streams[1].kafka.partitions: `partitions` does not work yet",
         "spec.streams[1].kafka.cluster.iam: `iam` does not work yet",
         "spec.streams[1].kafka.cluster.bootstrapServers[0]: `kafka://b:9092` is not `host:port`",
-        "spec.streams[1].kafka.cluster.bootstrapServers[1]: `b` is not `host:port`",
+        "spec.streams[1].kafka.cluster.bootstrapServers[1]: `bro` is not `host:port`",
         "spec.streams[2].kafka.cluster.bootstrapServers: no broker is named",
         "spec.streams[3]: `kinesis` and `kafka` are too many",
         "spec.sources[0].kpl: only Kinesis has it",

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 /// Leases that one worker takes in one round at most: when many begin at once, the first one does not take all.
-const FREE_AT_ONCE: usize = 32;
+pub const FREE_AT_ONCE: usize = 32;
 /// Leases that one worker takes from another in one round at most; each has to be recovered.
 const MOVED_AT_ONCE: usize = 4;
 /// A lease is moved only between workers whose numbers differ by more than this part of an even share, and by more than

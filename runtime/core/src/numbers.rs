@@ -13,8 +13,8 @@ use crate::wire::{Damaged, Reader, Writer};
 /// The last number assigned per key group, for one lineage and edge. Dense per key group, so that a reader that has
 /// seen `n` numbers of a group knows that nothing below is missing (rule `kgnum`).
 ///
-/// It is most of what a row holds, and rows are paid by the byte, so its text is short: base64 of the least number, then of
-/// runs of groups that follow each other, each as groups left out, length, and what each number is above the least.
+/// It is most of what a row holds, and rows are paid by the byte, so its text is short: base64 of how many groups
+/// there are, the least number, then of runs of groups that follow each other, each as groups left out, length, and what each number is above the least.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Numbers(BTreeMap<KeyGroup, u64>);
 
@@ -46,6 +46,7 @@ impl Serialize for Numbers {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         let mut out = Writer::default();
         let least = self.0.values().copied().min().unwrap_or_default();
+        out.number(self.0.len() as u64);
         out.number(least);
         let (mut next, mut rest) = (0, self.iter().peekable());
         while let Some((first, _)) = rest.peek().copied() {
@@ -72,14 +73,24 @@ impl<'de> Deserialize<'de> for Numbers {
 impl Numbers {
     fn read(bytes: &[u8]) -> Result<Self, Damaged> {
         let mut bytes = Reader::new(bytes);
-        let (mut numbers, least, mut next) = (BTreeMap::new(), bytes.number()?, 0u64);
+        let (groups, least) = (bytes.number()?, bytes.number()?);
+        let (mut numbers, mut next) = (BTreeMap::new(), 0u64);
         while !bytes.is_empty() {
             next = next.saturating_add(bytes.number()?);
-            for _ in 0..bytes.number()? {
+            let run = bytes.number()?;
+            if run == 0 {
+                return Err(Damaged("a run of key groups is empty"));
+            }
+            for _ in 0..run {
                 let group = u16::try_from(next).map_err(|_| Damaged("a key group is too high"))?;
-                numbers.insert(KeyGroup(group), least.saturating_add(bytes.number()?));
+                let number = least.checked_add(bytes.number()?).ok_or(Damaged("a number is too high"))?;
+                numbers.insert(KeyGroup(group), number);
                 next += 1;
             }
+        }
+        // A group that is missing would count as one without messages.
+        if numbers.len() as u64 != groups {
+            return Err(Damaged("key groups are missing"));
         }
         Ok(Self(numbers))
     }
@@ -163,7 +174,11 @@ mod tests {
         // All groups of a pipeline, at some millions of messages, evenly loaded.
         let even = Numbers((0..1024).map(|group| (KeyGroup(group), 5_000_000 + u64::from(group) * 7_919 % 5_000)).collect());
         assert!(text(&even).len() < 2_800, "{}", text(&even).len());
-        for damaged in ["\"\"", "\"!\"", "\"AP//AwIAAA\"", "\"AAAC\"", "[]"] {
+        // Cut off anywhere, it is not taken for fewer groups.
+        let whole = serde_json::from_str::<String>(&text(&even)).expect("text");
+        let bytes = STANDARD_NO_PAD.decode(&whole).expect("base64");
+        assert!((0..bytes.len()).all(|n| Numbers::read(&bytes[..n]).is_err()));
+        for damaged in ["\"\"", "\"!\"", "\"AQD//wMCAAA\"", "\"AAAAAA\"", "[]"] {
             assert!(serde_json::from_str::<Numbers>(damaged).is_err(), "{damaged}");
         }
     }

@@ -32,6 +32,14 @@ impl Source for Sources {
         Box::pin(async move { self.of(source)?.standing(source, application).await })
     }
 
+    fn asks_time_once(&self, source: &str) -> bool {
+        self.of(source).is_ok_and(|s| s.asks_time_once(source))
+    }
+
+    fn at_time<'a>(&'a self, source: &'a str, time: Option<i64>) -> Call<'a, Vec<(String, Known)>> {
+        Box::pin(async move { self.of(source)?.at_time(source, time).await })
+    }
+
     fn probe<'a>(&'a self, lineage: &'a Lineage, from: Place) -> Call<'a, ()> {
         Box::pin(async move { self.of(lineage.source())?.probe(lineage, from).await })
     }

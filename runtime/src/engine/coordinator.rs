@@ -31,6 +31,8 @@ pub struct Begins {
     made: BTreeMap<String, String>,
     /// What objects say.
     known: BTreeMap<String, Arc<Begin>>,
+    /// Shards of each source as they were listed last.
+    listed: BTreeMap<String, Vec<Shard>>,
 }
 
 impl Begins {
@@ -46,6 +48,12 @@ impl Begins {
         }
         let mut known = BTreeMap::new();
         match &source.start {
+            Start::Latest if ports.source.asks_time_once(&source.name) => {
+                known.extend(ports.insist(|| ports.source.at_time(&source.name, None)).await?);
+            }
+            Start::Since(time) if ports.source.asks_time_once(&source.name) => {
+                known.extend(ports.insist(|| ports.source.at_time(&source.name, Some(*time))).await?);
+            }
             Start::Earliest | Start::Latest | Start::Since(_) => return Ok(None),
             Start::Leases(application) | Start::Group(application) => {
                 known.extend(ports.insist(|| ports.source.standing(&source.name, application)).await?);
@@ -94,6 +102,7 @@ fn no_begin(source: &SourceProgram, why: &str) -> TaskError {
     let from = match &source.start {
         Start::Leases(table) => format!("the lease table {table}"),
         Start::Group(group) => format!("the group {group}"),
+        Start::Latest | Start::Since(_) => "`start`".to_owned(),
         _ => "`positions`".to_owned(),
     };
     PortError::Fatal(format!("the source `{}` cannot be begun where {from} says: {why}", source.name)).into()
@@ -117,7 +126,18 @@ pub async fn pass(
         begin.insert(source.clone(), begins.read(ports, object).await?);
     }
     for source in &program.sources {
-        let mut found = ports.insist(|| ports.source.shards(&source.name)).await?;
+        // A source that does not answer holds nobody up but those that need it.
+        let mut found = match ports.source.shards(&source.name).await {
+            Err(PortError::Unclear(why)) => {
+                ports.unclear.note(&why);
+                match begins.listed.get(&source.name) {
+                    Some(before) => before.clone(),
+                    None => return Ok((0, Vec::new())),
+                }
+            }
+            found => found?,
+        };
+        begins.listed.insert(source.name.clone(), found.clone());
         let decided = pipeline.as_ref().is_some_and(|(_, row)| row.knows(&source.name) || desired.revision <= row.revision);
         if !decided && let Some(object) = begins.make(ports, source, &found).await? {
             begin.insert(source.name.clone(), begins.read(ports, &object).await?);

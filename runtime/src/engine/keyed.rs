@@ -262,7 +262,7 @@ impl<C: Control> KeyedTask<C> {
         if !self.looking {
             self.looking = true;
             let (ports, looks, behind, settings) = (self.ports.clone(), Arc::clone(&self.looks), self.looked, self.settings);
-            let pause = settings.look_interval(self.merge.view().len());
+            let pause = looks.pause(settings.poll_interval);
             busy.push(Box::pin(async move { Event::Looked(looks.behind(behind, pause, &ports, settings.rules).await) }));
         }
         let update_every = self

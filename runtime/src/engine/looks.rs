@@ -10,10 +10,10 @@ use futures::future;
 use leat_runtime_core::merge::{self, Seen};
 use leat_runtime_core::path;
 use leat_runtime_core::position::Lineage;
-use leat_runtime_core::row::{Fence, KeyedRow, PipelineRow, SourceRow};
+use leat_runtime_core::row::{Fence, KeyedRow, PipelineRow, SourceRow, Status};
 use leat_runtime_core::rules::Rules;
 use serde::de::DeserializeOwned;
-use tokio::sync::Notify;
+use tokio::sync::{MutexGuard, Notify};
 
 use super::coordinator;
 use super::ports::{Ports, StoredRow};
@@ -25,7 +25,9 @@ pub struct Look {
     /// Looks are numbered in the order in which they begin.
     pub number: u64,
     /// When it began, ms.
-    began: i64,
+    pub began: i64,
+    /// Rows of tasks that are not over.
+    live: usize,
     /// The pipeline's row.
     pub pipeline: Option<(Fence, Arc<PipelineRow>)>,
     /// Rows of source tasks.
@@ -45,6 +47,23 @@ struct Decoded {
     pipeline: Known<PipelineRow>,
     sources: Known<SourceRow>,
     keyed: Known<KeyedRow>,
+}
+
+/// Rows that the tasks of a worker read in a second, on average.
+const ROWS_PER_SECOND: i64 = 500;
+/// The longest that a look is good enough, ms: half of what a worker may be silent before others take its leases.
+const LONGEST: i64 = 2_500;
+
+/// Who looks holds it; whoever waits is told when it is given back, also by one that was dropped or has failed.
+struct Turn<'a> {
+    decoded: MutexGuard<'a, Decoded>,
+    made: &'a Notify,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.made.notify_waiters();
+    }
 }
 
 /// The looks of a worker.
@@ -68,10 +87,10 @@ impl Looks {
         Arc::clone(&self.newest.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether there is a look behind `number`, or one may be made now.
-    pub fn has(&self, number: u64, pause: i64, now: i64) -> bool {
-        let newest = self.newest();
-        newest.number == 0 || newest.number > number || now.saturating_sub(newest.began) >= pause
+    /// How long a look is good enough, ms: DynamoDB is paid by what is read, so a worker's tasks read [`ROWS_PER_SECOND`] at
+    /// most, until [`LONGEST`] comes first. Windows close so much later.
+    pub fn pause(&self, shortest: u64) -> i64 {
+        (shortest as i64).max(self.newest().live as i64 * 1_000 / ROWS_PER_SECOND).min(LONGEST)
     }
 
     /// A look behind `number`: the newest, or one that is made as soon as the one before is `pause` ms old.
@@ -82,20 +101,22 @@ impl Looks {
             if newest.number > number {
                 return Ok(newest);
             }
-            let wait = newest.began.saturating_add(pause).saturating_sub(ports.clock.now());
+            let wait = newest.began.saturating_add(pause).saturating_sub(ports.clock.now()).min(pause);
             if newest.number > 0 && wait > 0 {
                 future::select(ports.clock.sleep(wait as u64), std::pin::pin!(made)).await;
                 continue;
             }
-            // Others may have waited for the same one.
-            let mut turn = self.turn.lock().await;
+            // One looks for all; nobody stands in a queue behind it, since each would have to come by only to find it made.
+            let Ok(turn) = self.turn.try_lock() else {
+                made.await;
+                continue;
+            };
+            let mut turn = Turn { decoded: turn, made: &self.made };
             if self.newest().number > number {
                 continue;
             }
-            let look = Arc::new(self.make(&mut turn, ports, rules).await?);
+            let look = Arc::new(self.make(&mut turn.decoded, ports, rules).await?);
             *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = look;
-            drop(turn);
-            self.made.notify_waiters();
         }
     }
 
@@ -109,7 +130,8 @@ impl Looks {
         let rows = ports.insist(|| ports.rows.list(path::KEYED)).await?;
         let keyed = read(&mut decoded.keyed, rows, |key| key[path::KEYED.len()..].parse().unwrap_or_default())?;
         let view = pipeline.as_ref().map(|(_, pipeline)| Arc::new(merge::view(pipeline, &sources, rules))).unwrap_or_default();
-        Ok(Look { number, began, pipeline, sources, keyed, view })
+        let live = sources.values().filter(|(_, row)| row.status != Status::Retired).count() + keyed.len();
+        Ok(Look { number, began, live, pipeline, sources, keyed, view })
     }
 }
 

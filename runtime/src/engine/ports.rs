@@ -119,6 +119,11 @@ pub struct Shard {
 pub struct Read {
     /// Records, in order.
     pub batch: SourceBatch,
+    /// All up to here was looked at, where behind the last record is something that is no record: the end of a transaction,
+    /// what was aborted or compacted away.
+    pub scanned: Option<Offset>,
+    /// More is there, although it cannot be read yet: this is not the tip.
+    pub more: bool,
     /// The shard ended, and these are its last records.
     pub end: bool,
     /// At the end: the lineages that go on.
@@ -154,6 +159,16 @@ pub trait Source: Send + Sync {
     /// How far another application has read, by partition: its lease table of the Kinesis Client Library, or its group of
     /// consumers, says it.
     fn standing<'a>(&'a self, source: &'a str, application: &'a str) -> Call<'a, Vec<(String, Known)>>;
+    /// Whether a time means a record only once, when it is asked for the first time: where producers say what time it is. Such a
+    /// source says with [`Source::at_time`] what it means, and that is written down.
+    fn asks_time_once(&self, _source: &str) -> bool {
+        false
+    }
+    /// What each partition is begun behind, to begin with what arrives from now on (`None`) or has this time (ms) or a later one.
+    fn at_time<'a>(&'a self, source: &'a str, _time: Option<i64>) -> Call<'a, Vec<(String, Known)>> {
+        let why = format!("the source `{source}` is begun at a time by each of its tasks");
+        Box::pin(async { Err(PortError::Fatal(why)) })
+    }
     /// Whether a lineage can be read from a place on; if not, why.
     fn probe<'a>(&'a self, lineage: &'a Lineage, from: Place) -> Call<'a, ()>;
     /// Records from a place on, as many as are there now up to a size of the source's choice.

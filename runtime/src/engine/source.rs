@@ -31,9 +31,6 @@ use super::task::{self, Base, Control, Exit, Settings, TaskError};
 use crate::operators::saved::Saved;
 use crate::operators::source::{Replayable, SourceChain};
 
-/// Least time between two cuts that others are shown, ms.
-const SHOW_INTERVAL: i64 = 5_000;
-
 /// So many bytes may wait to be sent before reading waits too.
 const QUEUE_BYTES: usize = 32 << 20;
 
@@ -76,7 +73,7 @@ enum Event {
     Completed(String, Result<(), TaskError>),
     Snapshot(Result<Base, PortError>),
     Looked(Result<Arc<Look>, TaskError>),
-    Shown,
+    Shown(bool),
     Removed,
     Tick,
 }
@@ -107,6 +104,8 @@ pub struct SourceTask<C> {
     /// Objects of ids that this owner has made.
     runs: usize,
     at_tip_since: Option<i64>,
+    /// Pause before the next read, after ones without a clear answer, ms.
+    back_off: u64,
     last_cut: i64,
     last_snapshot: i64,
     reading: bool,
@@ -181,6 +180,7 @@ impl<C: Control> SourceTask<C> {
             named: BTreeSet::new(),
             runs: 0,
             at_tip_since: None,
+            back_off: 0,
             last_cut: now,
             last_snapshot: now,
             reading: false,
@@ -317,7 +317,8 @@ impl<C: Control> SourceTask<C> {
         {
             self.reading = true;
             let (source, lineage, from) = (Arc::clone(&self.ports.source), self.job.lineage.clone(), self.place(self.position));
-            let (clock, pause) = (Arc::clone(&self.ports.clock), if self.at_tip_since.is_some() { self.settings.poll_interval } else { 0 });
+            let at_tip = if self.at_tip_since.is_some() { self.settings.poll_interval } else { 0 };
+            let (clock, pause) = (Arc::clone(&self.ports.clock), at_tip.max(self.back_off));
             busy.push(Box::pin(async move {
                 if pause > 0 {
                     clock.sleep(pause).await;
@@ -343,7 +344,7 @@ impl<C: Control> SourceTask<C> {
             } else if self.idle(now) && !self.looking {
                 self.looking = true;
                 let (ports, looks, behind, settings) = (self.ports.clone(), Arc::clone(&self.looks), self.looked, self.settings);
-                let pause = settings.look_interval(looks.newest().sources.len());
+                let pause = looks.pause(settings.poll_interval);
                 busy.push(Box::pin(async move { Event::Looked(looks.behind(behind, pause, &ports, settings.rules).await) }));
             }
         }
@@ -357,22 +358,6 @@ impl<C: Control> SourceTask<C> {
 
     fn nothing_buffered(&mut self) -> bool {
         self.chain.files().all(|(_, rows)| rows.buffers().next().is_none()) && self.writers.is_empty()
-    }
-
-    /// Shows others how far this lineage is read.
-    fn show(&mut self, busy: &mut FuturesUnordered<LocalBoxFuture<'static, Event>>) {
-        let now = self.ports.clock.now();
-        let due = self.cut_unseen && !self.showing && now - self.last_shown >= SHOW_INTERVAL;
-        if let Some(position) = self.row.position.filter(|_| due) {
-            (self.cut_unseen, self.showing, self.last_shown) = (false, true, now);
-            let (ports, lineage) = (self.ports.clone(), self.job.lineage.clone());
-            busy.push(Box::pin(async move {
-                if let Err(why) = ports.source.show_cut(&lineage, position).await {
-                    ports.unclear.note(&why.to_string());
-                }
-                Event::Shown
-            }));
-        }
     }
 
     /// Removes objects that no cut names any more.
@@ -476,7 +461,10 @@ impl<C: Control> SourceTask<C> {
                 self.committed(*done?);
                 self.cut_unseen = self.ports.source.shows_cuts(self.job.lineage.source());
             }
-            Event::Shown => self.showing = false,
+            Event::Shown(shown) => {
+                self.showing = false;
+                self.cut_unseen |= !shown;
+            }
             Event::Loaded(object, messages) => {
                 let messages = messages?;
                 #[cfg(feature = "ablation")]
@@ -538,10 +526,12 @@ impl<C: Control> SourceTask<C> {
         let read = match read {
             Err(PortError::Unclear(why)) => {
                 self.ports.unclear.note(&why);
+                self.back_off = (self.back_off * 2).clamp(10, 2_000);
                 return Ok(());
             }
             other => other?,
         };
+        self.back_off = 0;
         if let Some(last) = read.batch.positions.last() {
             #[cfg(feature = "ablation")]
             self.judge_by_others();
@@ -549,9 +539,16 @@ impl<C: Control> SourceTask<C> {
             self.position = Some(*last);
             self.changed = true;
             self.at_tip_since = None;
+        } else if read.more {
+            self.at_tip_since = None;
         } else {
             let now = self.ports.clock.now();
             self.at_tip_since.get_or_insert(now);
+        }
+        // What is no record lies behind this lineage too, or it would be asked for again when it is gone.
+        if let Some(scanned) = read.scanned.filter(|scanned| Some(*scanned) > self.position) {
+            self.position = Some(scanned);
+            self.changed = true;
         }
         if read.end {
             self.ended = true;

@@ -16,9 +16,6 @@ use thiserror::Error;
 use super::ports::{Objects, PortError, Ports, StoredRow};
 use crate::operators::saved::{Run, Saved};
 
-/// Rows of other tasks that a worker reads in a second, on average.
-const ROWS_PER_SECOND: i64 = 500;
-
 /// How a task ended, when nothing is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -89,14 +86,6 @@ impl Default for Settings {
             run_ids: 16 << 10,
             rules: Rules::all(),
         }
-    }
-}
-
-impl Settings {
-    /// How often the rows of so many lineages are looked at, ms: DynamoDB is paid by what is read, so a worker reads
-    /// [`ROWS_PER_SECOND`] at most. Windows close so much later.
-    pub fn look_interval(&self, lineages: usize) -> i64 {
-        (self.poll_interval as i64).max(lineages as i64 * 1_000 / ROWS_PER_SECOND)
     }
 }
 

@@ -22,13 +22,16 @@ use tokio::task::LocalSet;
 
 use super::coordinator::{self, Begins};
 use super::keyed::{KeyedJob, KeyedTask};
-use super::looks::Looks;
+use super::looks::{Look, Looks};
 use super::ports::{PortError, Ports, Shard, StoredRow, Unclear};
 use super::source::{SourceJob, SourceTask};
 use super::task::{self, Control, Exit, Settings, TaskError};
 
 /// A worker that has not shown a heartbeat for so long is dead, ms.
 const SESSION_TIMEOUT: i64 = 5_000;
+
+/// What is not listed for so long is gone, ms.
+const GONE_AFTER: i64 = 60_000;
 
 /// The row of a session that is over is kept for so long, ms, for whoever looks what happened.
 const SESSION_KEPT: i64 = 3_600_000;
@@ -133,8 +136,14 @@ pub struct Worker {
     begins: Begins,
     /// Shards as this worker listed them last.
     shards: Vec<Shard>,
-    /// Number of the look by which tasks were started last.
-    looked: u64,
+    /// What rounds see of the rows. Those of tasks are made by threads that compute.
+    looks: Looks,
+    /// When the look began by which tasks were started last, ms.
+    looked: i64,
+    /// Lineages whose shards are not listed, and since when.
+    missing: BTreeMap<String, i64>,
+    /// Tasks that have ended since, and when.
+    over: BTreeMap<String, i64>,
     rounds: u64,
     /// This worker is one of those that look after the pipeline's rows each round.
     first: bool,
@@ -192,7 +201,10 @@ impl Worker {
             settings,
             begins: Begins::new(&session),
             shards: Vec::new(),
-            looked: 0,
+            looks: Looks::default(),
+            looked: i64::MIN,
+            missing: BTreeMap::new(),
+            over: BTreeMap::new(),
             rounds: 0,
             first: true,
             session,
@@ -277,7 +289,10 @@ impl Worker {
 
     /// One round: heartbeat, coordinator, leases, and what tasks say. Call it again after a short while.
     pub async fn round(&mut self) -> Result<(), WorkerError> {
-        let wanted = self.shared.pipeline().revision < self.desired.revision;
+        // Nothing in a round waits for a task, and the heartbeat for nothing in it.
+        self.beat().await?;
+        let running = self.shared.pipeline();
+        let wanted = running.revision < self.desired.revision && running.job_hash != self.desired.hash;
         if self.first || wanted || self.rounds.is_multiple_of(self.settings.pass_every) {
             self.pass().await?;
         }
@@ -297,12 +312,13 @@ impl Worker {
         let program = Arc::clone(&self.programs[&self.desired.hash]);
         // New rows make new tasks possible at once.
         for _ in 0..8 {
-            let (begins, looks) = (&mut self.begins, &self.shared.looks);
+            let (begins, looks) = (&mut self.begins, &self.looks);
             let (made, shards) = coordinator::pass(&self.ports, &program, &self.desired, begins, looks, self.settings.rules).await?;
             self.shards = shards;
             if made == 0 {
                 break;
             }
+            self.beat().await?;
         }
         Ok(())
     }
@@ -313,8 +329,7 @@ impl Worker {
             for load in &mut self.load {
                 load.remove(&task);
             }
-            // What was seen before may still call its row ours.
-            self.looked = self.shared.looks.begun();
+            self.over.insert(task.clone(), self.ports.clock.now());
             self.shared.sources.lock().unwrap_or_else(PoisonError::into_inner).remove(&task);
             self.shared.keyed.lock().unwrap_or_else(PoisonError::into_inner).remove(&task);
             match outcome {
@@ -391,15 +406,25 @@ impl Worker {
         Ok(written)
     }
 
+    /// A look by which no task was started yet: one of the tasks', or of this worker's rounds, whichever is newer; `None`: it is
+    /// not time for another one.
+    async fn look(&mut self) -> Result<Option<Arc<Look>>, WorkerError> {
+        let newest = [self.shared.looks.newest(), self.looks.newest()].into_iter().max_by_key(|look| look.began).unwrap_or_default();
+        let due = self.ports.clock.now().saturating_sub(newest.began) >= self.looks.pause(self.settings.poll_interval);
+        let look = if newest.began > self.looked {
+            newest
+        } else if due || self.looked == i64::MIN {
+            self.looks.behind(self.looks.begun(), 0, &self.ports, self.settings.rules).await?
+        } else {
+            return Ok(None);
+        };
+        self.looked = look.began;
+        self.over.retain(|_, ended| *ended >= look.began);
+        Ok(Some(look))
+    }
+
     async fn start_tasks(&mut self, pipeline: &PipelineRow, alive: &[String]) -> Result<(), WorkerError> {
-        let looks = &self.shared.looks;
-        let pause = self.settings.look_interval(looks.newest().sources.len());
-        // A round does not wait: a heartbeat would come late.
-        if !looks.has(self.looked, pause, self.ports.clock.now()) {
-            return Ok(());
-        }
-        let look = looks.behind(self.looked, pause, &self.ports, self.settings.rules).await?;
-        self.looked = look.number;
+        let Some(look) = self.look().await? else { return Ok(()) };
         let of_job = |fence: &Fence| fence.job == pipeline.job && !fence.drained;
         // Those of a source that was left out are nobody's: they would stand in the way of a balance.
         let read = |lineage: &Lineage| pipeline.sources.iter().any(|source| source == lineage.source());
@@ -415,15 +440,29 @@ impl Worker {
         let running: BTreeSet<&String> = self.load.iter().flatten().collect();
         // A task that ended although its row is ours is ours to begin again: to everybody else it is held.
         let lost = leases.iter().filter(|l| l.owner == self.session && !running.contains(&l.task)).map(|l| l.task.clone());
-        let take: Vec<String> = lost.chain(lease::to_take(&self.session, alive, &leases)).collect();
+        // What was seen before a task ended may still call its row ours.
+        let take = lost.chain(lease::to_take(&self.session, alive, &leases)).filter(|task| !self.over.contains_key(task));
+        let take: Vec<String> = take.collect();
         if take.is_empty() {
             return Ok(());
         }
         let program = self.program_of(pipeline).await?;
-        // What is new since this worker looked itself.
-        let listed = |task: &String| !task.starts_with(path::SOURCES) || self.shards.iter().any(|s| path::source_row(&s.lineage) == *task);
-        if !take.iter().all(listed) {
-            self.pass().await?;
+        // What is new since this worker listed the shards itself: the next round knows it, and who lives then.
+        let unlisted = |task: &String| {
+            let wanted =
+                task.starts_with(path::SOURCES) && self.desired.sources.iter().any(|s| s == coordinator::lineage_of(task).source());
+            wanted && !self.shards.iter().any(|s| path::source_row(&s.lineage) == *task)
+        };
+        let now = self.ports.clock.now();
+        let new: Vec<String> = take.iter().filter(|task| unlisted(task) && !self.missing.contains_key(*task)).cloned().collect();
+        if !new.is_empty() {
+            self.missing.extend(new.into_iter().map(|task| (task, now)));
+            self.looked = i64::MIN;
+            return self.pass().await;
+        }
+        // There may be more to take than is taken at once.
+        if take.len() >= lease::FREE_AT_ONCE {
+            self.looked = i64::MIN;
         }
         for key in take {
             if self.load.iter().any(|l| l.contains(&key)) {
@@ -462,8 +501,19 @@ impl Worker {
             let range = match self.shards.iter().find(|s| s.lineage == lineage) {
                 Some(shard) => shard.range,
                 None if pipeline.job_hash != self.desired.hash => HashRange::ALL,
-                None => return Err(WorkerError::Gone { lineage }),
+                // Lists are sometimes behind: it is gone when it stays away.
+                None => {
+                    let now = self.ports.clock.now();
+                    if now - *self.missing.entry(key.to_owned()).or_insert(now) < GONE_AFTER {
+                        return Ok(());
+                    }
+                    return Err(WorkerError::Gone { lineage });
+                }
             };
+            self.missing.remove(key);
+            let (of, began) = (&program.sources[source], pipeline.began(&program.sources[source].name));
+            // Where a time means a record only once, that is written down, and what is new since is read whole.
+            let since = of.start.since(began).filter(|_| !self.ports.source.asks_time_once(&of.name));
             let job = SourceJob {
                 program: Arc::clone(program),
                 job: pipeline.job,
@@ -472,7 +522,7 @@ impl Worker {
                 lineage,
                 range,
                 unique: unique(program, pipeline),
-                since: program.sources[source].start.since(pipeline.began(&program.sources[source].name)),
+                since,
             };
             let (progress, looks) = (Arc::default(), Arc::clone(&shared.looks));
             shared.sources.lock().unwrap_or_else(PoisonError::into_inner).insert(task.clone(), Arc::clone(&progress));

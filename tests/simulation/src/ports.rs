@@ -290,7 +290,7 @@ impl Source for Sim {
             (batch.data, batch.keys) = (data.into(), keys.into());
             let end = shard.closed && after + batch.len() == shard.records.len();
             let children = shard.children.iter().map(|c| w.shards[*c].lineage.clone()).collect();
-            Ok(Read { batch, end, children })
+            Ok(Read { batch, end, children, ..Read::default() })
         })
     }
 }

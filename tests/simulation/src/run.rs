@@ -292,8 +292,10 @@ impl Run {
     fn advance(&mut self) {
         // Those of one worker wait for each other, beside their calls.
         lock_set(&self.woken).retain(|id| self.processes.contains_key(id));
-        let woken = lock_set(&self.woken).iter().copied().find(|id| self.processes.get(id).is_some_and(|p| p.paused_until <= self.step));
-        if let Some(woken) = woken {
+        let runs = |id: &u64| self.processes.get(id).is_some_and(|p| p.paused_until <= self.step);
+        let woken: Vec<u64> = lock_set(&self.woken).iter().copied().filter(runs).collect();
+        if !woken.is_empty() && self.random.chance(0.5) {
+            let woken = self.random.pick(&woken);
             self.poll(woken);
             return;
         }

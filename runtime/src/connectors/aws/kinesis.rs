@@ -12,7 +12,7 @@ use aws_sdk_kinesis::operation::get_records::GetRecordsOutput;
 use aws_sdk_kinesis::primitives::{Blob, DateTime};
 use aws_sdk_kinesis::types::{PutRecordsRequestEntry, ShardIteratorType};
 use bytes::Bytes;
-use leat_aws::{Call as Tried, Failure};
+use leat_aws::{Call as Tried, Failure, SdkConfig};
 use leat_runtime_core::begin::Known;
 use leat_runtime_core::key::HashRange;
 use leat_runtime_core::position::{Lineage, Offset};
@@ -79,6 +79,11 @@ impl Stream {
             ranges: Mutex::default(),
             fixed: Mutex::default(),
         }
+    }
+
+    /// The stream of this name in an account.
+    pub fn of(config: &SdkConfig, name: &str) -> Self {
+        Self::new(Client::new(config), name)
     }
 
     fn tried(&self, operation: &'static str) -> Tried {
@@ -361,7 +366,7 @@ impl Source for KinesisSource {
                 let of_it = listed.iter().filter(|s| s.parents.iter().any(|p| p == lineage.partition()));
                 children = of_it.map(|s| lineage.sibling(&s.id)).collect();
             }
-            Ok(Read { batch, end, children })
+            Ok(Read { batch, end, children, ..Read::default() })
         })
     }
 }

@@ -5,7 +5,7 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart, ServerSideEncryption};
 use bytes::Bytes;
-use leat_aws::{Call as Tried, Failure};
+use leat_aws::{Call as Tried, Failure, SdkConfig};
 use leat_runtime_core::row::Part;
 
 use crate::engine::ports::{Call, Completed, Files, Objects, PortError};
@@ -89,6 +89,61 @@ impl Store {
             }
             Err(error) => Err(Failure::of(Tried::new("S3 HeadObject", url), &error).into()),
         }
+    }
+}
+
+/// Files below a location, as tools see them: `s3://bucket/prefix`.
+pub struct Folder {
+    client: Client,
+}
+
+impl Folder {
+    /// Of an account.
+    pub fn new(config: &SdkConfig) -> Self {
+        let config = aws_sdk_s3::config::Builder::from(config).force_path_style(leat_aws::path_style());
+        Self { client: Client::from_conf(config.build()) }
+    }
+
+    /// Bucket and key of a file.
+    fn key<'a>(location: &'a str, file: &str) -> Result<(&'a str, String), PortError> {
+        let (bucket, prefix) = locate(location).or_else(|why| location.strip_prefix("s3://").map(|bucket| (bucket, "")).ok_or(why))?;
+        let prefix = prefix.trim_end_matches('/');
+        Ok((bucket, if prefix.is_empty() { file.to_owned() } else { format!("{prefix}/{file}") }))
+    }
+
+    /// The names of all files, in order.
+    pub async fn list(&self, location: &str) -> Result<Vec<String>, PortError> {
+        let (bucket, root) = Self::key(location, "")?;
+        let (mut files, mut from) = (Vec::new(), None);
+        loop {
+            let request = self.client.list_objects_v2().bucket(bucket).prefix(&root).set_continuation_token(from);
+            let answer = request.send().await.map_err(|e| Failure::of(Tried::new("S3 ListObjectsV2", location), &e))?;
+            files.extend(answer.contents().iter().filter_map(|object| object.key()?.strip_prefix(&root)).map(str::to_owned));
+            from = answer.next_continuation_token().map(str::to_owned);
+            if from.is_none() {
+                return Ok(files);
+            }
+        }
+    }
+
+    /// A file; `None`: there is none.
+    pub async fn read(&self, location: &str, file: &str) -> Result<Option<Bytes>, PortError> {
+        let (bucket, key) = Self::key(location, file)?;
+        let answer = match self.client.get_object().bucket(bucket).key(&key).send().await {
+            Ok(answer) => answer,
+            Err(error) if error.raw_response().is_some_and(|r| r.status().as_u16() == 404) => return Ok(None),
+            Err(error) => return Err(Failure::of(Tried::new("S3 GetObject", &key), &error).into()),
+        };
+        let body = answer.body.collect().await.map_err(|e| PortError::Unclear(format!("S3 GetObject {key}: {e}")))?;
+        Ok(Some(body.into_bytes()))
+    }
+
+    /// Writes a file, also over another one.
+    pub async fn write(&self, location: &str, file: &str, bytes: Bytes) -> Result<(), PortError> {
+        let (bucket, key) = Self::key(location, file)?;
+        let request = self.client.put_object().bucket(bucket).key(&key).body(ByteStream::from(bytes));
+        request.send().await.map_err(|e| Failure::of(Tried::new("S3 PutObject", &key), &e))?;
+        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
 //! A connection to a broker: TLS, SASL, and one request after the other.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -21,7 +21,7 @@ use super::scram::{self, Scram};
 use crate::engine::ports::PortError;
 
 /// Longest that a connection may take, its handshakes included.
-const CONNECT: Duration = Duration::from_secs(10);
+const CONNECT: Duration = Duration::from_secs(5);
 /// Longest that an answer may take, beside what its request lets the broker wait.
 const ANSWER: Duration = Duration::from_secs(30);
 /// An answer is never longer than this, bytes.
@@ -61,6 +61,12 @@ impl Credentials {
     }
 }
 
+/// The authorities that this system knows; reading them takes a while.
+fn known_publicly() -> &'static [CertificateDer<'static>] {
+    static KNOWN: OnceLock<Vec<CertificateDer<'static>>> = OnceLock::new();
+    KNOWN.get_or_init(|| rustls_native_certs::load_native_certs().certs)
+}
+
 fn unreadable(path: &Path, why: &dyn std::fmt::Display) -> PortError {
     let name = path.file_name().unwrap_or_default().display();
     PortError::Unclear(format!("`{name}` of the secret of the Kafka cluster cannot be read: {why}"))
@@ -82,8 +88,11 @@ impl Security {
                 for certificate in certificates("ca.crt", &pem)? {
                     roots.add(certificate).map_err(|why| broken("ca.crt", &why))?;
                 }
+                if roots.is_empty() {
+                    return Err(broken("ca.crt", &"there is no certificate in it"));
+                }
             }
-            None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
+            None => drop(roots.add_parsable_certificates(known_publicly().iter().cloned())),
         }
         let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
@@ -93,9 +102,12 @@ impl Security {
         let config = match (credentials.read("tls.crt")?, credentials.read("tls.key")?) {
             (Some(chain), Some(key)) => {
                 let key = PrivateKeyDer::from_pem_slice(&key).map_err(|why| broken("tls.key", &why))?;
-                config.with_client_auth_cert(certificates("tls.crt", &chain)?, key).map_err(|why| broken("tls.crt", &why))?
+                // A Secret that is exchanged just now may show one file of before and one of after.
+                let config = config.with_client_auth_cert(certificates("tls.crt", &chain)?, key);
+                config.map_err(|why| PortError::Unclear(format!("`tls.crt` and `tls.key` do not fit: {why}")))?
             }
-            _ => config.with_no_client_auth(),
+            (None, None) => config.with_no_client_auth(),
+            _ => return Err(broken("tls.crt", &"`tls.crt` and `tls.key` are used together")),
         };
         Ok(Some(TlsConnector::from(Arc::new(config))))
     }
@@ -226,7 +238,10 @@ pub fn refused(what: &str, code: i16) -> Option<PortError> {
         return None;
     }
     Some(match ResponseError::try_from_code(code) {
-        Some(error) if error.is_retriable() => PortError::Unclear(format!("{what}: {error:?}")),
+        // A broker that cannot read its own storage says that it does not know what is wrong.
+        Some(error) if error.is_retriable() || error == ResponseError::UnknownServerError => {
+            PortError::Unclear(format!("{what}: {error:?}"))
+        }
         Some(error) => PortError::Fatal(format!("{what}: {error:?}")),
         None => PortError::Unclear(format!("{what}: error {code}")),
     })

@@ -13,6 +13,8 @@ use crate::batch::SourceBatch;
 
 /// A batch is never larger than this when it is decompressed.
 const LARGEST_BATCH: u64 = 256 << 20;
+/// Where a batch says its format.
+const VERSION_AT: usize = 16;
 /// Bytes of a batch before its records.
 const HEADER: usize = 61;
 /// What snappy's framing by Java begins with, and the bytes of its header.
@@ -72,9 +74,15 @@ pub fn read(mut bytes: Bytes, from: i64, aborted: &[AbortedTransaction]) -> Resu
     let mut open = BTreeSet::new();
     let (mut batch, mut next, mut written) = (SourceBatch::default(), from, None);
     let (mut data, mut keys) = (Vec::new(), Vec::new());
-    // The last batch of an answer may be cut off.
+    // The last batch of an answer may be cut off. Batches of before Kafka 0.11 look otherwise: what is read in them is nonsense.
+    if let Some(version) = bytes.get(VERSION_AT).filter(|version| **version != 2) {
+        return Err(format!("the batch at {from} has the format {version}, of before Kafka 0.11, which is not read"));
+    }
     while let Some(header) = Header::of(&bytes) {
         let mut one = bytes.split_to(header.length);
+        if one.get(VERSION_AT) != Some(&2) {
+            return Err(format!("the batch behind {next} has the format of before Kafka 0.11, which is not read"));
+        }
         while let Some(transaction) = aborted.pop_if(|a| a.first_offset <= header.last) {
             open.insert(transaction.producer_id.0);
         }
@@ -88,24 +96,80 @@ pub fn read(mut bytes: Bytes, from: i64, aborted: &[AbortedTransaction]) -> Resu
         if header.last < from || (header.transactional() && open.contains(&header.producer)) {
             continue;
         }
-        let decoded = RecordBatchDecoder::decode_with_custom_compression(&mut one, Some(decompress));
-        let decoded = decoded.map_err(|why| format!("the batch that ends with {} cannot be read: {why}", header.last))?;
-        for record in decoded.records.into_iter().filter(|record| record.offset >= from) {
-            let offset = u64::try_from(record.offset).map_err(|_| format!("a record with the offset {}", record.offset))?;
+        let end = header.last;
+        let broken = |why: &dyn std::fmt::Display| format!("the batch that ends with {end} cannot be read: {why}");
+        let info = RecordBatchDecoder::decode_batch_info(&mut one.clone()).map_err(|why| broken(&why))?;
+        let info = info.first().ok_or_else(|| broken(&"it has no header"))?;
+        let bytes = decompress(one.split_off(HEADER), info.compression).map_err(|why| broken(&why))?;
+        let mut records = Walk(&bytes);
+        for _ in 0..info.record_count {
+            let record = records.next(info.min_offset, info.min_timestamp).ok_or_else(|| broken(&"a record is cut off"))?;
+            if record.offset < from {
+                continue;
+            }
+            let offset = u64::try_from(record.offset).map_err(|_| broken(&"an offset below 0"))?;
             // A record without value says that its key is gone: as a record it is empty, and the decoder says what it thinks of that.
-            data.extend_from_slice(record.value.as_deref().unwrap_or_default());
-            keys.extend_from_slice(record.key.as_deref().unwrap_or_default());
+            data.extend_from_slice(record.value);
+            keys.extend_from_slice(record.key);
             batch.ends.push(data.len());
             batch.key_ends.push(keys.len());
             batch.positions.push(Offset::new(offset));
-            batch.arrivals.push(if header.by_broker() { header.newest } else { record.timestamp });
+            batch.arrivals.push(if header.by_broker() { header.newest } else { record.time });
         }
     }
     (batch.data, batch.keys) = (data.into(), keys.into());
     Ok(Records { batch, next, written })
 }
 
-fn decompress(bytes: &mut Bytes, compression: Compression) -> anyhow::Result<Bytes> {
+/// A record; its headers are passed over.
+struct Record<'a> {
+    offset: i64,
+    time: i64,
+    key: &'a [u8],
+    value: &'a [u8],
+}
+
+/// The records of a batch, one after the other.
+struct Walk<'a>(&'a [u8]);
+
+impl<'a> Walk<'a> {
+    /// A number, 7 bits a byte, zigzag.
+    fn number(&mut self) -> Option<i64> {
+        let mut value = 0u64;
+        for shift in (0..64).step_by(7) {
+            let (byte, rest) = self.0.split_first()?;
+            self.0 = rest;
+            value |= u64::from(byte & 0x7f) << shift;
+            if *byte < 0x80 {
+                return Some((value >> 1) as i64 ^ -((value & 1) as i64));
+            }
+        }
+        None
+    }
+
+    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (bytes, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(bytes)
+    }
+
+    /// Counted bytes; a count below 0 stands for none.
+    fn counted(&mut self) -> Option<&'a [u8]> {
+        let length = self.number()?;
+        if length < 0 { Some(&[]) } else { self.take(usize::try_from(length).ok()?) }
+    }
+
+    fn next(&mut self, offset: i64, time: i64) -> Option<Record<'a>> {
+        let length = usize::try_from(self.number()?).ok()?;
+        let mut one = Walk(self.take(length)?);
+        one.take(1)?; // attributes, of which none is in use
+        let time = time.checked_add(one.number()?)?;
+        let offset = offset.checked_add(one.number()?)?;
+        Some(Record { offset, time, key: one.counted()?, value: one.counted()? })
+    }
+}
+
+fn decompress(bytes: Bytes, compression: Compression) -> anyhow::Result<Bytes> {
     fn all(from: impl std::io::Read) -> anyhow::Result<Bytes> {
         let mut out = Vec::new();
         from.take(LARGEST_BATCH + 1).read_to_end(&mut out)?;
@@ -113,11 +177,11 @@ fn decompress(bytes: &mut Bytes, compression: Compression) -> anyhow::Result<Byt
         Ok(out.into())
     }
     match compression {
-        Compression::None => Ok(bytes.split_off(0)),
+        Compression::None => Ok(bytes),
         Compression::Gzip => all(flate2::read::MultiGzDecoder::new(&bytes[..])),
         Compression::Zstd => all(zstd::stream::read::Decoder::new(&bytes[..])?),
         Compression::Lz4 => all(lz4_flex::frame::FrameDecoder::new(&bytes[..])),
-        Compression::Snappy => snappy(bytes),
+        Compression::Snappy => snappy(&bytes),
     }
 }
 

@@ -10,6 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
+use kafka_protocol::messages::fetch_response::PartitionData;
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
@@ -39,6 +40,16 @@ const BELIEVED: Duration = Duration::from_secs(10);
 const START_OVER: &str = "Start over with other state: delete the pipeline and its lease table, and apply it again";
 /// Only what was committed by transactions is read.
 const READ_COMMITTED: i8 = 1;
+/// Where the log itself begins and ends is asked for so.
+const READ_ALL: i8 = 0;
+/// How long one read passes over what is no record.
+const SCAN: Duration = Duration::from_secs(1);
+/// A connection that nobody has used for so long is closed.
+const UNUSED: Duration = Duration::from_secs(60);
+/// The longest that a broker's wish for fewer questions is followed at once.
+const THROTTLE: Duration = Duration::from_secs(5);
+/// How long the partitions of a topic are waited for: rounds of a worker wait for them.
+const LIST: Duration = Duration::from_secs(2);
 /// What stands for the oldest offset in a question for offsets, and for the one behind the newest.
 const OLDEST: i64 = -2;
 const NEWEST: i64 = -1;
@@ -57,11 +68,16 @@ struct About {
 /// A lineage that is being read.
 struct Held {
     connection: Connection,
+    /// Epoch of the leader that is asked.
     epoch: i32,
-    /// The place that was read from last, and the offset that is next; between them may be what is no record.
-    from: Place,
+    used: Instant,
+}
+
+/// How far a lineage was read, also when its connection is lost.
+#[derive(Debug, Clone, Copy)]
+struct Stand {
     next: i64,
-    /// Epoch of the leader that wrote what was read last: a broker whose log has forked since says so (KIP-320).
+    /// Epoch of the leader that wrote what was read last: a broker whose log has forked says so (KIP-320).
     written: i32,
 }
 
@@ -72,8 +88,12 @@ pub struct Topic {
     name: String,
     /// The group to which offsets are committed; `None`: to none.
     group: Option<String>,
+    fetch_bytes: i32,
     about: Mutex<Option<About>>,
-    held: Mutex<HashMap<i32, Held>>,
+    held: Mutex<HashMap<Lineage, Held>>,
+    stands: Mutex<HashMap<Lineage, Stand>>,
+    /// To the broker that keeps the group's offsets.
+    committer: tokio::sync::Mutex<Option<Connection>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -93,7 +113,22 @@ fn parsed(incarnation: &str) -> Result<Uuid, PortError> {
 impl Topic {
     /// The topic of this name, in the cluster of these brokers (`host:port`).
     pub fn new(bootstrap: Vec<String>, security: Security, name: &str, group: Option<String>) -> Self {
-        Self { bootstrap, security, name: name.to_owned(), group, about: Mutex::default(), held: Mutex::default() }
+        Self {
+            bootstrap,
+            security,
+            name: name.to_owned(),
+            group,
+            fetch_bytes: FETCH_BYTES,
+            about: Mutex::default(),
+            held: Mutex::default(),
+            stands: Mutex::default(),
+            committer: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// The same with answers of so many bytes, unless their first batch alone is larger.
+    pub fn with_fetch_bytes(self, fetch_bytes: i32) -> Self {
+        Self { fetch_bytes, ..self }
     }
 
     fn name(&self) -> TopicName {
@@ -132,6 +167,10 @@ impl Topic {
         }
         let leaders = topic.partitions.iter().map(|p| (p.partition_index, (p.leader_id.0, p.leader_epoch)));
         let brokers = answer.brokers.iter().map(|b| (b.node_id.0, format!("{}:{}", b.host, b.port)));
+        if topic.topic_id.is_nil() {
+            let why = "it has no id: raise inter.broker.protocol.version of the cluster to 2.8 or more";
+            return Err(PortError::Fatal(format!("the topic {}: {why}", self.name)));
+        }
         let about = About { id: topic.topic_id, leaders: leaders.collect(), brokers: brokers.collect(), at: Instant::now() };
         *lock(&self.about) = Some(about.clone());
         Ok(about)
@@ -157,11 +196,17 @@ impl Topic {
     }
 
     /// An offset by its time: that of the first record of this time or later, or [`OLDEST`] or [`NEWEST`].
-    async fn offset(&self, connection: &mut Connection, partition: i32, epoch: i32, time: i64) -> Result<Option<i64>, PortError> {
+    async fn offset(
+        &self,
+        connection: &mut Connection,
+        partition: i32,
+        epoch: i32,
+        time: i64,
+        isolation: i8,
+    ) -> Result<Option<i64>, PortError> {
         let wanted = ListOffsetsPartition::default().with_partition_index(partition).with_current_leader_epoch(epoch).with_timestamp(time);
         let topic = ListOffsetsTopic::default().with_name(self.name()).with_partitions(vec![wanted]);
-        let request =
-            ListOffsetsRequest::default().with_replica_id(BrokerId(-1)).with_isolation_level(READ_COMMITTED).with_topics(vec![topic]);
+        let request = ListOffsetsRequest::default().with_replica_id(BrokerId(-1)).with_isolation_level(isolation).with_topics(vec![topic]);
         let answer = connection.call(&request, 4, 7, Duration::ZERO).await?;
         let found = answer.topics.first().and_then(|t| t.partitions.first());
         let found = found.ok_or_else(|| PortError::Unclear(format!("{}: no answer", self.what("ListOffsets"))))?;
@@ -173,91 +218,103 @@ impl Topic {
 
     /// The offset that a place means.
     async fn resolve(&self, connection: &mut Connection, partition: i32, epoch: i32, from: Place) -> Result<i64, PortError> {
-        let number = |at: Offset| {
-            let number = at.number().and_then(|n| i64::try_from(n).ok());
-            number.ok_or_else(|| PortError::Fatal(format!("{}: {at} is no offset of Kafka", self.name)))
-        };
         match from {
-            Place::After(last) | Place::Inside(last) => Ok(number(last)?.saturating_add(1)),
-            Place::Oldest => Ok(self.offset(connection, partition, epoch, OLDEST).await?.unwrap_or_default()),
-            Place::Since(time) => match self.offset(connection, partition, epoch, time).await? {
-                Some(found) => Ok(found),
-                None => Ok(self.offset(connection, partition, epoch, NEWEST).await?.unwrap_or_default()),
-            },
+            Place::After(last) | Place::Inside(last) => {
+                let number = last.number().and_then(|n| i64::try_from(n).ok());
+                let number = number.ok_or_else(|| PortError::Fatal(format!("{}: {last} is no offset of Kafka", self.name)))?;
+                Ok(number.saturating_add(1))
+            }
+            Place::Oldest => Ok(self.offset(connection, partition, epoch, OLDEST, READ_COMMITTED).await?.unwrap_or_default()),
+            Place::Since(_) => Err(PortError::Fatal(format!("{}: a time is asked for once, when the source is begun", self.name))),
         }
     }
 
-    /// Reads from a place on until there are records, or none are there now.
+    /// Asks for records from a place on; what is no record is passed over, for [`SCAN`] at most.
     async fn read(&self, lineage: &Lineage, from: Place) -> Result<Read, PortError> {
         let partition = partition(lineage)?;
-        let id = parsed(lineage.incarnation())?;
         // Taken out while it is used: a call that failed or was given up leaves nothing behind that could be used wrongly.
-        let held = lock(&self.held).remove(&partition).filter(|held| held.from == from);
+        let held = lock(&self.held).remove(lineage);
         let mut held = match held {
             Some(held) => held,
             None => {
-                if let Place::Since(time) = from
-                    && time > now()
-                {
-                    let why = format!("it is begun at {}, which has not come yet", format_millis(time));
-                    return Err(PortError::Unclear(format!("{}: {why}", self.name)));
-                }
-                let (mut connection, epoch) = self.leader(lineage, partition).await?;
-                let next = self.resolve(&mut connection, partition, epoch, from).await?;
-                Held { connection, epoch, from, next, written: -1 }
+                let (connection, epoch) = self.leader(lineage, partition).await?;
+                Held { connection, epoch, used: Instant::now() }
             }
         };
-        loop {
-            let wanted = FetchPartition::default()
-                .with_partition(partition)
-                .with_current_leader_epoch(held.epoch)
-                .with_fetch_offset(held.next)
-                .with_last_fetched_epoch(held.written)
-                .with_log_start_offset(-1)
-                .with_partition_max_bytes(FETCH_BYTES);
-            let topic = FetchTopic::default().with_topic_id(id).with_partitions(vec![wanted]);
-            let request = FetchRequest::default()
-                .with_replica_id(BrokerId(-1))
-                .with_max_wait_ms(WAIT.as_millis() as i32)
-                .with_min_bytes(1)
-                .with_max_bytes(FETCH_BYTES)
-                .with_isolation_level(READ_COMMITTED)
-                .with_session_epoch(-1)
-                .with_topics(vec![topic]);
-            // 13: topics by their ids.
-            let answer = held.connection.call(&request, 13, 16, WAIT).await?;
-            let found = answer.responses.into_iter().next().and_then(|t| t.partitions.into_iter().next());
-            let code = if answer.error_code == 0 { found.as_ref().map_or(0, |f| f.error_code) } else { answer.error_code };
-            if code != 0 {
-                return Err(self.fetch_failed(code, lineage, &mut held).await);
-            }
-            let Some(found) = found else { return Err(PortError::Unclear(format!("{}: no answer", self.what("Fetch")))) };
+        let next = self.resolve(&mut held.connection, partition, held.epoch, from).await?;
+        let stood = lock(&self.stands).get(lineage).copied().filter(|stood| stood.next == next);
+        let mut stand = stood.unwrap_or(Stand { next, written: -1 });
+        let began = Instant::now();
+        let read = loop {
+            let Some(found) = self.ask(lineage, partition, &mut held, stand).await? else { continue };
             if found.diverging_epoch.epoch >= 0 {
                 return Err(self.cut_back(partition, found.diverging_epoch.end_offset));
             }
+            if found.preferred_read_replica.0 >= 0 {
+                let why = "brokers send readers to replicas (replica.selector.class), which does not work yet";
+                return Err(PortError::Fatal(format!("{}: {why}", self.what("Fetch"))));
+            }
             let bytes = found.records.unwrap_or_default();
-            let empty = bytes.is_empty();
-            let aborted = found.aborted_transactions.unwrap_or_default();
-            let Records { batch, next, written } = records::read(bytes, held.next, &aborted)
+            let (empty, aborted) = (bytes.is_empty(), found.aborted_transactions.unwrap_or_default());
+            let Records { batch, next, written } = records::read(bytes, stand.next, &aborted)
                 .map_err(|why| PortError::Fatal(format!("{}, partition {partition}: {why}", self.what("Fetch"))))?;
-            if !empty && next == held.next {
+            if !empty && next == stand.next {
                 let why = format!("no batch of an answer at {next} is whole");
                 return Err(PortError::Fatal(format!("{}, partition {partition}: {why}", self.what("Fetch"))));
             }
-            held.next = next;
-            held.written = written.unwrap_or(held.written);
-            if let Some(last) = batch.positions.last() {
-                held.from = Place::After(*last);
+            stand = Stand { next, written: written.unwrap_or(stand.written) };
+            if empty || !batch.is_empty() || began.elapsed() >= SCAN {
+                // Behind the last committed record there may be more, in a transaction that is open.
+                let more = stand.next < found.high_watermark;
+                let scanned = u64::try_from(stand.next - 1).ok().map(Offset::new);
+                break Read { batch, scanned, more, ..Read::default() };
             }
-            if empty || !batch.is_empty() {
-                lock(&self.held).insert(partition, held);
-                return Ok(Read { batch, ..Read::default() });
-            }
+        };
+        held.used = Instant::now();
+        let mut all = lock(&self.held);
+        // Leases move: what is not read here any more is closed.
+        all.retain(|_, other| other.used.elapsed() < UNUSED);
+        all.insert(lineage.clone(), held);
+        lock(&self.stands).insert(lineage.clone(), stand);
+        Ok(read)
+    }
+
+    /// One question for records; `None`: it is to be asked again, the broker wants fewer of them.
+    async fn ask(&self, lineage: &Lineage, partition: i32, held: &mut Held, stand: Stand) -> Result<Option<PartitionData>, PortError> {
+        let wanted = FetchPartition::default()
+            .with_partition(partition)
+            .with_current_leader_epoch(held.epoch)
+            .with_fetch_offset(stand.next)
+            .with_last_fetched_epoch(stand.written)
+            .with_log_start_offset(-1)
+            .with_partition_max_bytes(self.fetch_bytes);
+        let topic = FetchTopic::default().with_topic_id(parsed(lineage.incarnation())?).with_partitions(vec![wanted]);
+        let request = FetchRequest::default()
+            .with_replica_id(BrokerId(-1))
+            .with_max_wait_ms(WAIT.as_millis() as i32)
+            .with_min_bytes(1)
+            .with_max_bytes(self.fetch_bytes)
+            .with_isolation_level(READ_COMMITTED)
+            .with_session_epoch(-1)
+            .with_topics(vec![topic]);
+        // 13: topics by their ids.
+        let answer = held.connection.call(&request, 13, 16, WAIT).await?;
+        if answer.throttle_time_ms > 0 {
+            tokio::time::sleep(Duration::from_millis(answer.throttle_time_ms as u64).min(THROTTLE)).await;
         }
+        let found = answer.responses.into_iter().next().and_then(|t| t.partitions.into_iter().next());
+        let code = if answer.error_code == 0 { found.as_ref().map_or(0, |f| f.error_code) } else { answer.error_code };
+        if code != 0 {
+            return Err(self.fetch_failed(code, lineage, held, stand).await);
+        }
+        if found.is_none() && answer.throttle_time_ms == 0 {
+            return Err(PortError::Unclear(format!("{}: no answer", self.what("Fetch"))));
+        }
+        Ok(found)
     }
 
     /// What an error of a question for records means, and what follows.
-    async fn fetch_failed(&self, code: i16, lineage: &Lineage, held: &mut Held) -> PortError {
+    async fn fetch_failed(&self, code: i16, lineage: &Lineage, held: &mut Held, stand: Stand) -> PortError {
         let at = format!("{}, partition {}", self.what("Fetch"), lineage.partition());
         match ResponseError::try_from_code(code) {
             // The topic's id is not known any more, or not yet by this broker.
@@ -270,18 +327,24 @@ impl Topic {
             },
             Some(ResponseError::OffsetOutOfRange) => {
                 let partition = partition(lineage).unwrap_or_default();
-                let oldest = self.offset(&mut held.connection, partition, held.epoch, OLDEST).await;
-                match oldest {
-                    Ok(Some(oldest)) if oldest > held.next && held.from == Place::Oldest => {
-                        PortError::Unclear(format!("{at}: its oldest records have just been removed"))
-                    }
-                    Ok(Some(oldest)) if oldest > held.next => PortError::Fatal(format!(
+                let (connection, epoch) = (&mut held.connection, held.epoch);
+                let ends = async {
+                    let oldest = self.offset(connection, partition, epoch, OLDEST, READ_ALL).await?.unwrap_or_default();
+                    Ok((oldest, self.offset(connection, partition, epoch, NEWEST, READ_ALL).await?.unwrap_or_default()))
+                };
+                match ends.await {
+                    Err(why) => why,
+                    Ok((oldest, _)) if oldest > stand.next => PortError::Fatal(format!(
                         "{at}: the records {} to {} are gone; they were kept for less long than nobody read them. {START_OVER}",
-                        held.next,
+                        stand.next,
                         oldest - 1
                     )),
-                    Ok(_) => self.cut_back(partition, held.next),
-                    Err(why) => why,
+                    Ok((_, newest)) if stand.next > newest => self.cut_back(partition, newest),
+                    // The broker does not know the epoch that was written in, or the log has just moved.
+                    Ok(_) => {
+                        lock(&self.stands).remove(lineage);
+                        PortError::Unclear(format!("{at}: the broker does not take the offset {} just now", stand.next))
+                    }
                 }
             }
             _ => refused(&at, code).unwrap_or(PortError::Unclear(at)),
@@ -348,10 +411,24 @@ impl Topic {
             .with_group_id(GroupId(StrBytes::from_string(group.clone())))
             .with_generation_id_or_member_epoch(-1)
             .with_topics(vec![topic]);
-        let answer = self.coordinator(group).await?.call(&request, 8, 9, Duration::ZERO).await?;
+        let mut kept = self.committer.lock().await;
+        let mut connection = match kept.take() {
+            Some(connection) => connection,
+            None => self.coordinator(group).await?,
+        };
+        let answer = connection.call(&request, 8, 9, Duration::ZERO).await?;
         let code = answer.topics.first().and_then(|t| t.partitions.first()).map_or(0, |p| p.error_code);
-        refused(&what, code).map_or(Ok(()), Err)
+        if let Some(why) = refused(&what, code) {
+            return Err(why);
+        }
+        *kept = Some(connection);
+        Ok(())
     }
+}
+
+/// What was read where an offset is next.
+fn behind(next: i64) -> Known {
+    u64::try_from(next - 1).map_or(Known::Nothing, |last| Known::Behind(Offset::new(last)))
 }
 
 /// The number of a lineage's partition.
@@ -383,7 +460,10 @@ impl KafkaSource {
 impl Source for KafkaSource {
     fn shards<'a>(&'a self, source: &'a str) -> Call<'a, Vec<Shard>> {
         Box::pin(async move {
-            let about = self.topic(source)?.about(BELIEVED).await?;
+            let topic = self.topic(source)?;
+            let about = tokio::time::timeout(LIST, topic.about(BELIEVED)).await;
+            let about =
+                about.unwrap_or_else(|_| Err(PortError::Unclear(format!("{}: no answer within {LIST:?}", topic.what("Metadata")))))?;
             let incarnation = printed(about.id);
             let shard = |partition: &i32| Shard {
                 lineage: Lineage::new(source, &incarnation, &partition.to_string()),
@@ -398,8 +478,35 @@ impl Source for KafkaSource {
     fn standing<'a>(&'a self, source: &'a str, application: &'a str) -> Call<'a, Vec<(String, Known)>> {
         Box::pin(async move {
             let committed = self.topic(source)?.committed(application).await?;
-            let known = |next: i64| u64::try_from(next - 1).map_or(Known::Nothing, |last| Known::Behind(Offset::new(last)));
-            Ok(committed.into_iter().map(|(partition, next)| (partition.to_string(), known(next))).collect())
+            Ok(committed.into_iter().map(|(partition, next)| (partition.to_string(), behind(next))).collect())
+        })
+    }
+
+    fn asks_time_once(&self, _source: &str) -> bool {
+        true
+    }
+
+    fn at_time<'a>(&'a self, source: &'a str, time: Option<i64>) -> Call<'a, Vec<(String, Known)>> {
+        Box::pin(async move {
+            let topic = self.topic(source)?;
+            if let Some(time) = time.filter(|time| *time > now()) {
+                return Err(PortError::Fatal(format!("{}: {} lies ahead", topic.name, format_millis(time))));
+            }
+            let mut known = Vec::new();
+            for shard in self.shards(source).await? {
+                let partition = partition(&shard.lineage)?;
+                let (mut connection, epoch) = topic.leader(&shard.lineage, partition).await?;
+                let found = match time {
+                    Some(time) => topic.offset(&mut connection, partition, epoch, time, READ_ALL).await?,
+                    None => None,
+                };
+                let next = match found {
+                    Some(next) => next,
+                    None => topic.offset(&mut connection, partition, epoch, NEWEST, READ_ALL).await?.unwrap_or_default(),
+                };
+                known.push((partition.to_string(), behind(next)));
+            }
+            Ok(known)
         })
     }
 
@@ -408,8 +515,8 @@ impl Source for KafkaSource {
             let (topic, partition) = (self.topic(lineage.source())?, partition(lineage)?);
             let (mut connection, epoch) = topic.leader(lineage, partition).await?;
             let next = topic.resolve(&mut connection, partition, epoch, from).await?;
-            let oldest = topic.offset(&mut connection, partition, epoch, OLDEST).await?.unwrap_or_default();
-            let newest = topic.offset(&mut connection, partition, epoch, NEWEST).await?.unwrap_or_default();
+            let oldest = topic.offset(&mut connection, partition, epoch, OLDEST, READ_ALL).await?.unwrap_or_default();
+            let newest = topic.offset(&mut connection, partition, epoch, NEWEST, READ_ALL).await?.unwrap_or_default();
             if (oldest..=newest).contains(&next) {
                 return Ok(());
             }

@@ -175,6 +175,6 @@ impl FileSource {
         if !end {
             self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), open);
         }
-        Ok(Read { batch, end, children: Vec::new() })
+        Ok(Read { batch, end, ..Read::default() })
     }
 }

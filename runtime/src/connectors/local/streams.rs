@@ -210,7 +210,7 @@ impl Source for LocalSource {
                 return Ok(Read { end: !children.is_empty(), children, ..Read::default() });
             }
             let batch = tokio::task::spawn_blocking(move || log.read(after)).await.map_err(|e| fatal("reading was stopped", e))?;
-            Ok(Read { batch: batch.map_err(|e| fatal("cannot read a local stream", e))?, end: false, children: Vec::new() })
+            Ok(Read { batch: batch.map_err(|e| fatal("cannot read a local stream", e))?, ..Read::default() })
         })
     }
 }

@@ -51,10 +51,12 @@ impl<C: Control> SourceTask<C> {
         while at < self.row.position {
             let read = self.ports.insist(|| self.ports.source.read(&self.job.lineage, self.place(at))).await?;
             let mut batch = truncate(&read.batch, self.row.position);
-            if batch.is_empty() && (!read.batch.is_empty() || read.end) {
+            // All up to here was looked at, whether or not a record is left there.
+            let reached = read.scanned.map(|scanned| Some(scanned).min(self.row.position));
+            if batch.is_empty() && (!read.batch.is_empty() || read.end) && reached.is_none() {
                 return Err(TaskError::Trimmed { what: self.job.lineage.to_string(), from: at });
             }
-            if batch.is_empty() {
+            if batch.is_empty() && reached <= Some(at) {
                 self.ports.clock.sleep(10).await;
             }
             // A raise stands between two records: the batch ends there.
@@ -70,9 +72,21 @@ impl<C: Control> SourceTask<C> {
                     let records = self.replayable.take(|_| true);
                     self.replayable.again(leave(&self.ports, &self.job, records).await?);
                 }
-                at = now.positions.last().copied();
+                at = stop.or(now.positions.last().copied());
                 self.apply_raises(&raises, at, false);
                 batch = rest;
+            }
+            if let Some(reached) = reached {
+                let between = raises.iter().map(|(p, _)| *p).filter(|p| (at..=reached).contains(p) && *p > at);
+                between.for_each(|position| self.apply_raises(&raises, position, false));
+                at = at.max(reached);
+                // Were records compacted away, those behind them would get other numbers than they had.
+                if at == self.row.position && self.chain.taken != self.row.taken {
+                    return Err(TaskError::Trimmed {
+                        what: self.job.lineage.to_string(),
+                        from: self.row.snapshot.as_ref().and_then(|s| s.position),
+                    });
+                }
             }
         }
         drop(self.chain.take_partials(&mut Default::default()));

@@ -3,14 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
+use futures::future::LocalBoxFuture;
+use futures::stream::FuturesUnordered;
 #[cfg(feature = "ablation")]
 use leat_compile::program::Program;
 use leat_runtime_core::message::{self, Message};
 
-use super::SourceJob;
+use super::{Event, SourceJob, SourceTask};
 use crate::engine::ports::{PortError, Ports};
+use crate::engine::task::Control;
 use crate::operators::source::{Leaving, Replayable};
 
+/// Least time between two cuts that others are shown, ms.
+const SHOW_INTERVAL: i64 = 5_000;
 /// Messages in one record of the repartition stream, and records in one append, at most.
 pub(super) const BUNDLE: usize = 500;
 /// Bytes of one record of the repartition stream, about: Kinesis takes 1 MiB.
@@ -148,4 +153,23 @@ pub(super) fn computed_again(program: &Program, messages: Vec<Message>) -> Vec<M
         }
     }
     out
+}
+
+impl<C: Control> SourceTask<C> {
+    /// Shows others how far this lineage is read.
+    pub(super) fn show(&mut self, busy: &mut FuturesUnordered<LocalBoxFuture<'static, Event>>) {
+        let now = self.ports.clock.now();
+        let due = self.cut_unseen && !self.showing && now - self.last_shown >= SHOW_INTERVAL;
+        if let Some(position) = self.row.position.filter(|_| due) {
+            (self.cut_unseen, self.showing, self.last_shown) = (false, true, now);
+            let (ports, lineage) = (self.ports.clone(), self.job.lineage.clone());
+            busy.push(Box::pin(async move {
+                let shown = ports.source.show_cut(&lineage, position).await;
+                if let Err(why) = &shown {
+                    ports.unclear.note(&why.to_string());
+                }
+                Event::Shown(shown.is_ok())
+            }));
+        }
+    }
 }
