@@ -182,6 +182,7 @@ fn policies_allow_the_calls_that_are_made_and_no_others() {
                     "TransactWriteItems" => vec!["PutItem", "ConditionCheckItem"],
                     "CreateMultipartUpload" | "UploadPart" | "CompleteMultipartUpload" => vec!["PutObject"],
                     "HeadObject" => vec!["GetObject", "ListBucket"],
+                    "ListObjectsV2" => vec!["ListBucket"],
                     call => vec![call],
                 };
                 called.extend(actions.iter().map(|action| format!("{service}:{action}")));

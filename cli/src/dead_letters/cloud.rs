@@ -22,6 +22,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 pub struct Cloud {
     files: Folder,
     streams: KinesisStreams,
+    topics: Vec<String>,
 }
 
 impl Cloud {
@@ -35,7 +36,8 @@ impl Cloud {
             let config = leat_aws::connect(&Target::of(spec.aws.as_ref(), stream.aws.as_ref()), Retries::Sdk).await;
             streams.insert(stream.name.clone(), Stream::of(&config, &kinesis.stream_name));
         }
-        Self { files: Folder::new(&home), streams: KinesisStreams::new(streams) }
+        let topics = spec.streams.iter().filter(|s| s.kafka.is_some()).map(|s| s.name.clone()).collect();
+        Self { files: Folder::new(&home), streams: KinesisStreams::new(streams), topics }
     }
 }
 
@@ -62,6 +64,9 @@ impl Place for Cloud {
 
     fn send<'a>(&'a self, stream: &'a str, records: Vec<Record>, _name: &'a str, _first: usize) -> LocalBoxFuture<'a, Result<()>> {
         Box::pin(async move {
+            if self.topics.iter().any(|topic| topic == stream) {
+                bail!("`{stream}` is a topic of Kafka, to which nothing can be sent yet: `show` prints its letters");
+            }
             let record = |r: Record| StreamRecord { key: r.key, data: r.data.into() };
             let mut left: Vec<StreamRecord> = records.into_iter().map(record).collect();
             for _ in 0..TRIES {

@@ -192,7 +192,7 @@ struct Run {
     programs: Programs,
     aim: Aim,
     /// Of the workers: tasks of one share its looks.
-    looks: [Arc<Looks>; 2],
+    looks: [Arc<Looks>; 8],
     processes: BTreeMap<u64, Process>,
     /// Processes to go on with.
     woken: Arc<Mutex<BTreeSet<u64>>>,
