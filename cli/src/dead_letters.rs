@@ -1,7 +1,7 @@
 //! `leat dead-letters`: what was refused, one by one, and sent again after what was wrong is mended.
 //!
 //! Letters lie in files of JSON Lines below the pipeline's location. What of a file was sent again is noted beside it, below
-//! `replayed/`, by step and reason, so that a second call sends nothing twice.
+//! `_replayed/`, by step and reason, so that a second call sends nothing twice.
 
 mod cloud;
 mod laptop;
@@ -14,7 +14,6 @@ use base64::engine::general_purpose::STANDARD;
 use futures::future::LocalBoxFuture;
 use leat_compile::plan::DEAD_LETTERS;
 use leat_compile::program::{Input, Program};
-use leat_crds::problem::suggest;
 
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +23,7 @@ pub use self::cloud::Cloud;
 pub use self::laptop::Laptop;
 
 /// Folder of notes about what was sent again.
-const NOTES: &str = "replayed/";
+const NOTES: &str = "_replayed/";
 /// Letters that are sent at once.
 const AT_ONCE: usize = 500;
 
@@ -66,8 +65,11 @@ impl Letter {
         })
     }
 
-    fn source(&self) -> &str {
-        self.lineage.split('/').next().unwrap_or_default()
+    /// The source that it came from; `None`: it is a result of a keyed task (`keyed/00001`), and no record.
+    fn source(&self) -> Option<&str> {
+        let mut parts = self.lineage.split('/');
+        let source = parts.next();
+        parts.nth(1).and(source)
     }
 }
 
@@ -88,6 +90,8 @@ pub trait Place {
     fn read<'a>(&'a self, location: &'a str, file: &'a str) -> LocalBoxFuture<'a, Result<Option<Vec<u8>>>>;
     /// Writes a file, also over another one.
     fn write<'a>(&'a self, location: &'a str, file: &'a str, bytes: Vec<u8>) -> LocalBoxFuture<'a, Result<()>>;
+    /// Whether records can be sent to a declared stream.
+    fn takes(&self, stream: &str) -> bool;
     /// Sends records to a declared stream, all of them. `name` and `first` tell them apart from all others.
     fn send<'a>(&'a self, stream: &'a str, records: Vec<Record>, name: &'a str, first: usize) -> LocalBoxFuture<'a, Result<()>>;
 }
@@ -103,7 +107,8 @@ pub struct Filter {
 
 impl Filter {
     fn takes(&self, letter: &Letter) -> bool {
-        self.step.as_ref().is_none_or(|s| *s == letter.step) && self.reason.as_ref().is_none_or(|r| *r == letter.reason)
+        let step = |s: &String| *s == letter.step || letter.step.strip_suffix(" (sink)") == Some(s.as_str());
+        self.step.as_ref().is_none_or(step) && self.reason.as_ref().is_none_or(|r| *r == letter.reason)
     }
 }
 
@@ -129,26 +134,30 @@ pub struct Group {
 /// What became of a replay.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
 pub struct Replayed {
-    /// Letters sent now.
+    /// Records sent now.
     pub sent: u64,
     /// Letters that were sent before.
     pub before: u64,
-    /// Letters that hold no record: results that a table refused.
-    pub results: u64,
+    /// Letters that were not sent, by why.
+    pub left: BTreeMap<String, u64>,
 }
 
 impl Replayed {
     /// For people.
     pub fn text(&self) -> String {
-        let mut text = format!("{} records were sent again\n", self.sent);
+        let mut text = format!("{} sent again\n", records(self.sent));
         if self.before > 0 {
-            text.push_str(&format!("{} had been sent before\n", self.before));
+            text.push_str(&format!("{} sent before\n", records(self.before)));
         }
-        if self.results > 0 {
-            text.push_str(&format!("{} are results and no records: they cannot be sent\n", self.results));
+        for (why, letters) in &self.left {
+            text.push_str(&format!("{} not sent: {why}\n", records(*letters)));
         }
         text
     }
+}
+
+fn records(n: u64) -> String {
+    if n == 1 { "1 record was".to_owned() } else { format!("{} records were", thousands(n)) }
 }
 
 /// Groups for people.
@@ -185,18 +194,33 @@ impl<'a> DeadLetters<'a> {
 
     async fn files(&self) -> Result<Vec<String>> {
         let files = self.place.files(self.location).await?;
-        Ok(files.into_iter().filter(|f| f.ends_with(".jsonl") && !f.starts_with(NOTES)).collect())
+        Ok(files.into_iter().filter(|f| !f.starts_with(NOTES) && self.is_ours(f)).collect())
     }
 
-    /// The letters of a file, each with its line.
+    /// Whether a file is one of this pipeline's, by its name (`path::file`): several may share a location.
+    fn is_ours(&self, file: &str) -> bool {
+        let document = &self.program.document;
+        let name = file.rsplit('/').next().unwrap_or_default();
+        let rest = name.strip_prefix(&format!("{}-{}-", document.namespace, document.name));
+        let life = rest.and_then(|rest| rest.split_once('-'));
+        name.ends_with(".jsonl")
+            && life.is_some_and(|(born, task)| {
+                let hexadecimal = !born.is_empty() && born.bytes().all(|b| b.is_ascii_hexdigit());
+                hexadecimal && (task.starts_with("source-") || task.starts_with("keyed-"))
+            })
+    }
+
+    /// The letters of a file, each with its line; what is none is said.
     async fn letters(&self, file: &str) -> Result<Vec<(Letter, String)>> {
         let bytes = self.place.read(self.location, file).await?.with_context(|| format!("{file} is gone"))?;
-        let text = String::from_utf8(bytes).with_context(|| format!("{file} is no text"))?;
-        let letter = |(i, line): (usize, &str)| {
-            let letter = serde_json::from_str(line).with_context(|| format!("{file}, line {}: not a dead letter", i + 1))?;
-            Ok((letter, line.to_owned()))
-        };
-        text.lines().enumerate().filter(|(_, line)| !line.is_empty()).map(letter).collect()
+        let mut letters = Vec::new();
+        for (i, line) in String::from_utf8_lossy(&bytes).lines().enumerate().filter(|(_, line)| !line.is_empty()) {
+            match serde_json::from_str(line) {
+                Ok(letter) => letters.push((letter, line.to_owned())),
+                Err(why) => eprintln!("{file}, line {}: no dead letter: {why}", i + 1),
+            }
+        }
+        Ok(letters)
     }
 
     async fn notes(&self, file: &str) -> Result<Notes> {
@@ -206,22 +230,23 @@ impl<'a> DeadLetters<'a> {
         }
     }
 
-    /// Says no where nothing of this name could have refused a record.
-    fn check(&self, filter: &Filter) -> Result<()> {
-        let Some(step) = &filter.step else { return Ok(()) };
-        let spec = &self.program.document.spec;
-        let sources = spec.sources.iter().map(|s| s.name.as_str());
-        let known: Vec<&str> =
-            sources.chain(spec.steps.iter().map(|s| s.name.as_str())).chain(spec.sinks.iter().map(|s| s.name.as_str())).collect();
-        if !known.contains(&step.as_str()) {
-            bail!("there is no source, step or sink `{step}`; {}", suggest(step, known));
+    /// Says what there is where nothing is meant.
+    async fn nothing(&self, filter: &Filter) -> Result<()> {
+        if filter.step.is_none() && filter.reason.is_none() {
+            return Ok(());
         }
-        Ok(())
+        let mut there = BTreeSet::new();
+        for file in self.files().await? {
+            there.extend(self.letters(&file).await?.into_iter().map(|(l, _)| format!("--step \"{}\" --reason {}", l.step, l.reason)));
+        }
+        if there.is_empty() {
+            return Ok(());
+        }
+        bail!("no dead letter is meant by this; there are\n  {}", there.into_iter().collect::<Vec<_>>().join("\n  "));
     }
 
     /// How many there are, by step and reason.
     pub async fn list(&self, filter: &Filter) -> Result<Vec<Group>> {
-        self.check(filter)?;
         let mut groups: BTreeMap<(String, String), Group> = BTreeMap::new();
         for file in self.files().await? {
             let notes = self.notes(&file).await?;
@@ -241,12 +266,14 @@ impl<'a> DeadLetters<'a> {
                 }
             }
         }
+        if groups.is_empty() {
+            self.nothing(filter).await?;
+        }
         Ok(groups.into_values().collect())
     }
 
     /// The letters themselves, at most so many, as the lines that they are.
     pub async fn show(&self, filter: &Filter, most: usize, line: &mut dyn FnMut(&str) -> Result<()>) -> Result<usize> {
-        self.check(filter)?;
         let mut shown = 0;
         for file in self.files().await? {
             for (_, text) in self.letters(&file).await?.into_iter().filter(|(l, _)| filter.takes(l)) {
@@ -257,58 +284,101 @@ impl<'a> DeadLetters<'a> {
                 shown += 1;
             }
         }
+        if shown == 0 {
+            self.nothing(filter).await?;
+        }
         Ok(shown)
     }
 
-    /// Sends records again to the streams that they came from. What was sent before is not, unless `again`.
+    /// Sends records again to the streams that they came from, each once, also where several steps refused it. What was sent
+    /// before is not, unless `again`.
     pub async fn replay(&self, filter: &Filter, again: bool) -> Result<Replayed> {
-        self.check(filter)?;
-        let mut done = Replayed::default();
+        let (mut done, mut sent) = (Replayed::default(), BTreeSet::new());
+        let mut any = false;
         for file in self.files().await? {
             let mut notes = self.notes(&file).await?;
             let mut groups: BTreeMap<(String, String), Vec<Letter>> = BTreeMap::new();
             for (letter, _) in self.letters(&file).await?.into_iter().filter(|(l, _)| filter.takes(l)) {
                 groups.entry((letter.step.clone(), letter.reason.clone())).or_default().push(letter);
             }
+            any |= !groups.is_empty();
             for (group, letters) in groups {
                 if notes.contains(&group) && !again {
                     done.before += letters.len() as u64;
                     continue;
                 }
-                let sent = self.send(&file, &group, &letters, again).await?;
-                done.sent += sent;
-                done.results += letters.len() as u64 - sent;
-                notes.insert(group);
+                let before = done.sent;
+                // Whoever may not note it down finds out before anything is sent.
                 self.place.write(self.location, &note(&file), serde_json::to_vec(&notes)?).await?;
+                let outcome = self.send(&file, &group, letters, again, &mut sent, &mut done).await;
+                if let Err(error) = outcome {
+                    eprint!("{}", done.text());
+                    return Err(error);
+                }
+                if done.sent > before {
+                    notes.insert(group);
+                    self.place.write(self.location, &note(&file), serde_json::to_vec(&notes)?).await?;
+                }
             }
+        }
+        if !any {
+            self.nothing(filter).await?;
         }
         Ok(done)
     }
 
-    /// Sends the letters of a file, step and reason; answers how many were records.
-    async fn send(&self, file: &str, group: &(String, String), letters: &[Letter], again: bool) -> Result<u64> {
+    /// The stream that a letter's record goes to; else why it cannot go anywhere.
+    fn stream_of(&self, letter: &Letter) -> Result<&str, String> {
+        let name = letter.source().ok_or("results, and no records")?;
+        let source = self.program.sources.iter().find(|s| s.name == name);
+        let source = source.ok_or_else(|| format!("the manifest has no source `{name}` any more"))?;
+        match &source.input {
+            Input::Files(_) => Err(format!("`{name}` reads files; mend the file")),
+            Input::Stream(stream) if self.place.takes(stream) => Ok(stream),
+            Input::Stream(stream) => {
+                Err(format!("`{stream}` is a topic of Kafka, to which nothing can be sent yet; `show` prints its letters"))
+            }
+        }
+    }
+
+    /// Sends the letters of a file, step and reason.
+    async fn send(
+        &self,
+        file: &str,
+        group: &(String, String),
+        letters: Vec<Letter>,
+        again: bool,
+        sent: &mut BTreeSet<(String, String)>,
+        done: &mut Replayed,
+    ) -> Result<()> {
         let mut by_stream: BTreeMap<&str, Vec<Record>> = BTreeMap::new();
         for letter in letters {
-            let Some(data) = letter.bytes()? else { continue };
-            let source = self.program.sources.iter().find(|s| s.name == letter.source());
-            let source = source.with_context(|| format!("{file}: the manifest has no source `{}`", letter.source()))?;
-            let Input::Stream(stream) = &source.input else {
-                bail!("{file}: `{}` reads files, to which nothing can be sent: mend the file", source.name);
+            let stream = match (self.stream_of(&letter), letter.bytes()) {
+                (Ok(stream), Ok(Some(data))) => Ok((stream, data)),
+                (Err(why), _) => Err(why),
+                (_, Ok(None)) => Err("there is no record in it".to_owned()),
+                (_, Err(why)) => Err(format!("{why:#}")),
             };
-            // Any key will do for a record that came without one: its place in the stream is new in any case.
-            let key = letter.partition_key.clone().filter(|k| !k.is_empty()).unwrap_or_else(|| letter.position.clone());
-            by_stream.entry(stream).or_default().push(Record { key, data });
+            match stream {
+                Err(why) => *done.left.entry(why).or_default() += 1,
+                Ok((stream, data)) => {
+                    // Any key will do for a record that came without one: its place in the stream is new in any case.
+                    let key = letter.partition_key.filter(|k| !k.is_empty()).unwrap_or_else(|| letter.position.clone());
+                    if sent.insert((letter.lineage, letter.position)) {
+                        by_stream.entry(stream).or_default().push(Record { key, data });
+                    }
+                }
+            }
         }
-        let mut sent = 0;
         for (stream, records) in by_stream {
             let time = if again { format!("/{}", crate::feed::now()) } else { String::new() };
             let name = format!("replay/{file}/{}/{}{time}", group.0, group.1);
             for (i, chunk) in records.chunks(AT_ONCE).enumerate() {
                 self.place.send(stream, chunk.to_vec(), &name, i * AT_ONCE).await?;
-                sent += chunk.len() as u64;
+                done.sent += chunk.len() as u64;
             }
         }
-        Ok(sent)
+        Ok(())
     }
 }
 

@@ -350,7 +350,7 @@ async fn taken(world: &World) -> Result<u64> {
 async fn sources(world: &World) -> Result<BTreeMap<Lineage, SourceRow>> {
     let mut rows = BTreeMap::new();
     for (key, row) in world.ports.rows.list(path::SOURCES).await? {
-        rows.insert(coordinator::lineage_of(&key), task::decode(&row.body)?);
+        rows.insert(path::lineage_of(&key), task::decode(&row.body)?);
     }
     Ok(rows)
 }
@@ -449,7 +449,7 @@ async fn nothing_under_way(world: &World, shared: &Shared, partitions: usize) ->
     let mut cuts = BTreeMap::new();
     let mut live = 0;
     for (key, row) in world.ports.rows.list(path::SOURCES).await? {
-        let (source, lineage) = (task::decode::<SourceRow>(&row.body)?, coordinator::lineage_of(&key));
+        let (source, lineage) = (task::decode::<SourceRow>(&row.body)?, path::lineage_of(&key));
         // Nobody runs lineages of sources that an earlier job had.
         if world.program.sources.iter().any(|s| s.name == lineage.source()) {
             live += usize::from(source.status != Status::Retired);

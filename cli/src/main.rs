@@ -168,7 +168,11 @@ fn chain(error: &anyhow::Error) -> String {
 /// Writes to standard output, which may be full or gone.
 fn say(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to standard output")
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // Who reads has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        written => written.context("cannot write to standard output"),
+    }
 }
 
 fn load(files: &Files) -> Result<Result<Pipeline, Vec<Located>>> {
@@ -302,7 +306,7 @@ fn run_dead_letters(command: &DeadLetters) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.block_on(async {
         let place: Box<dyn Place> = match &which.state {
-            Some(state) => Box::new(Laptop::open(program, state, &dev::base_of(&which.files.files[0]))?),
+            Some(state) => Box::new(Laptop::open(program, state, matches!(command, DeadLetters::Replay { .. }))?),
             None => Box::new(Cloud::open(program).await),
         };
         let letters = leat::dead_letters::DeadLetters::new(program, &*place)?;

@@ -8,7 +8,7 @@ use leat_aws::{Retries, Target};
 use leat_compile::program::Program;
 use leat_runtime::connectors::aws::kinesis::{KinesisStreams, Stream};
 use leat_runtime::connectors::aws::s3::Folder;
-use leat_runtime::engine::ports::Streams;
+use leat_runtime::engine::ports::{PortError, Streams};
 use leat_runtime::output::StreamRecord;
 
 use super::{Place, Record};
@@ -37,8 +37,24 @@ impl Cloud {
             streams.insert(stream.name.clone(), Stream::of(&config, &kinesis.stream_name));
         }
         let topics = spec.streams.iter().filter(|s| s.kafka.is_some()).map(|s| s.name.clone()).collect();
-        Self { files: Folder::new(&home), streams: KinesisStreams::new(streams), topics }
+        Self {
+            files: Folder::new(&home, spec.storage.as_ref().and_then(|s| s.kms_key_id.clone())),
+            streams: KinesisStreams::new(streams),
+            topics,
+        }
     }
+}
+
+/// Nobody to ask as: said in a sentence that helps.
+fn without_credentials(why: PortError) -> anyhow::Error {
+    let text = why.to_string();
+    if text.contains("no credentials") || text.contains("egion must be set") {
+        return anyhow::anyhow!(
+            "AWS credentials or a region are missing in the environment: set AWS_PROFILE, or AWS_REGION and keys; for what `leat dev` left, \
+             name the folder of its state: --state .leat"
+        );
+    }
+    why.into()
 }
 
 /// What `leat dev` leaves without a bucket is no place in AWS.
@@ -51,7 +67,7 @@ fn in_s3(location: &str) -> Result<&str> {
 
 impl Place for Cloud {
     fn files<'a>(&'a self, location: &'a str) -> LocalBoxFuture<'a, Result<Vec<String>>> {
-        Box::pin(async move { Ok(self.files.list(in_s3(location)?).await?) })
+        Box::pin(async move { self.files.list(in_s3(location)?).await.map_err(without_credentials) })
     }
 
     fn read<'a>(&'a self, location: &'a str, file: &'a str) -> LocalBoxFuture<'a, Result<Option<Vec<u8>>>> {
@@ -62,11 +78,12 @@ impl Place for Cloud {
         Box::pin(async move { Ok(self.files.write(in_s3(location)?, file, bytes.into()).await?) })
     }
 
+    fn takes(&self, stream: &str) -> bool {
+        !self.topics.iter().any(|topic| topic == stream)
+    }
+
     fn send<'a>(&'a self, stream: &'a str, records: Vec<Record>, _name: &'a str, _first: usize) -> LocalBoxFuture<'a, Result<()>> {
         Box::pin(async move {
-            if self.topics.iter().any(|topic| topic == stream) {
-                bail!("`{stream}` is a topic of Kafka, to which nothing can be sent yet: `show` prints its letters");
-            }
             let record = |r: Record| StreamRecord { key: r.key, data: r.data.into() };
             let mut left: Vec<StreamRecord> = records.into_iter().map(record).collect();
             for _ in 0..TRIES {

@@ -18,30 +18,29 @@ use crate::{dev, feed};
 /// The state of a pipeline on this machine.
 pub struct Laptop {
     folder: PathBuf,
-    base: PathBuf,
     streams: BTreeMap<String, Arc<LocalStream>>,
-    /// Nobody else has the state open.
-    _lock: Store,
+    /// Nobody else has the state open; only who sends needs it.
+    _lock: Option<Store>,
 }
 
 impl Laptop {
-    /// That of a program; `state` as `leat dev` has it, `base` the folder of the manifest.
-    pub fn open(program: &Program, state: &Path, base: &Path) -> Result<Self> {
+    /// That of a program; `state` as `leat dev` has it.
+    pub fn open(program: &Program, state: &Path, sends: bool) -> Result<Self> {
         let folder = state.join(&program.document.namespace).join(&program.document.name);
         if !folder.join("store.redb").exists() {
             bail!("`leat dev` has left nothing in {}", folder.display());
         }
+        if !sends {
+            return Ok(Self { folder, streams: BTreeMap::new(), _lock: None });
+        }
         let lock = Store::open(&folder.join("store.redb"))?;
         let streams = dev::local_streams(program, None, &folder.join("streams"), feed::now())?;
-        Ok(Self { folder, base: base.to_owned(), streams, _lock: lock })
+        Ok(Self { folder, streams, _lock: Some(lock) })
     }
 
     /// The folder that stands in for a location.
     fn root(&self, location: &str) -> PathBuf {
-        match location.strip_prefix("s3://") {
-            Some(rest) => self.folder.join("s3").join(rest),
-            None => self.base.join(location),
-        }
+        self.folder.join("s3").join(location.strip_prefix("s3://").unwrap_or(location))
     }
 }
 
@@ -86,6 +85,10 @@ impl Place for Laptop {
             let path = self.root(location).join(file);
             write_durably(&path, &bytes).with_context(|| format!("cannot write {}", path.display()))
         })
+    }
+
+    fn takes(&self, _stream: &str) -> bool {
+        true
     }
 
     fn send<'a>(&'a self, stream: &'a str, records: Vec<Record>, name: &'a str, first: usize) -> LocalBoxFuture<'a, Result<()>> {

@@ -140,9 +140,14 @@ fn check_kind(source: &Source, kafka: bool, path: &str, out: &mut Vec<Problem>) 
         only(source.kpl.is_some(), "kpl", "Kinesis");
         only(start.is_some_and(|s| s.kcl_table.is_some()), "start.kclTable", "Kinesis");
         planned(!source.partitioned_by.is_empty(), format!("{path}.partitionedBy"), "partitionedBy of a topic", out);
-        for partition in start.iter().flat_map(|s| &s.positions).flat_map(BTreeMap::keys).filter(|p| p.parse::<u32>().is_err()) {
-            let message = format!("`{partition}` is no partition of a topic");
-            out.push(Problem::new(format!("{path}.start.positions"), message, "write its number: 0, 1, 2"));
+        for (partition, at) in start.iter().flat_map(|s| &s.positions).flatten() {
+            let path = format!("{path}.start.positions");
+            if partition.parse::<u32>().map(|n| n.to_string()).as_ref() != Ok(partition) {
+                out.push(Problem::new(&path, format!("`{partition}` is no partition of a topic"), "write its number: 0, 1, 2"));
+            }
+            if at.to_string().parse::<i64>().is_err() {
+                out.push(Problem::new(&path, format!("`{at}` is no offset of a topic"), "write the number of a record: 4711"));
+            }
         }
     } else {
         only(start.is_some_and(|s| s.group.is_some()), "start.group", "Kafka");

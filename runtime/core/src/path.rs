@@ -19,6 +19,13 @@ pub fn source_row(lineage: &Lineage) -> String {
     format!("{SOURCES}{lineage}")
 }
 
+/// The lineage of a source task's row.
+pub fn lineage_of(key: &str) -> Lineage {
+    let mut parts = key[SOURCES.len()..].splitn(3, '/');
+    let mut part = || parts.next().unwrap_or_default();
+    Lineage::new(part(), part(), part())
+}
+
 /// Row of a keyed task.
 pub fn keyed_row(partition: u16) -> String {
     format!("{KEYED}{partition:05}")

@@ -1,13 +1,14 @@
 //! Executes what `coordinate` decides.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use futures::future;
 use leat_compile::program::{Program, SourceProgram, Start};
 use leat_runtime_core::begin::{self, Begin, Known, Listed};
 use leat_runtime_core::coordinate::{self, Change, Desired, KnownShard, View};
 use leat_runtime_core::path;
-use leat_runtime_core::position::{Lineage, NotAnOffset, Offset};
+use leat_runtime_core::position::{NotAnOffset, Offset};
 use leat_runtime_core::row::{Expect, Fence, PipelineRow};
 use leat_runtime_core::rules::Rules;
 
@@ -33,12 +34,33 @@ pub struct Begins {
     known: BTreeMap<String, Arc<Begin>>,
     /// Shards of each source as they were listed last.
     listed: BTreeMap<String, Vec<Shard>>,
+    /// Sources that have never been listed.
+    pub silent: BTreeSet<String>,
 }
 
 impl Begins {
     /// Of a worker.
     pub fn new(session: &str) -> Self {
         Self { session: session.to_owned(), ..Self::default() }
+    }
+
+    /// Lists the shards of all sources. One that does not answer holds nobody up who does not need it: what was listed before
+    /// is taken for it.
+    async fn list(&mut self, ports: &Ports, program: &Program) -> Result<(), TaskError> {
+        let answers = program.sources.iter().map(|source| async move { (&source.name, ports.source.shards(&source.name).await) });
+        for (source, answer) in future::join_all(answers).await {
+            match answer {
+                Ok(found) => drop(self.listed.insert(source.clone(), found)),
+                Err(PortError::Unclear(why)) => ports.unclear.note(&why),
+                Err(why) => return Err(why.into()),
+            }
+        }
+        self.silent = program.sources.iter().map(|s| s.name.clone()).filter(|s| !self.listed.contains_key(s)).collect();
+        Ok(())
+    }
+
+    fn shards(&self) -> Vec<Shard> {
+        self.listed.values().flatten().cloned().collect()
     }
 
     /// The object for a source that is new to the pipeline, if its manifest says where it is begun.
@@ -49,14 +71,14 @@ impl Begins {
         let mut known = BTreeMap::new();
         match &source.start {
             Start::Latest if ports.source.asks_time_once(&source.name) => {
-                known.extend(ports.insist(|| ports.source.at_time(&source.name, None)).await?);
+                known.extend(ports.source.at_time(&source.name, None).await?);
             }
             Start::Since(time) if ports.source.asks_time_once(&source.name) => {
-                known.extend(ports.insist(|| ports.source.at_time(&source.name, Some(*time))).await?);
+                known.extend(ports.source.at_time(&source.name, Some(*time)).await?);
             }
             Start::Earliest | Start::Latest | Start::Since(_) => return Ok(None),
             Start::Leases(application) | Start::Group(application) => {
-                known.extend(ports.insist(|| ports.source.standing(&source.name, application)).await?);
+                known.extend(ports.source.standing(&source.name, application).await?);
             }
             Start::Positions(positions) => {
                 for (shard, text) in positions {
@@ -75,8 +97,10 @@ impl Begins {
         // What the source does not know is found out before anything depends on it.
         for shard in shards {
             if let Some(at) = begin.behind.get(shard.lineage.partition()) {
-                let probed = ports.insist(|| ports.source.probe(&shard.lineage, Place::Inside(*at))).await;
-                probed.map_err(|why| no_begin(source, &why.to_string()))?;
+                match ports.source.probe(&shard.lineage, Place::Inside(*at)).await {
+                    Err(PortError::Fatal(why)) => return Err(no_begin(source, &why)),
+                    probed => probed?,
+                }
             }
         }
         let object = path::begin(&source.name, &self.session);
@@ -125,21 +149,20 @@ pub async fn pass(
     for (source, object) in pipeline.iter().flat_map(|(_, row)| &row.begins) {
         begin.insert(source.clone(), begins.read(ports, object).await?);
     }
+    begins.list(ports, program).await?;
     for source in &program.sources {
-        // A source that does not answer holds nobody up but those that need it.
-        let mut found = match ports.source.shards(&source.name).await {
-            Err(PortError::Unclear(why)) => {
-                ports.unclear.note(&why);
-                match begins.listed.get(&source.name) {
-                    Some(before) => before.clone(),
-                    None => return Ok((0, Vec::new())),
-                }
-            }
-            found => found?,
-        };
-        begins.listed.insert(source.name.clone(), found.clone());
+        let Some(mut found) = begins.listed.get(&source.name).cloned() else { continue };
         let decided = pipeline.as_ref().is_some_and(|(_, row)| row.knows(&source.name) || desired.revision <= row.revision);
-        if !decided && let Some(object) = begins.make(ports, source, &found).await? {
+        let made = if decided { Ok(None) } else { begins.make(ports, source, &found).await };
+        let made = match made {
+            // Not now: the next round tries it again.
+            Err(TaskError::Port(PortError::Unclear(why))) => {
+                ports.unclear.note(&why);
+                return Ok((0, begins.shards()));
+            }
+            made => made?,
+        };
+        if let Some(object) = made {
             begin.insert(source.name.clone(), begins.read(ports, &object).await?);
             desired.begins.insert(source.name.clone(), object);
         }
@@ -147,6 +170,10 @@ pub async fn pass(
             found.retain(|shard| !this.ended.contains(shard.lineage.partition()));
         }
         shards.extend(found);
+    }
+    // What has never been listed is not known: nothing is decided without it.
+    if !begins.silent.is_empty() {
+        return Ok((0, shards));
     }
     // The pipeline's row is that of before the shards were listed, the others' of after.
     let look = looks.behind(looks.begun(), 0, ports, rules).await?;
@@ -183,13 +210,6 @@ pub async fn job_that_runs(rows: &dyn Rows, objects: &dyn Objects) -> Result<Opt
         Ok(bytes) => leat_crds::job::read(&bytes).ok(),
     };
     Ok(document.and_then(|document| leat_compile::compile_document(document).ok()))
-}
-
-/// The lineage of a source task's row.
-pub fn lineage_of(key: &str) -> Lineage {
-    let mut parts = key[path::SOURCES.len()..].splitn(3, '/');
-    let mut part = || parts.next().unwrap_or_default();
-    Lineage::new(part(), part(), part())
 }
 
 /// Makes one change; an unclear answer is none: the next pass sees what became of it.

@@ -15,7 +15,6 @@ use leat_runtime_core::rules::Rules;
 use serde::de::DeserializeOwned;
 use tokio::sync::{MutexGuard, Notify};
 
-use super::coordinator;
 use super::ports::{Ports, StoredRow};
 use super::task::{self, TaskError};
 
@@ -39,14 +38,14 @@ pub struct Look {
 }
 
 /// Bodies of rows, and what they say.
-type Known<T> = BTreeMap<String, (Bytes, Arc<T>)>;
+type Bodies<T> = BTreeMap<String, (Bytes, Arc<T>)>;
 
 /// What was decoded before: most rows have not changed since.
 #[derive(Default)]
 struct Decoded {
-    pipeline: Known<PipelineRow>,
-    sources: Known<SourceRow>,
-    keyed: Known<KeyedRow>,
+    pipeline: Bodies<PipelineRow>,
+    sources: Bodies<SourceRow>,
+    keyed: Bodies<KeyedRow>,
 }
 
 /// Rows that the tasks of a worker read in a second, on average.
@@ -56,12 +55,14 @@ const LONGEST: i64 = 2_500;
 
 /// Who looks holds it; whoever waits is told when it is given back, also by one that was dropped or has failed.
 struct Turn<'a> {
-    decoded: MutexGuard<'a, Decoded>,
+    decoded: Option<MutexGuard<'a, Decoded>>,
     made: &'a Notify,
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
+        // Given back first: who is told tries to take it.
+        drop(self.decoded.take());
         self.made.notify_waiters();
     }
 }
@@ -107,15 +108,16 @@ impl Looks {
                 continue;
             }
             // One looks for all; nobody stands in a queue behind it, since each would have to come by only to find it made.
-            let Ok(turn) = self.turn.try_lock() else {
+            let Ok(decoded) = self.turn.try_lock() else {
                 made.await;
                 continue;
             };
-            let mut turn = Turn { decoded: turn, made: &self.made };
+            let mut turn = Turn { decoded: Some(decoded), made: &self.made };
             if self.newest().number > number {
                 continue;
             }
-            let look = Arc::new(self.make(&mut turn.decoded, ports, rules).await?);
+            let Some(decoded) = turn.decoded.as_mut() else { continue };
+            let look = Arc::new(self.make(decoded, ports, rules).await?);
             *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = look;
         }
     }
@@ -126,7 +128,7 @@ impl Looks {
         let pipeline = ports.insist(|| ports.rows.get(path::PIPELINE)).await?.map(|row| (path::PIPELINE.to_owned(), row));
         let pipeline = read(&mut decoded.pipeline, pipeline.into_iter().collect(), |_| ())?.remove(&());
         let rows = ports.insist(|| ports.rows.list(path::SOURCES)).await?;
-        let sources = read(&mut decoded.sources, rows, coordinator::lineage_of)?;
+        let sources = read(&mut decoded.sources, rows, path::lineage_of)?;
         let rows = ports.insist(|| ports.rows.list(path::KEYED)).await?;
         let keyed = read(&mut decoded.keyed, rows, |key| key[path::KEYED.len()..].parse().unwrap_or_default())?;
         let view = pipeline.as_ref().map(|(_, pipeline)| Arc::new(merge::view(pipeline, &sources, rules))).unwrap_or_default();
@@ -137,7 +139,7 @@ impl Looks {
 
 /// Rows by what their keys name; a body that was decoded before is not decoded again.
 fn read<K: Ord, T: DeserializeOwned>(
-    known: &mut Known<T>,
+    known: &mut Bodies<T>,
     rows: Vec<(String, StoredRow)>,
     name: impl Fn(&str) -> K,
 ) -> Result<BTreeMap<K, (Fence, Arc<T>)>, TaskError> {

@@ -541,6 +541,10 @@ impl<C: Control> SourceTask<C> {
             self.at_tip_since = None;
         } else if read.more {
             self.at_tip_since = None;
+            // What is there cannot be read yet: no reason to ask at once.
+            if read.scanned <= self.position {
+                self.back_off = self.settings.poll_interval;
+            }
         } else {
             let now = self.ports.clock.now();
             self.at_tip_since.get_or_insert(now);

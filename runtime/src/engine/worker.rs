@@ -315,6 +315,8 @@ impl Worker {
             let (begins, looks) = (&mut self.begins, &self.looks);
             let (made, shards) = coordinator::pass(&self.ports, &program, &self.desired, begins, looks, self.settings.rules).await?;
             self.shards = shards;
+            let listed = |task: &String| self.shards.iter().any(|s| path::source_row(&s.lineage) == *task);
+            self.missing.retain(|task, _| !listed(task));
             if made == 0 {
                 break;
             }
@@ -410,7 +412,8 @@ impl Worker {
     /// not time for another one.
     async fn look(&mut self) -> Result<Option<Arc<Look>>, WorkerError> {
         let newest = [self.shared.looks.newest(), self.looks.newest()].into_iter().max_by_key(|look| look.began).unwrap_or_default();
-        let due = self.ports.clock.now().saturating_sub(newest.began) >= self.looks.pause(self.settings.poll_interval);
+        let age = self.ports.clock.now().saturating_sub(newest.began);
+        let due = age < 0 || age >= self.looks.pause(self.settings.poll_interval);
         let look = if newest.began > self.looked {
             newest
         } else if due || self.looked == i64::MIN {
@@ -448,10 +451,10 @@ impl Worker {
         }
         let program = self.program_of(pipeline).await?;
         // What is new since this worker listed the shards itself: the next round knows it, and who lives then.
+        let silent = |task: &String| self.begins.silent.contains(path::lineage_of(task).source());
         let unlisted = |task: &String| {
-            let wanted =
-                task.starts_with(path::SOURCES) && self.desired.sources.iter().any(|s| s == coordinator::lineage_of(task).source());
-            wanted && !self.shards.iter().any(|s| path::source_row(&s.lineage) == *task)
+            let wanted = task.starts_with(path::SOURCES) && self.desired.sources.iter().any(|s| s == path::lineage_of(task).source());
+            wanted && !silent(task) && !self.shards.iter().any(|s| path::source_row(&s.lineage) == *task)
         };
         let now = self.ports.clock.now();
         let new: Vec<String> = take.iter().filter(|task| unlisted(task) && !self.missing.contains_key(*task)).cloned().collect();
@@ -495,12 +498,13 @@ impl Worker {
         let (ports, settings, session) = (self.ports.clone(), self.settings, self.session.clone());
         let (shared, ended, task) = (Arc::clone(&self.shared), self.ended.0.clone(), key.to_owned());
         let start: Box<dyn FnOnce() -> LocalBoxFuture<'static, ()> + Send> = if key.starts_with(path::SOURCES) {
-            let lineage = coordinator::lineage_of(key);
+            let lineage = path::lineage_of(key);
             let Some(source) = program.sources.iter().position(|s| s.name == lineage.source()) else { return Ok(()) };
             // A job that is only drained may have sources that the new one does not list any more.
             let range = match self.shards.iter().find(|s| s.lineage == lineage) {
                 Some(shard) => shard.range,
-                None if pipeline.job_hash != self.desired.hash => HashRange::ALL,
+                None if !self.desired.sources.iter().any(|s| s == lineage.source()) => HashRange::ALL,
+                None if self.begins.silent.contains(lineage.source()) => return Ok(()),
                 // Lists are sometimes behind: it is gone when it stays away.
                 None => {
                     let now = self.ports.clock.now();

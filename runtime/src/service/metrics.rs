@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::engine::coordinator::lineage_of;
 use crate::engine::worker::Shared;
 use leat_runtime_core::ledger::Counts;
+use leat_runtime_core::path::lineage_of;
 
 /// A metric.
 #[derive(Debug, Clone, Copy)]

@@ -278,10 +278,8 @@ impl World {
     /// Rows of source tasks.
     pub fn sources(&self) -> BTreeMap<Lineage, (StoredRow, SourceRow)> {
         let rows = self.rows.range("source/".to_owned().."source0".to_owned());
-        rows.filter_map(|(k, r)| {
-            Some((leat_runtime::engine::coordinator::lineage_of(k), (r.clone(), serde_json::from_slice(&r.body).ok()?)))
-        })
-        .collect()
+        rows.filter_map(|(k, r)| Some((leat_runtime_core::path::lineage_of(k), (r.clone(), serde_json::from_slice(&r.body).ok()?))))
+            .collect()
     }
 
     /// Rows of keyed tasks.
@@ -317,7 +315,7 @@ impl World {
     }
 
     fn note_source(&mut self, text: &str, before: Option<StoredRow>, after: &StoredRow) {
-        let lineage = leat_runtime::engine::coordinator::lineage_of(&format!("source/{text}"));
+        let lineage = leat_runtime_core::path::lineage_of(&format!("source/{text}"));
         let Ok(row) = serde_json::from_slice::<SourceRow>(&after.body) else { return };
         let Some(before) = before else { return };
         if after.fence.cut > before.fence.cut {

@@ -95,13 +95,14 @@ impl Store {
 /// Files below a location, as tools see them: `s3://bucket/prefix`.
 pub struct Folder {
     client: Client,
+    kms_key: Option<String>,
 }
 
 impl Folder {
-    /// Of an account.
-    pub fn new(config: &SdkConfig) -> Self {
+    /// Of an account; new files are encrypted with a key.
+    pub fn new(config: &SdkConfig, kms_key: Option<String>) -> Self {
         let config = aws_sdk_s3::config::Builder::from(config).force_path_style(leat_aws::path_style());
-        Self { client: Client::from_conf(config.build()) }
+        Self { client: Client::from_conf(config.build()), kms_key }
     }
 
     /// Bucket and key of a file.
@@ -142,6 +143,9 @@ impl Folder {
     pub async fn write(&self, location: &str, file: &str, bytes: Bytes) -> Result<(), PortError> {
         let (bucket, key) = Self::key(location, file)?;
         let request = self.client.put_object().bucket(bucket).key(&key).body(ByteStream::from(bytes));
+        let request = request
+            .set_server_side_encryption(self.kms_key.as_ref().map(|_| ServerSideEncryption::AwsKms))
+            .set_ssekms_key_id(self.kms_key.clone());
         request.send().await.map_err(|e| Failure::of(Tried::new("S3 PutObject", &key), &e))?;
         Ok(())
     }

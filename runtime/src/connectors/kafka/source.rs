@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures::future;
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::fetch_response::PartitionData;
@@ -42,6 +43,8 @@ const START_OVER: &str = "Start over with other state: delete the pipeline and i
 const READ_COMMITTED: i8 = 1;
 /// Where the log itself begins and ends is asked for so.
 const READ_ALL: i8 = 0;
+/// How long one broker is waited for before another is tried too.
+const NEXT_BROKER: Duration = Duration::from_millis(300);
 /// How long one read passes over what is no record.
 const SCAN: Duration = Duration::from_secs(1);
 /// A connection that nobody has used for so long is closed.
@@ -142,14 +145,22 @@ impl Topic {
     /// A connection to any broker: one that is known, or one of those that the manifest names.
     async fn any(&self) -> Result<Connection, PortError> {
         let known: Vec<String> = lock(&self.about).iter().flat_map(|about| about.brokers.values().cloned()).collect();
-        let mut why = PortError::Fatal(format!("{}: no broker is named", self.name));
-        for address in known.iter().chain(&self.bootstrap) {
-            match Connection::open(address, &self.security).await {
-                Err(PortError::Unclear(one)) => why = PortError::Unclear(one),
-                other => return other,
-            }
+        // One that does not answer must not hide those that do: another is tried soon, and the first that answers is taken.
+        let open = |(i, address): (usize, &String)| {
+            let address = address.clone();
+            Box::pin(async move {
+                tokio::time::sleep(NEXT_BROKER * i as u32).await;
+                match Connection::open(&address, &self.security).await {
+                    Err(PortError::Unclear(why)) => Err(PortError::Unclear(why)),
+                    clear => Ok(clear),
+                }
+            })
+        };
+        let tried: Vec<_> = known.iter().chain(&self.bootstrap).enumerate().map(open).collect();
+        if tried.is_empty() {
+            return Err(PortError::Fatal(format!("{}: no broker is named", self.name)));
         }
-        Err(why)
+        future::select_ok(tried).await?.0
     }
 
     /// What brokers say of the topic now, or said not long ago.
@@ -186,8 +197,8 @@ impl Topic {
     }
 
     /// A connection to the leader of a partition, and the leader's epoch.
-    async fn leader(&self, lineage: &Lineage, partition: i32) -> Result<(Connection, i32), PortError> {
-        let about = self.about(Duration::ZERO).await?;
+    async fn leader(&self, lineage: &Lineage, partition: i32, believed: Duration) -> Result<(Connection, i32), PortError> {
+        let about = self.about(believed).await?;
         self.same(&about, lineage)?;
         let missing = || PortError::Unclear(format!("the topic {} has no partition {partition} that is led", self.name));
         let (leader, epoch) = about.leaders.get(&partition).copied().ok_or_else(missing)?;
@@ -237,7 +248,7 @@ impl Topic {
         let mut held = match held {
             Some(held) => held,
             None => {
-                let (connection, epoch) = self.leader(lineage, partition).await?;
+                let (connection, epoch) = self.leader(lineage, partition, Duration::ZERO).await?;
                 Held { connection, epoch, used: Instant::now() }
             }
         };
@@ -246,7 +257,13 @@ impl Topic {
         let mut stand = stood.unwrap_or(Stand { next, written: -1 });
         let began = Instant::now();
         let read = loop {
-            let Some(found) = self.ask(lineage, partition, &mut held, stand).await? else { continue };
+            let Some(found) = self.ask(lineage, partition, &mut held, stand, from).await? else {
+                if began.elapsed() >= SCAN {
+                    let scanned = u64::try_from(stand.next - 1).ok().map(Offset::new);
+                    break Read { scanned, more: true, ..Read::default() };
+                }
+                continue;
+            };
             if found.diverging_epoch.epoch >= 0 {
                 return Err(self.cut_back(partition, found.diverging_epoch.end_offset));
             }
@@ -280,7 +297,14 @@ impl Topic {
     }
 
     /// One question for records; `None`: it is to be asked again, the broker wants fewer of them.
-    async fn ask(&self, lineage: &Lineage, partition: i32, held: &mut Held, stand: Stand) -> Result<Option<PartitionData>, PortError> {
+    async fn ask(
+        &self,
+        lineage: &Lineage,
+        partition: i32,
+        held: &mut Held,
+        stand: Stand,
+        from: Place,
+    ) -> Result<Option<PartitionData>, PortError> {
         let wanted = FetchPartition::default()
             .with_partition(partition)
             .with_current_leader_epoch(held.epoch)
@@ -305,7 +329,7 @@ impl Topic {
         let found = answer.responses.into_iter().next().and_then(|t| t.partitions.into_iter().next());
         let code = if answer.error_code == 0 { found.as_ref().map_or(0, |f| f.error_code) } else { answer.error_code };
         if code != 0 {
-            return Err(self.fetch_failed(code, lineage, held, stand).await);
+            return Err(self.fetch_failed(code, lineage, held, stand, from).await);
         }
         if found.is_none() && answer.throttle_time_ms == 0 {
             return Err(PortError::Unclear(format!("{}: no answer", self.what("Fetch"))));
@@ -314,7 +338,7 @@ impl Topic {
     }
 
     /// What an error of a question for records means, and what follows.
-    async fn fetch_failed(&self, code: i16, lineage: &Lineage, held: &mut Held, stand: Stand) -> PortError {
+    async fn fetch_failed(&self, code: i16, lineage: &Lineage, held: &mut Held, stand: Stand, from: Place) -> PortError {
         let at = format!("{}, partition {}", self.what("Fetch"), lineage.partition());
         match ResponseError::try_from_code(code) {
             // The topic's id is not known any more, or not yet by this broker.
@@ -334,6 +358,10 @@ impl Topic {
                 };
                 match ends.await {
                     Err(why) => why,
+                    // Nothing was taken yet that what is gone was missing from.
+                    Ok((oldest, _)) if oldest > stand.next && from == Place::Oldest => {
+                        PortError::Unclear(format!("{at}: its oldest records have just been removed"))
+                    }
                     Ok((oldest, _)) if oldest > stand.next => PortError::Fatal(format!(
                         "{at}: the records {} to {} are gone; they were kept for less long than nobody read them. {START_OVER}",
                         stand.next,
@@ -495,7 +523,7 @@ impl Source for KafkaSource {
             let mut known = Vec::new();
             for shard in self.shards(source).await? {
                 let partition = partition(&shard.lineage)?;
-                let (mut connection, epoch) = topic.leader(&shard.lineage, partition).await?;
+                let (mut connection, epoch) = topic.leader(&shard.lineage, partition, BELIEVED).await?;
                 let found = match time {
                     Some(time) => topic.offset(&mut connection, partition, epoch, time, READ_ALL).await?,
                     None => None,
@@ -513,7 +541,7 @@ impl Source for KafkaSource {
     fn probe<'a>(&'a self, lineage: &'a Lineage, from: Place) -> Call<'a, ()> {
         Box::pin(async move {
             let (topic, partition) = (self.topic(lineage.source())?, partition(lineage)?);
-            let (mut connection, epoch) = topic.leader(lineage, partition).await?;
+            let (mut connection, epoch) = topic.leader(lineage, partition, BELIEVED).await?;
             let next = topic.resolve(&mut connection, partition, epoch, from).await?;
             let oldest = topic.offset(&mut connection, partition, epoch, OLDEST, READ_ALL).await?.unwrap_or_default();
             let newest = topic.offset(&mut connection, partition, epoch, NEWEST, READ_ALL).await?.unwrap_or_default();

@@ -57,6 +57,8 @@ impl<C: Control> SourceTask<C> {
                 return Err(TaskError::Trimmed { what: self.job.lineage.to_string(), from: at });
             }
             if batch.is_empty() && reached <= Some(at) {
+                let (lineage, to) = (&self.job.lineage, self.row.position.map(|p| p.to_string()).unwrap_or_default());
+                self.ports.unclear.note(&format!("{lineage} gives no records up to {to}, which are needed to compute its state again"));
                 self.ports.clock.sleep(10).await;
             }
             // A raise stands between two records: the batch ends there.
