@@ -140,6 +140,8 @@ pub struct Worker {
     looks: Looks,
     /// When the look began by which tasks were started last, ms.
     looked: i64,
+    /// There was more to take than is taken at once: the next look is made anew.
+    more: bool,
     /// Lineages whose shards are not listed, and since when.
     missing: BTreeMap<String, i64>,
     /// Tasks that have ended since, and when.
@@ -203,6 +205,7 @@ impl Worker {
             shards: Vec::new(),
             looks: Looks::default(),
             looked: i64::MIN,
+            more: false,
             missing: BTreeMap::new(),
             over: BTreeMap::new(),
             rounds: 0,
@@ -414,7 +417,7 @@ impl Worker {
         let newest = [self.shared.looks.newest(), self.looks.newest()].into_iter().max_by_key(|look| look.began).unwrap_or_default();
         let age = self.ports.clock.now().saturating_sub(newest.began);
         let due = age < 0 || age >= self.looks.pause(self.settings.poll_interval);
-        let look = if newest.began > self.looked {
+        let look = if newest.began > self.looked && !std::mem::take(&mut self.more) {
             newest
         } else if due || self.looked == i64::MIN {
             self.looks.behind(self.looks.begun(), 0, &self.ports, self.settings.rules).await?
@@ -465,7 +468,7 @@ impl Worker {
         }
         // There may be more to take than is taken at once.
         if take.len() >= lease::FREE_AT_ONCE {
-            self.looked = i64::MIN;
+            (self.looked, self.more) = (i64::MIN, true);
         }
         for key in take {
             if self.load.iter().any(|l| l.contains(&key)) {

@@ -83,6 +83,11 @@ pub fn read(mut bytes: Bytes, from: i64, aborted: &[AbortedTransaction]) -> Resu
         if one.get(VERSION_AT) != Some(&2) {
             return Err(format!("the batch behind {next} has the format of before Kafka 0.11, which is not read"));
         }
+        let end = header.last;
+        let broken = |why: &dyn std::fmt::Display| format!("the batch that ends with {end} cannot be read: {why}");
+        // The checksum first: a bit that is another one must not make records into something that is passed over.
+        let info = RecordBatchDecoder::decode_batch_info(&mut one.clone()).map_err(|why| broken(&why))?;
+        let info = info.first().ok_or_else(|| broken(&"it has no header"))?;
         while let Some(transaction) = aborted.pop_if(|a| a.first_offset <= header.last) {
             open.insert(transaction.producer_id.0);
         }
@@ -96,10 +101,6 @@ pub fn read(mut bytes: Bytes, from: i64, aborted: &[AbortedTransaction]) -> Resu
         if header.last < from || (header.transactional() && open.contains(&header.producer)) {
             continue;
         }
-        let end = header.last;
-        let broken = |why: &dyn std::fmt::Display| format!("the batch that ends with {end} cannot be read: {why}");
-        let info = RecordBatchDecoder::decode_batch_info(&mut one.clone()).map_err(|why| broken(&why))?;
-        let info = info.first().ok_or_else(|| broken(&"it has no header"))?;
         let bytes = decompress(one.split_off(HEADER), info.compression).map_err(|why| broken(&why))?;
         let mut records = Walk(&bytes);
         for _ in 0..info.record_count {
@@ -205,4 +206,65 @@ fn snappy(bytes: &[u8]) -> anyhow::Result<Bytes> {
         rest = behind;
     }
     Ok(out.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+    use kafka_protocol::records::{Record, RecordBatchEncoder, RecordEncodeOptions, TimestampType};
+
+    use super::*;
+
+    /// A batch of 20 records behind each other, as the library of Kafka's messages writes it.
+    fn batch(first: i64) -> Vec<u8> {
+        let record = |i: i64| Record {
+            transactional: false,
+            control: false,
+            delete_horizon: false,
+            partition_leader_epoch: 3,
+            producer_id: -1,
+            producer_epoch: -1,
+            timestamp_type: TimestampType::Creation,
+            offset: first + i,
+            sequence: i as i32,
+            timestamp: 1_000 + i,
+            key: (i % 2 == 0).then(|| Bytes::from(format!("key {i}"))),
+            value: (i != 7).then(|| Bytes::from(format!("value {i}"))),
+            headers: Default::default(),
+        };
+        let records: Vec<Record> = (0..20).map(record).collect();
+        let mut out = BytesMut::new();
+        let options = RecordEncodeOptions { version: 2, compression: Compression::None };
+        RecordBatchEncoder::encode(&mut out, records.iter(), &options).expect("a batch");
+        out.to_vec()
+    }
+
+    #[test]
+    fn whole_batches_are_read_and_what_is_cut_off_or_damaged_is_not() {
+        let bytes = [batch(100), batch(120)].concat();
+        let (whole, half) = (bytes.len(), bytes.len() / 2);
+        for length in 0..=whole {
+            let read = read(Bytes::copy_from_slice(&bytes[..length]), 105, &[]).expect("whole batches");
+            let expected = if length == whole {
+                (35, 140)
+            } else if length >= half {
+                (15, 120)
+            } else {
+                (0, 105)
+            };
+            assert_eq!((read.batch.len(), read.next), expected, "{length} bytes");
+        }
+        let all = read(Bytes::copy_from_slice(&bytes), 105, &[]).expect("whole batches");
+        assert_eq!((all.batch.record(0), all.batch.key(0), all.batch.arrivals[0]), (&b"value 5"[..], Some(&b""[..]), 1_005));
+        assert_eq!((all.batch.record(2), all.written), (&b""[..], Some(3)), "a record without value");
+        // A byte that is another one is found by the checksum, or it is none of what is read.
+        for at in 0..half {
+            let mut damaged = bytes[..half].to_vec();
+            damaged[at] ^= 0x55;
+            // Offset, length and epoch are not part of what is summed; the broker gives them.
+            let outside = at < VERSION_AT;
+            let read = read(Bytes::from(damaged), 0, &[]);
+            assert!(outside || read.is_err(), "byte {at}");
+        }
+    }
 }
