@@ -307,15 +307,17 @@ impl<'a> DeadLetters<'a> {
                     done.before += letters.len() as u64;
                     continue;
                 }
-                let before = done.sent;
                 // Whoever may not note it down finds out before anything is sent.
                 self.place.write(self.location, &note(&file), serde_json::to_vec(&notes)?).await?;
-                let outcome = self.send(&file, &group, letters, again, &mut sent, &mut done).await;
-                if let Err(error) = outcome {
-                    eprint!("{}", done.text());
-                    return Err(error);
-                }
-                if done.sent > before {
+                let records = match self.send(&file, &group, letters, again, &mut sent, &mut done).await {
+                    Ok(records) => records,
+                    Err(error) => {
+                        eprint!("{}", done.text());
+                        return Err(error);
+                    }
+                };
+                // Also where another step's letter has just sent them: the next call must not.
+                if records {
                     notes.insert(group);
                     self.place.write(self.location, &note(&file), serde_json::to_vec(&notes)?).await?;
                 }
@@ -341,7 +343,7 @@ impl<'a> DeadLetters<'a> {
         }
     }
 
-    /// Sends the letters of a file, step and reason.
+    /// Sends the letters of a file, step and reason; answers whether any of them is a record that goes somewhere.
     async fn send(
         &self,
         file: &str,
@@ -350,7 +352,8 @@ impl<'a> DeadLetters<'a> {
         again: bool,
         sent: &mut BTreeSet<(String, String)>,
         done: &mut Replayed,
-    ) -> Result<()> {
+    ) -> Result<bool> {
+        let mut records_in_it = false;
         let mut by_stream: BTreeMap<&str, Vec<Record>> = BTreeMap::new();
         for letter in letters {
             let stream = match (self.stream_of(&letter), letter.bytes()) {
@@ -362,6 +365,7 @@ impl<'a> DeadLetters<'a> {
             match stream {
                 Err(why) => *done.left.entry(why).or_default() += 1,
                 Ok((stream, data)) => {
+                    records_in_it = true;
                     // Any key will do for a record that came without one: its place in the stream is new in any case.
                     let key = letter.partition_key.filter(|k| !k.is_empty()).unwrap_or_else(|| letter.position.clone());
                     if sent.insert((letter.lineage, letter.position)) {
@@ -378,7 +382,7 @@ impl<'a> DeadLetters<'a> {
                 done.sent += chunk.len() as u64;
             }
         }
-        Ok(())
+        Ok(records_in_it)
     }
 }
 

@@ -112,6 +112,12 @@ async fn in_aws_records_go_back_to_their_stream_under_their_keys() {
             "partition_key": format!("key-{i}"), "arrival": "2026-11-22T00:00:00Z"});
         match i {
             7 => letter["record_base64"] = json!("/wA="),
+            // Another step has refused the record before it too: it is sent once.
+            11 => {
+                letter["step"] = json!("valid");
+                letter["position"] = json!("10");
+                letter["record"] = json!("record 10");
+            }
             9 => letter["lineage"] = json!("keyed/00001"),
             8 => drop(letter.as_object_mut().map(|l| l.insert("detail".to_owned(), json!("no record")))),
             _ => letter["record"] = json!(format!("record {i}")),
@@ -135,9 +141,9 @@ async fn in_aws_records_go_back_to_their_stream_under_their_keys() {
         let command = clouds.environment(&mut command);
         tokio::task::block_in_place(|| said(command))
     };
-    assert!(run("list").expect("a list").contains("720"));
+    assert!(run("list").expect("a list").contains("719"));
     let done = run("replay").expect("sent");
-    assert!(done.contains("718 records were sent again") && done.contains("1 record was not sent: there is no record in it"), "{done}");
+    assert!(done.contains("717 records were sent again") && done.contains("1 record was not sent: there is no record in it"), "{done}");
     assert!(run("replay").expect("nothing").contains("720 records were sent before"));
 
     let iterator = kinesis
@@ -147,13 +153,13 @@ async fn in_aws_records_go_back_to_their_stream_under_their_keys() {
         .shard_iterator_type(ShardIteratorType::TrimHorizon);
     let mut iterator = iterator.send().await.expect("an iterator").shard_iterator;
     let mut records = Vec::new();
-    while records.len() < 718 {
+    while records.len() < 717 {
         let answer = kinesis.get_records().set_shard_iterator(iterator).send().await.expect("records");
         records.extend(answer.records.into_iter().map(|r| (r.partition_key.unwrap_or_default(), r.data.into_inner())));
         iterator = answer.next_shard_iterator;
     }
     let expected: Vec<(String, Vec<u8>)> = (0..720)
-        .filter(|i| ![8, 9].contains(i))
+        .filter(|i| ![8, 9, 11].contains(i))
         .map(|i| (format!("key-{i}"), if i == 7 { vec![0xff, 0] } else { format!("record {i}").into_bytes() }))
         .collect();
     assert_eq!(records, expected);

@@ -29,7 +29,8 @@ use uuid::Uuid;
 use super::connection::{Connection, Security, refused};
 use super::records::{self, Records};
 use crate::codecs::time::format_millis;
-use crate::engine::ports::{Call, Place, PortError, Read, Shard, Source};
+use crate::connectors::clock::SystemClock;
+use crate::engine::ports::{Call, Clock, Place, PortError, Read, Shard, Source};
 
 /// How long a broker holds a question for records until there are some.
 const WAIT: Duration = Duration::from_millis(250);
@@ -464,11 +465,6 @@ fn partition(lineage: &Lineage) -> Result<i32, PortError> {
     lineage.partition().parse().map_err(|_| PortError::Fatal(format!("`{}` is no partition of a topic", lineage.partition())))
 }
 
-fn now() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-}
-
 /// The sources of a pipeline that are topics.
 pub struct KafkaSource {
     topics: BTreeMap<String, Topic>,
@@ -517,7 +513,7 @@ impl Source for KafkaSource {
     fn at_time<'a>(&'a self, source: &'a str, time: Option<i64>) -> Call<'a, Vec<(String, Known)>> {
         Box::pin(async move {
             let topic = self.topic(source)?;
-            if let Some(time) = time.filter(|time| *time > now()) {
+            if let Some(time) = time.filter(|time| *time > SystemClock.now()) {
                 return Err(PortError::Fatal(format!("{}: {} lies ahead", topic.name, format_millis(time))));
             }
             let mut known = Vec::new();
