@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use leat_compile::program::{EdgeKind, Encoding, Input, Program, Start};
+use leat_compile::program::{Encoding, Input, Program, Start};
 use leat_crds::spec::Stream;
 use leat_operator_core::plan::{Found, Observed};
 use leat_operator_core::resource::{self, Owner, Resource, Wish};
@@ -426,10 +426,8 @@ async fn seal(world: &World, shared: &Shared) -> Result<bool> {
     }
     let Some(watermark) = seal.watermark else {
         let newest = rows.values().map(|r| r.newest).max().unwrap_or(i64::MIN);
-        let longest = world.program.keyed.edges.iter().map(|e| match &e.kind {
-            EdgeKind::Partial(spec) => spec.size.millis() + spec.allowed_lateness.millis(),
-            EdgeKind::Rows(_) => 0,
-        });
+        let program = &world.program.keyed;
+        let longest = program.edges.iter().map(|e| e.kind.waits(&program.joins));
         let applied = keyed(world).await?.values().map(|k| k.watermark).max().unwrap_or(Watermark::MIN);
         let close = Watermark(newest.saturating_add(longest.max().unwrap_or_default()).saturating_add(1).max(i64::MIN + 1)).max(applied);
         change_pipeline(world, &|p| p.seal.clone().map(|s| Some(Seal { watermark: Some(close), ..s }))).await?;

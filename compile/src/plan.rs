@@ -2,6 +2,7 @@
 //! once, each with its path in the manifest.
 
 mod check;
+mod keyed;
 mod lower;
 mod sinks;
 mod tables;
@@ -94,6 +95,12 @@ fn pass<'a>(document: &'a JobDocument, used: Option<&BTreeSet<String>>) -> Lower
         }
     }
     sinks::dead_letters(&mut lowering);
+    // What a sink uses under the name that a join gave it is in use under its own. Later joins may have named it again.
+    for (new, old) in lowering.renamed.iter().rev() {
+        if lowering.used.contains(new) {
+            lowering.used.insert(old.clone());
+        }
+    }
     lowering
 }
 

@@ -224,6 +224,8 @@ pub struct DeduplicateSpec {
 pub struct KeyedProgram {
     /// What comes through the repartition stream.
     pub edges: Vec<Edge>,
+    /// Joins of two edges.
+    pub joins: Vec<JoinSpec>,
     /// Steps and sinks behind the edges, each after what it reads.
     pub nodes: Vec<Node>,
 }
@@ -244,8 +246,19 @@ pub struct Edge {
 pub enum EdgeKind {
     /// Partial sums of a window: a function of where a batch was cut, so staged.
     Partial(WindowSpec),
-    /// Rows for a keyed deduplication or a table: a function of one lineage's records, so replayable.
+    /// Rows for a keyed deduplication, a join or a table: a function of one lineage's records, so replayable.
     Rows(RowsSpec),
+}
+
+impl EdgeKind {
+    /// How far beyond the time of its last row the watermark has to be, ms, so that nothing waits any more.
+    pub fn waits(&self, joins: &[JoinSpec]) -> i64 {
+        match self {
+            EdgeKind::Partial(spec) => spec.shape.length().saturating_add(spec.allowed_lateness.millis()).saturating_add(1),
+            EdgeKind::Rows(RowsSpec { then: Then::Join(i, _), .. }) => joins[*i].waits(),
+            EdgeKind::Rows(_) => 0,
+        }
+    }
 }
 
 /// Rows that travel as they are.
@@ -255,16 +268,110 @@ pub struct RowsSpec {
     pub schema: SchemaRef,
     /// Columns whose values make the key group.
     pub key: Vec<usize>,
-    /// How the keyed task finds repeats; `None`: it does not, and adds each row's event time as the last column.
-    pub deduplicate: Option<DeduplicateSpec>,
+    /// What the keyed task does with them.
+    pub then: Then,
+}
+
+impl RowsSpec {
+    /// How far behind its lineage's watermark a row may come, ms; `None`: however far.
+    pub fn horizon(&self, joins: &[JoinSpec]) -> Option<i64> {
+        match &self.then {
+            Then::Pass => None,
+            Then::Deduplicate(spec) => Some(spec.within.millis()),
+            Then::Join(i, _) => Some(joins[*i].allowed_lateness),
+        }
+    }
+}
+
+/// What a keyed task does with rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Then {
+    /// Adds each row's event time as the last column.
+    Pass,
+    /// Drops repeats.
+    Deduplicate(DeduplicateSpec),
+    /// Keeps them for a join of the keyed program, as one of its sides.
+    Join(usize, JoinSide),
+}
+
+/// A side of a join.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JoinSide {
+    /// What the step reads as `from`.
+    Left,
+    /// What it reads as `with`.
+    Right,
+}
+
+/// A join of two edges; what comes out is the left edge's output.
+#[derive(Debug, Clone)]
+pub struct JoinSpec {
+    /// Name of the step.
+    pub name: String,
+    /// Edge of the left rows, and of the right ones.
+    pub edges: [usize; 2],
+    /// Which rows meet.
+    pub meets: Meets,
+    /// A left row that meets none leaves with NULLs.
+    pub outer: bool,
+    /// How far behind its lineage's watermark a row of either side may come, ms.
+    pub allowed_lateness: i64,
+    /// Columns of the right rows that leave, behind those of the left ones.
+    pub taken: Vec<usize>,
+}
+
+/// Which rows of a join meet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Meets {
+    /// A right row that is at most so much earlier or later, ms.
+    Interval {
+        /// Earlier than the left one.
+        before: i64,
+        /// Later than the left one.
+        after: i64,
+    },
+    /// The right row that was the newest at the left one's time.
+    Newest,
+}
+
+impl JoinSpec {
+    /// Rows are done with in steps of this length, ms.
+    pub fn grain(&self) -> i64 {
+        match self.meets {
+            Meets::Interval { before, after } => (before.saturating_add(after) / 512).max(1),
+            Meets::Newest => 1,
+        }
+    }
+
+    fn waits(&self) -> i64 {
+        let after = if let Meets::Interval { after, .. } = self.meets { after } else { 0 };
+        after.saturating_add(self.allowed_lateness).saturating_add(self.grain()).saturating_add(1)
+    }
+}
+
+/// How windows lie in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// One after the other, of this length, aligned to the epoch.
+    Tumbling(Duration),
+    /// As long as rows of one key follow each other at most this far apart.
+    Session(Duration),
+}
+
+impl Shape {
+    /// Length of a window, or the gap, ms.
+    pub fn length(self) -> i64 {
+        let (Shape::Tumbling(length) | Shape::Session(length)) = self;
+        length.millis()
+    }
 }
 
 /// A windowed aggregate.
 #[derive(Debug, Clone)]
 pub struct WindowSpec {
-    /// Length of the window.
-    pub size: Duration,
-    /// How long after its end it takes rows.
+    /// The windows.
+    pub shape: Shape,
+    /// How long after its end a window takes rows; how far behind its lineage's watermark a row of a session may come.
     pub allowed_lateness: Duration,
     /// `None`: once at the end; else early and corrected rows, at most this often.
     pub on_update: Option<Duration>,

@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 
 use arrow::datatypes::{DataType, Schema};
+use leat_crds::spec::{JoinType, Step};
 
-use crate::program::{EdgeKind, Op, Program};
+use crate::program::{Aggregate, Edge, EdgeKind, JoinSpec, Op, Program, RowsSpec, Shape, Then, WindowSpec};
 
 /// A step whose state the next job cannot take over.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,8 +30,8 @@ struct Kept {
     parts: BTreeMap<&'static str, String>,
 }
 
-/// The steps whose state would be lost if `after` followed `before`. A longer or shorter `within`, lateness, or `emit` keeps
-/// it: state holds times, and is judged anew.
+/// The steps whose state would be lost if `after` followed `before`. A longer or shorter `within`, gap, lateness, or
+/// `emit` keeps it: state holds times, and is judged anew.
 pub fn lost(before: &Program, after: &Program) -> Vec<Lost> {
     let (before, after) = (kept(before), kept(after));
     let mut lost = Vec::new();
@@ -75,23 +76,55 @@ fn kept(program: &Program) -> BTreeMap<String, Kept> {
             ]);
             all.insert(step.name.clone(), Kept { what: "the ids that it has seen", parts });
         }
-        let edge = program.keyed.edges.iter().find(|e| e.name == step.name);
-        if let (Some(aggregate), Some(EdgeKind::Partial(window))) = (&step.aggregate, edge.map(|e| &e.kind)) {
-            let kinds = |of: fn(&crate::program::Aggregate) -> &DataType| {
-                window.aggregates.iter().map(|a| of(a).to_string()).collect::<Vec<_>>().join(", ")
-            };
-            let group: Vec<String> = step.group_by.iter().zip(&window.group_types).map(|(name, kind)| format!("{name} {kind}")).collect();
-            let results: Vec<String> = aggregate.iter().map(|(name, expression)| format!("{name}: {expression}")).collect();
-            let parts = BTreeMap::from([
-                ("groupBy", group.join(", ")),
-                ("tumbling", window.size.to_string()),
-                ("aggregate", results.join(", ")),
-                ("types", format!("{} to {}", kinds(|a| &a.input), kinds(|a| &a.output))),
-            ]);
-            all.insert(step.name.clone(), Kept { what: "its open windows", parts });
-        }
+        let Some(edge) = program.keyed.edges.iter().find(|e| e.name == step.name) else { continue };
+        let kept = match &edge.kind {
+            EdgeKind::Partial(window) => windows(step, edge, window),
+            EdgeKind::Rows(RowsSpec { then: Then::Join(join, _), .. }) => join_of(step, program, &program.keyed.joins[*join]),
+            EdgeKind::Rows(_) => None,
+        };
+        all.extend(kept.map(|kept| (step.name.clone(), kept)));
     }
     all
+}
+
+/// A longer or shorter gap keeps what is open: the next row is judged by it.
+fn windows(step: &Step, edge: &Edge, window: &WindowSpec) -> Option<Kept> {
+    let kinds = |of: fn(&Aggregate) -> &DataType| window.aggregates.iter().map(|a| of(a).to_string()).collect::<Vec<_>>().join(", ");
+    let group: Vec<String> = edge.schema.fields().iter().take(window.group_types.len()).map(|f| f.name().clone()).collect();
+    let group = types(&group, &edge.schema);
+    let aggregate = step.aggregate.as_ref().or(step.sessionize.as_ref().map(|s| &s.aggregate))?;
+    let results: Vec<String> = aggregate.iter().map(|(name, expression)| format!("{name}: {expression}")).collect();
+    let mut parts =
+        BTreeMap::from([("aggregate", results.join(", ")), ("types", format!("{} to {}", kinds(|a| &a.input), kinds(|a| &a.output)))]);
+    let what = match window.shape {
+        Shape::Tumbling(size) => {
+            parts.extend([("groupBy", group), ("tumbling", size.to_string())]);
+            "its open windows"
+        }
+        Shape::Session(_) => {
+            parts.insert("by", group);
+            "its open sessions"
+        }
+    };
+    Some(Kept { what, parts })
+}
+
+/// Rows are kept with the columns that they had.
+fn join_of(step: &Step, program: &Program, join: &JoinSpec) -> Option<Kept> {
+    let verb = step.join.as_ref()?;
+    let rows = join.edges.map(|edge| match &program.keyed.edges[edge].kind {
+        EdgeKind::Rows(rows) => types(&rows.schema.fields().iter().map(|f| f.name().clone()).collect::<Vec<_>>(), &rows.schema),
+        EdgeKind::Partial(_) => String::new(),
+    });
+    let keys: Vec<String> = verb.keys.iter().map(|(ours, theirs)| format!("{ours} = {theirs}")).collect();
+    let [from, with] = rows;
+    let parts = BTreeMap::from([
+        ("kind", format!("{:?} {:?}", verb.kind, verb.outer.unwrap_or(JoinType::Inner))),
+        ("keys", keys.join(", ")),
+        ("columns of `from`", from),
+        ("columns of `with`", with),
+    ]);
+    Some(Kept { what: "the rows that it keeps", parts })
 }
 
 #[cfg(test)]

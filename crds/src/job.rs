@@ -11,13 +11,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::spec::StreamingPipelineSpec;
 
-/// Newest version of the document that this code knows. 2: `start` and `kpl` of sources, topics of Kafka.
+/// Newest version of the document that this code knows. 2: `start` and `kpl` of sources, topics of Kafka, sessions and
+/// joins.
 pub const JOB_VERSION: u32 = 2;
 
 /// The oldest version that can say what a spec says: what a worker of the version before can run, it gets.
 pub fn version_of(spec: &StreamingPipelineSpec) -> u32 {
     let begun = spec.sources.iter().any(|source| source.start.is_some() || source.kpl.is_some());
-    if begun || spec.streams.iter().any(|stream| stream.kafka.is_some()) { 2 } else { 1 }
+    let steps = spec.steps.iter().any(|step| step.sessionize.is_some() || step.join.is_some());
+    if begun || steps || spec.streams.iter().any(|stream| stream.kafka.is_some()) { 2 } else { 1 }
 }
 
 /// Versions of the document that this code reads: its own and the one before.

@@ -3,6 +3,7 @@
 mod flow;
 mod resources;
 mod run;
+mod steps;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 pub use self::flow::*;
 pub use self::resources::*;
 pub use self::run::*;
+pub use self::steps::*;
 
 /// Part of the API that is not there yet: any value is accepted by the schema and refused by name with a sentence.
 pub type Planned = Option<serde_json::Value>;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use leat_crds::problem::Problem;
-use leat_crds::spec::{Aws, Kafka, Management, RecordFormat, Sink, Source, Step, Stream, StreamingPipelineSpec};
+use leat_crds::spec::{Aws, JoinKind, Kafka, Management, RecordFormat, Sink, Source, Step, Stream, StreamingPipelineSpec};
 
 /// Words that YAML 1.1 reads as something else.
 const YAML_WORDS: [&str; 9] = ["on", "off", "yes", "no", "y", "n", "null", "true", "false"];
@@ -321,11 +321,11 @@ fn check_step(step: &Step, path: &str, out: &mut Vec<Problem>) {
         ("select", step.select.is_some()),
         ("derive", step.derive.is_some()),
         ("aggregate", step.aggregate.is_some()),
+        ("sessionize", step.sessionize.is_some()),
+        ("join", step.join.is_some()),
         ("userAgent", step.user_agent.is_some()),
         ("geoip", step.geoip.is_some()),
         ("lookup", step.lookup.is_some()),
-        ("sessionize", step.sessionize.is_some()),
-        ("join", step.join.is_some()),
         ("sort", step.sort.is_some()),
         ("pivot", step.pivot.is_some()),
         ("over", step.over.is_some()),
@@ -333,7 +333,7 @@ fn check_step(step: &Step, path: &str, out: &mut Vec<Problem>) {
     ];
     exactly_one("verb", &verbs, path, out);
     from(&step.from, path, out);
-    for (verb, present) in &verbs[6..] {
+    for (verb, present) in &verbs[8..] {
         planned(*present, format!("{path}.{verb}"), verb, out);
     }
     planned(step.having.is_some(), format!("{path}.having"), "having", out);
@@ -347,6 +347,18 @@ fn check_step(step: &Step, path: &str, out: &mut Vec<Problem>) {
                     "it does nothing beside another verb",
                 ));
             }
+        }
+    }
+    if let Some(join) = &step.join {
+        match (join.kind, &join.within) {
+            (JoinKind::Interval, None) => {
+                let hint = "write how far apart the rows may be, for example `within: {after: 30m}`";
+                out.push(Problem::new(format!("{path}.join.within"), "an Interval join needs it", hint));
+            }
+            (JoinKind::Temporal, Some(_)) => {
+                out.push(Problem::new(format!("{path}.join.within"), "it is a part of Interval joins", "leave it out"));
+            }
+            _ => {}
         }
     }
     if let Some(window) = &step.window {

@@ -6,13 +6,12 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field as ArrowField, Schema, SchemaRef, TimeUnit};
 use leat_crds::job::JobDocument;
 use leat_crds::problem::{Problem, suggest};
-use leat_crds::spec::{EmitMode, RecordFormat, SchemaFormat, Source, Step, StreamEnd, WrongShard};
+use leat_crds::spec::{RecordFormat, SchemaFormat, Source, Step, StreamEnd, WrongShard};
 use leat_crds::values::Duration;
 
 use crate::definition::{self, Field, Kind};
 use crate::program::{
-    Aggregate, Csv, Decode, DeduplicateSpec, Edge, EdgeKind, Encoding, EventTimeSpec, From, Function, Input, KeyedProgram, Node, Op, Port,
-    Program, RowsSpec, Side, SourceProgram, Start, WindowSpec,
+    Csv, Decode, Encoding, EventTimeSpec, From, Input, KeyedProgram, Node, Op, Port, Program, Side, SourceProgram, Start,
 };
 use crate::sql::{Planner, SqlError, type_name};
 
@@ -39,8 +38,19 @@ pub(super) struct Output {
     pub partition_column: Option<String>,
     /// The column that holds the rows' time: that of the event, or the start of the window.
     pub time_column: Option<String>,
-    /// Rows of one key follow each other: the key, and whether later ones replace earlier ones.
-    pub key: Option<(Vec<String>, bool)>,
+    /// Rows are results of windows.
+    pub key: Option<Key>,
+}
+
+/// What identifies a result, and what becomes of it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Key {
+    /// Each of these sets of columns tells the results apart.
+    pub columns: Vec<Vec<String>>,
+    /// Later rows replace earlier ones.
+    pub upsert: bool,
+    /// The column that orders results of one item: the end of their window.
+    pub version: &'static str,
 }
 
 pub(super) struct Lowering<'a> {
@@ -51,6 +61,8 @@ pub(super) struct Lowering<'a> {
     pub outputs: BTreeMap<String, Output>,
     /// Names of columns that some expression or sink uses.
     pub used: BTreeSet<String>,
+    /// Columns that a join gave another name: the new one and the old one.
+    pub renamed: Vec<(String, String)>,
 }
 
 impl<'a> Lowering<'a> {
@@ -64,14 +76,22 @@ impl<'a> Lowering<'a> {
             tables: Vec::new(),
             streams: Vec::new(),
         };
-        Self { document, planner: Planner::default(), problems: Vec::new(), program, outputs: BTreeMap::new(), used: BTreeSet::new() }
+        Self {
+            document,
+            planner: Planner::default(),
+            problems: Vec::new(),
+            program,
+            outputs: BTreeMap::new(),
+            used: BTreeSet::new(),
+            renamed: Vec::new(),
+        }
     }
 
     pub fn problem(&mut self, path: &str, message: impl Into<String>, hint: impl Into<String>) {
         self.problems.push(Problem::new(path, message, hint));
     }
 
-    fn sql(&mut self, path: &str, error: SqlError) {
+    pub fn sql(&mut self, path: &str, error: SqlError) {
         self.problem(path, error.message, error.hint);
     }
 
@@ -218,7 +238,8 @@ impl<'a> Lowering<'a> {
     pub fn order_of_steps(&mut self) -> Vec<usize> {
         let steps = &self.document.spec.steps;
         let index: BTreeMap<&str, usize> = steps.iter().enumerate().map(|(i, s)| (s.name.as_str(), i)).collect();
-        let reads = |step: &Step| step.from.iter().filter_map(|f| index.get(base(f)).copied()).collect::<BTreeSet<_>>();
+        let named = |step: &'a Step| step.from.iter().chain(step.join.as_ref().map(|j| &j.with));
+        let reads = |step: &'a Step| named(step).filter_map(|f| index.get(base(f)).copied()).collect::<BTreeSet<_>>();
         let mut left: BTreeMap<usize, BTreeSet<usize>> = steps.iter().enumerate().map(|(i, s)| (i, reads(s))).collect();
         let mut order = Vec::new();
         while let Some(next) = left.iter().find(|(_, needs)| needs.iter().all(|n| !left.contains_key(n))).map(|(i, _)| *i) {
@@ -239,6 +260,11 @@ impl<'a> Lowering<'a> {
 
     /// What `from` names: outputs that can be united, and their ports.
     pub fn inputs(&mut self, path: &str, from: &[String]) -> Option<(Output, Vec<(Output, Side)>)> {
+        self.inputs_at(&|i| format!("{path}.from[{i}]"), from)
+    }
+
+    /// What is named at these paths.
+    pub fn inputs_at(&mut self, path: &dyn Fn(usize) -> String, from: &[String]) -> Option<(Output, Vec<(Output, Side)>)> {
         let mut found = Vec::new();
         let mut complete = true;
         for (i, name) in from.iter().enumerate() {
@@ -247,7 +273,7 @@ impl<'a> Lowering<'a> {
                 Some((_, "rejected")) => Side::Rejected,
                 Some((_, "late")) => Side::Late,
                 Some((_, other)) => {
-                    self.problem(&format!("{path}.from[{i}]"), format!("`.{other}` is no output"), "NAME, NAME.rejected and NAME.late are");
+                    self.problem(&path(i), format!("`.{other}` is no output"), "NAME, NAME.rejected and NAME.late are");
                     complete = false;
                     continue;
                 }
@@ -266,20 +292,17 @@ impl<'a> Lowering<'a> {
                         .collect();
                     if !known.contains(&base(name)) {
                         let hint = suggest(base(name), known);
-                        self.problem(&format!("{path}.from[{i}]"), format!("there is no source or step `{name}`"), hint);
+                        self.problem(&path(i), format!("there is no source or step `{name}`"), hint);
                     }
                 }
             }
         }
         let (first, _) = found.first()?;
         let mut union = first.clone();
-        for (i, (output, _)) in found.iter().enumerate().skip(1) {
+        // Whatever was refused has the same shape.
+        for (i, (output, _)) in found.iter().enumerate().skip(1).filter(|(_, (_, side))| *side == Side::Passed) {
             if output.schema != union.schema {
-                self.problem(
-                    &format!("{path}.from[{i}]"),
-                    format!("`{}` has other columns than `{}`", from[i], from[0]),
-                    "a union wants the same columns",
-                );
+                self.problem(&path(i), format!("`{}` has other columns than `{}`", from[i], from[0]), "a union wants the same columns");
                 complete = false;
             }
             union.timed &= output.timed;
@@ -290,7 +313,7 @@ impl<'a> Lowering<'a> {
                 union.time_column = None;
             }
             if output.key.is_some() || union.key.is_some() {
-                self.problem(&format!("{path}.from[{i}]"), "a union of aggregates does not work yet", "one sink for each");
+                self.problem(&path(i), "a union of aggregates does not work yet", "one sink for each");
                 complete = false;
             }
         }
@@ -303,6 +326,12 @@ impl<'a> Lowering<'a> {
         let mut keyed = Vec::new();
         for (output, side) in inputs {
             match &output.place {
+                // What a keyed step refuses, it refuses where its rows come from.
+                Place::Keyed(From::Edge(edge)) if *side != Side::Passed => {
+                    for (source, node) in self.feeders(*edge) {
+                        by_source.entry(source).or_default().push(Port { from: From::Node(node), side: *side });
+                    }
+                }
                 Place::Sources(ports) => {
                     ports.iter().for_each(|(s, from)| by_source.entry(*s).or_default().push(Port { from: *from, side: *side }))
                 }
@@ -328,6 +357,20 @@ impl<'a> Lowering<'a> {
         }
     }
 
+    /// The nodes of sources that send rows over an edge, or over either edge of a join.
+    fn feeders(&self, edge: usize) -> Vec<(usize, usize)> {
+        let join = self.program.keyed.joins.iter().find(|join| join.edges[0] == edge);
+        let edges = join.map_or([edge; 2], |join| join.edges);
+        let nodes = self
+            .program
+            .sources
+            .iter()
+            .enumerate()
+            .flat_map(|(s, source)| source.nodes.iter().enumerate().map(move |(n, node)| (s, n, node)));
+        let feeds = |node: &Node| matches!(&node.op, Op::Partial(to) | Op::Exchange(to) if edges.contains(to));
+        nodes.filter(|(_, _, node)| feeds(node)).map(|(source, index, _)| (source, index)).collect()
+    }
+
     /// Rejected and late records have a shape of their own, which files take.
     pub fn only_passed(&mut self, path: &str, inputs: &[(Output, Side)]) -> bool {
         let fits = inputs.iter().all(|(_, side)| *side == Side::Passed);
@@ -349,7 +392,7 @@ impl<'a> Lowering<'a> {
         }
     }
 
-    fn columns(&mut self, path: &str, names: &[String], schema: &Schema) -> Option<Vec<usize>> {
+    pub fn columns(&mut self, path: &str, names: &[String], schema: &Schema) -> Option<Vec<usize>> {
         let found: Vec<Option<usize>> = names.iter().enumerate().map(|(i, n)| self.column(&format!("{path}[{i}]"), n, schema)).collect();
         found.into_iter().collect()
     }
@@ -391,6 +434,10 @@ impl<'a> Lowering<'a> {
             self.deduplicate(path, step, input, &inputs)
         } else if step.aggregate.is_some() {
             self.aggregate(path, step, input, &inputs)
+        } else if step.sessionize.is_some() {
+            self.sessionize(path, step, input, &inputs)
+        } else if step.join.is_some() {
+            self.join(path, step, input, &inputs)
         } else {
             None
         };
@@ -434,132 +481,6 @@ impl<'a> Lowering<'a> {
         let same = |c: &String| columns.get(c).map_or(verb == "derive", |text| text.trim() == c);
         let time_column = input.time_column.filter(same);
         Some(Output { schema, place, partition_column, time_column, ..input })
-    }
-
-    fn deduplicate(&mut self, path: &str, step: &Step, input: Output, inputs: &[(Output, Side)]) -> Option<Output> {
-        let verb = step.deduplicate.as_ref()?;
-        if !input.timed {
-            self.problem(path, "`deduplicate` forgets by event time, and the source has none", "give the source an `eventTime`");
-        }
-        if input.key.is_some() {
-            self.problem(path, "results of an aggregate are not deduplicated", "they have one row per key already");
-        }
-        let by = self.columns(&format!("{path}.deduplicate.by"), &verb.by, &input.schema);
-        let keyed_with = if verb.keyed_with.is_empty() { &verb.by } else { &verb.keyed_with };
-        let key = self.columns(&format!("{path}.deduplicate.keyedWith"), keyed_with, &input.schema);
-        let spec = DeduplicateSpec { by: by?, key: key?, within: verb.within };
-        let Place::Sources(sources) = &input.place else {
-            self.problem(path, "a second repartition does not work yet", "deduplicate before the aggregate");
-            return None;
-        };
-        let direct = sources.len() == 1 && input.partition_column.as_ref().is_some_and(|c| keyed_with == std::slice::from_ref(c));
-        let place = if direct {
-            self.place(path, &step.name, inputs, &input.schema, &|| Op::Deduplicate(spec.clone()))?
-        } else {
-            let edge = self.program.keyed.edges.len();
-            self.place(path, &step.name, inputs, &input.schema, &|| Op::Exchange(edge))?;
-            let kind = EdgeKind::Rows(RowsSpec { schema: Arc::clone(&input.schema), key: spec.key.clone(), deduplicate: Some(spec) });
-            self.program.keyed.edges.push(Edge { name: step.name.clone(), kind, schema: Arc::clone(&input.schema) });
-            Place::Keyed(From::Edge(edge))
-        };
-        Some(Output { place, ..input })
-    }
-
-    fn aggregate(&mut self, path: &str, step: &Step, input: Output, inputs: &[(Output, Side)]) -> Option<Output> {
-        let calls = step.aggregate.as_ref()?;
-        let window = step.window.clone().unwrap_or_default();
-        let size = window.tumbling.filter(|s| s.millis() > 0);
-        if size.is_none() {
-            self.problem(
-                &format!("{path}.window"),
-                "an aggregate without a tumbling window does not work yet",
-                "write for example `window: {tumbling: 1m}`",
-            );
-        }
-        if !input.timed {
-            self.problem(&format!("{path}.window"), "a window needs event time, and the source has none", "give the source an `eventTime`");
-        }
-        if matches!(input.place, Place::Keyed(_)) {
-            self.problem(path, "a second repartition does not work yet: what comes in was keyed by another step", "aggregate events");
-            return None;
-        }
-        let group_by = self.columns(&format!("{path}.groupBy"), &step.group_by, &input.schema);
-        let mut aggregates = Vec::new();
-        for (name, text) in calls {
-            let path = format!("{path}.aggregate.{name}");
-            if ["window_start", "window_end"].contains(&name.as_str()) || step.group_by.contains(name) {
-                self.problem(&path, format!("`{name}` is a column of the result already"), "take another name");
-            }
-            match self.planner.aggregate(text, &input.schema) {
-                Err(error) => self.sql(&path, error),
-                Ok(call) => {
-                    self.used.extend(call.columns().cloned());
-                    aggregates.extend(self.mergeable(&path, name, call));
-                }
-            }
-        }
-        let (group_by, size) = (group_by?, size?);
-        let group: Vec<ArrowField> = group_by.iter().map(|i| input.schema.field(*i).clone()).collect();
-        let group_types = group.iter().map(|f| f.data_type().clone()).collect();
-        let times = ["window_start", "window_end"].map(|n| ArrowField::new(n, TIMESTAMP, false));
-        let results = aggregates.iter().map(|a| ArrowField::new(&a.name, a.output.clone(), true));
-        let schema: SchemaRef = Arc::new(Schema::new(group.into_iter().chain(times).chain(results).collect::<Vec<_>>()));
-        let on_update = step.emit.as_ref().filter(|e| e.mode == EmitMode::OnUpdate).map(|e| e.every.unwrap_or(Duration::from_millis(1000)));
-        let spec = WindowSpec {
-            size,
-            allowed_lateness: window.allowed_lateness.unwrap_or(Duration::from_millis(0)),
-            on_update,
-            group_by,
-            group_types,
-            aggregates,
-        };
-        let edge = self.program.keyed.edges.len();
-        self.place(path, &step.name, inputs, &input.schema, &|| Op::Partial(edge))?;
-        self.program.keyed.edges.push(Edge { name: step.name.clone(), kind: EdgeKind::Partial(spec), schema: Arc::clone(&schema) });
-        let key: Vec<String> = step.group_by.iter().cloned().chain(["window_start".to_owned()]).collect();
-        Some(Output {
-            schema,
-            place: Place::Keyed(From::Edge(edge)),
-            timed: true,
-            partition_column: None,
-            time_column: Some("window_start".to_owned()),
-            key: Some((key, on_update.is_some())),
-        })
-    }
-
-    /// The aggregate as one whose partial results merge exactly, in any order.
-    fn mergeable(&mut self, path: &str, name: &str, call: crate::sql::AggregateCall) -> Option<Aggregate> {
-        let input = call.argument.as_ref().map_or(DataType::Int64, |a| a.data_type.clone());
-        let function = match (call.function.as_str(), &input) {
-            ("count", _) if call.distinct => {
-                self.problem(path, "`count(DISTINCT …)` does not work yet", "count rows, or deduplicate first");
-                return None;
-            }
-            ("count", _) => Function::Count,
-            ("min", _) => Function::Min,
-            ("max", _) => Function::Max,
-            ("sum" | "avg", DataType::Float64) => {
-                let message = format!("`{}` over DOUBLE depends on the order of events, so it could differ after a restart", call.function);
-                self.problem(path, message, "cast to DECIMAL, or declare the field with `x-leat-type: decimal(18,4)`");
-                return None;
-            }
-            ("sum", _) => Function::Sum,
-            _ => Function::Avg,
-        };
-        let output = match (function, &input) {
-            (Function::Sum, DataType::Decimal128(_, scale)) => DataType::Decimal128(38, *scale),
-            (Function::Sum, _) => DataType::Decimal128(38, 0),
-            (Function::Min | Function::Max, _) => input.clone(),
-            _ => call.data_type.clone(),
-        };
-        Some(Aggregate {
-            name: name.to_owned(),
-            function,
-            argument: call.argument.map(|a| a.expr),
-            filter: call.filter.map(|f| f.expr),
-            input,
-            output,
-        })
     }
 }
 

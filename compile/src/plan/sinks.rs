@@ -39,7 +39,11 @@ pub(super) fn files(l: &mut Lowering<'_>, path: &str, sink: &Sink, s3: &S3Sink) 
         let step = base(name);
         let nodes = l.program.sources.iter().flat_map(|s| &s.nodes).filter(|n| n.name == step);
         if !nodes.into_iter().any(|n| sides(&n.op).1) {
-            l.problem(&format!("{path}.from[{i}]"), format!("nothing is late at `{step}`"), "windows and deduplication have late rows");
+            l.problem(
+                &format!("{path}.from[{i}]"),
+                format!("nothing is late at `{step}`"),
+                "windows, sessions, joins and deduplication have late rows",
+            );
         }
     }
     let raw = s3.format == FileFormat::Raw;
@@ -59,7 +63,7 @@ pub(super) fn files(l: &mut Lowering<'_>, path: &str, sink: &Sink, s3: &S3Sink) 
         );
         return;
     }
-    if refused == 0 && input.key.as_ref().is_some_and(|(_, upsert)| *upsert) {
+    if refused == 0 && input.key.as_ref().is_some_and(|key| key.upsert) {
         l.problem(
             &format!("{path}.from"),
             "files only append, and this step corrects its rows",
@@ -117,7 +121,7 @@ pub(super) fn stream(l: &mut Lowering<'_>, path: &str, sink: &Sink, spec: &Strea
         let message = format!("this pipeline reads `{}`: a pipeline that reads what it writes does not work yet", spec.name);
         l.problem(&format!("{path}.name"), message, "another pipeline can read it");
     }
-    if input.key.as_ref().is_some_and(|(_, upsert)| *upsert) {
+    if input.key.as_ref().is_some_and(|key| key.upsert) {
         let hint = "leave out `emit: {mode: OnUpdate}`, or write to a table";
         l.problem(&format!("{path}.from"), "a stream only appends, and this step corrects its rows", hint);
     }
@@ -141,7 +145,8 @@ pub(super) fn stream(l: &mut Lowering<'_>, path: &str, sink: &Sink, spec: &Strea
 /// One sink for everything that is rejected or late and that nobody reads.
 pub(super) fn dead_letters(l: &mut Lowering<'_>) {
     let addressed = |name: &str, side: &str| {
-        let full = format!("{name}.{side}");
+        // The second input of a join is called after its step.
+        let full = format!("{}.{side}", base(name));
         l.document.spec.sinks.iter().any(|s| s.from.contains(&full))
     };
     let unread: Vec<Vec<Port>> = l

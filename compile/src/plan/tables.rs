@@ -6,8 +6,8 @@ use arrow::datatypes::{DataType, Field as ArrowField, Schema, SchemaRef};
 use leat_crds::problem::suggest;
 use leat_crds::spec::{DynamoDbSink, DynamoDbTable, KeyAttribute, KeyType, Sink};
 
-use super::lower::{Lowering, Output, Place, TIMESTAMP, label};
-use crate::program::{Edge, EdgeKind, Expr, From, Op, RowsSpec, Side, TableSpec};
+use super::lower::{Key, Lowering, Output, Place, TIMESTAMP, label};
+use crate::program::{Edge, EdgeKind, Expr, From, Op, RowsSpec, Side, TableSpec, Then};
 use crate::sql::type_name;
 
 /// Column that is added to single events on their way to a table.
@@ -58,7 +58,7 @@ pub(super) fn table(l: &mut Lowering<'_>, path: &str, sink: &Sink, spec: &Dynamo
     }
     let Some(shape) = shape(l, &path, spec, table, &input.schema) else { return };
     let made = match input.key.clone() {
-        Some((key, _)) => results(l, &path, &key, shape, input, inputs),
+        Some(key) => results(l, &path, &key, shape, input, inputs),
         None => events(l, &path, sink, shape, input, &inputs),
     };
     let Some((shape, version_column, input, inputs)) = made else { return };
@@ -136,19 +136,21 @@ fn key(l: &mut Lowering<'_>, path: &str, attributes: &[Attribute], key: &KeyAttr
 type Made = (Shape, usize, Output, Vec<(Output, Side)>);
 
 /// Rows of an aggregate: one per key and window, which are the item's.
-fn results(l: &mut Lowering<'_>, path: &str, key: &[String], shape: Shape, input: Output, inputs: Vec<(Output, Side)>) -> Option<Made> {
+fn results(l: &mut Lowering<'_>, path: &str, key: &Key, shape: Shape, input: Output, inputs: Vec<(Output, Side)>) -> Option<Made> {
     let in_key: Vec<&String> = shape.key().into_iter().flat_map(|i| &shape.attributes[i].columns).collect();
-    for column in key.iter().filter(|c| !in_key.contains(c)) {
+    let lacks = |columns: &[String]| columns.iter().filter(|c| !in_key.contains(c)).cloned().collect::<Vec<_>>();
+    // Of several sets that tell rows apart, the one that is nearest.
+    for column in key.columns.iter().map(|columns| lacks(columns)).min_by_key(Vec::len).unwrap_or_default() {
         l.problem(
             path,
             format!("rows differ in `{column}`, and the table's key does not contain it: they would overwrite each other"),
             "put it into the table's key under `columns`",
         );
     }
-    match input.schema.index_of("window_end") {
+    match input.schema.index_of(key.version) {
         Ok(version) => Some((shape, version, input, inputs)),
         Err(_) => {
-            l.problem(path, "the rows lost their `window_end`", "keep it in `select`");
+            l.problem(path, format!("the rows lost their `{}`", key.version), "keep it in `select`");
             None
         }
     }
@@ -178,7 +180,7 @@ fn events(l: &mut Lowering<'_>, path: &str, sink: &Sink, shape: Shape, input: Ou
     l.place(path, &name, &[(items.clone(), Side::Passed)], &schema, &|| Op::Exchange(edge))?;
     let stamped: SchemaRef =
         Arc::new(Schema::new(fields.into_iter().chain([ArrowField::new(EVENT_TIME, TIMESTAMP, false)]).collect::<Vec<_>>()));
-    let rows = RowsSpec { schema: Arc::clone(&schema), key: shape.key(), deduplicate: None };
+    let rows = RowsSpec { schema: Arc::clone(&schema), key: shape.key(), then: Then::Pass };
     l.program.keyed.edges.push(Edge { name, kind: EdgeKind::Rows(rows), schema: Arc::clone(&stamped) });
     // The time is the last column, so that those before it keep their places whatever they are called.
     let attributes = columns(l, &schema, |_| true);

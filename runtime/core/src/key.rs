@@ -4,7 +4,7 @@
 
 use md5::{Digest, Md5};
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 /// The unit of keyed state: a fixed fraction of all keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -13,6 +13,11 @@ pub struct KeyGroup(pub u16);
 /// The hash of a key's canonical bytes: XXH3, 64 bits, seed 0.
 pub fn hash(key: &[u8]) -> u64 {
     xxh3_64(key)
+}
+
+/// A name made of bytes: XXH3, 128 bits, seed 0, in hexadecimal.
+pub fn name(bytes: &[u8]) -> String {
+    format!("{:032x}", xxh3_128(bytes))
 }
 
 impl KeyGroup {

@@ -37,11 +37,12 @@ pub enum Rule {
     Stored,
     Named,
     Fresh,
+    Waits,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 31] = {
+    pub const ALL: [Rule; 32] = {
         use Rule::*;
         [
             Pred,
@@ -75,6 +76,7 @@ impl Rule {
             Stored,
             Named,
             Fresh,
+            Waits,
         ]
     };
 }

@@ -57,6 +57,11 @@ impl Writer {
         self.0.extend(value.to_le_bytes());
     }
 
+    /// Bytes as they are.
+    pub fn raw(&mut self, value: &[u8]) {
+        self.0.extend(value);
+    }
+
     /// Counted bytes.
     pub fn blob(&mut self, value: &[u8]) {
         self.number(value.len() as u64);
@@ -127,6 +132,11 @@ impl<'a> Reader<'a> {
         let (bytes, rest) = self.0.split_at_checked(length).ok_or(Damaged("bytes are cut off"))?;
         self.0 = rest;
         Ok(bytes)
+    }
+
+    /// All bytes that are left.
+    pub fn rest(self) -> &'a [u8] {
+        self.0
     }
 
     /// Counted text.

@@ -1,5 +1,6 @@
 //! What a keyed task computes: messages of the repartition stream into windows and ids, closed by the watermark.
 
+mod join;
 mod persist;
 
 use std::collections::BTreeMap;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, StringArray, TimestampMicrosecondArray};
 use arrow::compute::filter_record_batch;
 use arrow::json::LineDelimitedWriter;
-use leat_compile::program::{Edge, EdgeKind, From, Node, Op, Program, RowsSpec, WindowSpec};
+use leat_compile::program::{Edge, EdgeKind, From, Node, Op, Program, Shape, Then, WindowSpec};
 use leat_runtime_core::key::{self, KeyGroup, KeyWriter};
 use leat_runtime_core::ledger::Ledger;
 use leat_runtime_core::merge::Cursors;
@@ -21,10 +22,13 @@ use leat_runtime_core::wire::{Damaged, Reader};
 
 use super::deduplicate::{Seen, Verdict};
 use super::evaluate::{self, Failure};
+use super::rows::Rows;
+use super::session::Sessions;
 use super::source::{event_hash, key_bytes};
 use super::stream::{self, StreamRow};
 use super::table;
-use super::window::{Group, Windows};
+use super::versions::Versions;
+use super::window::{Group, Windows, late};
 use crate::output::Item;
 
 /// State of an edge.
@@ -32,7 +36,10 @@ use crate::output::Item;
 enum State {
     Stateless,
     Windows(Windows),
+    Sessions(Sessions),
     Seen(Seen),
+    Rows(Rows),
+    Versions(Versions),
 }
 
 /// Rows for a sink since the last cut.
@@ -67,10 +74,14 @@ pub struct KeyedChain {
 impl KeyedChain {
     /// The steps for `partition` of `partitions`, with empty state.
     pub fn new(program: &Arc<Program>, partition: u16, partitions: u16, rules: Rules) -> Self {
-        let state = |edge: &Edge| match edge.kind {
+        let state = |edge: &Edge| match &edge.kind {
+            EdgeKind::Partial(WindowSpec { shape: Shape::Session(_), .. }) => State::Sessions(Sessions::default()),
             EdgeKind::Partial(_) => State::Windows(Windows::default()),
-            EdgeKind::Rows(RowsSpec { deduplicate: Some(_), .. }) => State::Seen(Seen::default()),
-            EdgeKind::Rows(_) => State::Stateless,
+            EdgeKind::Rows(rows) => match &rows.then {
+                Then::Deduplicate(_) => State::Seen(Seen::default()),
+                Then::Join(i, side) => join::state(&program.keyed.joins[*i], *side),
+                Then::Pass => State::Stateless,
+            },
         };
         Self {
             program: Arc::clone(program),
@@ -128,12 +139,11 @@ impl KeyedChain {
     }
 
     fn partial(&mut self, i: usize, spec: &WindowSpec, message: &Message) -> Result<(), Damaged> {
-        let State::Windows(windows) = &mut self.states[i] else { return Ok(()) };
+        let state = &mut self.states[i];
         let mut body = Reader::new(&message.body);
         while !body.is_empty() {
             let group = Group::read(&mut body, spec, message.group)?;
-            let end = group.start.saturating_add(spec.size.millis());
-            if self.watermark.closes(end, spec.allowed_lateness.millis()) {
+            if late(group.start, self.watermark.0, spec) {
                 self.broken = Some(format!(
                     "{}: a result of {} for the window {} came at watermark {}",
                     message.edge, message.lineage, group.start, self.watermark
@@ -142,7 +152,11 @@ impl KeyedChain {
             let counts = self.ledger.of(&format!("{} (windows)", message.edge));
             counts.taken += group.rows;
             counts.absorbed += group.rows;
-            windows.merge(group, spec);
+            match state {
+                State::Windows(windows) => windows.merge(group, spec),
+                State::Sessions(sessions) => sessions.merge(group, spec),
+                _ => {}
+            }
         }
         Ok(())
     }
@@ -151,6 +165,9 @@ impl KeyedChain {
     fn rows(&mut self, program: &Program, (i, messages): (usize, Vec<Message>)) -> Result<(), Damaged> {
         let Some(edge) = program.keyed.edges.get(i).filter(|_| !messages.is_empty()) else { return Ok(()) };
         let EdgeKind::Rows(spec) = &edge.kind else { return Ok(()) };
+        if let Then::Join(join, side) = &spec.then {
+            return self.join(program, *join, *side, &messages);
+        }
         let mut times = Vec::with_capacity(messages.len());
         let mut values: Vec<Vec<Value>> = vec![Vec::with_capacity(messages.len()); spec.schema.fields().len()];
         for message in &messages {
@@ -162,13 +179,13 @@ impl KeyedChain {
         }
         let mut columns: Vec<ArrayRef> =
             values.iter().zip(spec.schema.fields()).map(|(v, field)| evaluate::column(v.iter(), field.data_type())).collect();
-        if spec.deduplicate.is_none() {
+        if spec.then == Then::Pass {
             let micros = times.iter().map(|(time, _)| Some(time.saturating_mul(1000)));
             columns.push(Arc::new(micros.collect::<TimestampMicrosecondArray>()));
         }
         let rows = RecordBatch::try_new(Arc::clone(&edge.schema), columns).map_err(|_| Damaged("a row does not fit its step"))?;
         let (mut keep, mut late, mut repeats) = (vec![true; messages.len()], 0, 0);
-        if let (Some(deduplicate), State::Seen(seen)) = (&spec.deduplicate, &mut self.states[i]) {
+        if let (Then::Deduplicate(deduplicate), State::Seen(seen)) = (&spec.then, &mut self.states[i]) {
             let mut writer = KeyWriter::default();
             // Rows of all lineages that are still to come have this watermark or a higher one.
             seen.advance(self.watermark.0, deduplicate.within.millis());
@@ -203,11 +220,15 @@ impl KeyedChain {
         for i in 0..self.states.len() {
             let program = Arc::clone(&self.program);
             let edge = &program.keyed.edges[i];
-            if let (State::Windows(windows), EdgeKind::Partial(spec)) = (&mut self.states[i], &edge.kind) {
-                let closed = windows.close(watermark, spec);
-                self.emit(i, edge, spec, &closed);
-            }
+            let EdgeKind::Partial(spec) = &edge.kind else { continue };
+            let closed = match &mut self.states[i] {
+                State::Windows(windows) => windows.close(watermark, spec),
+                State::Sessions(sessions) => sessions.close(watermark, spec),
+                _ => continue,
+            };
+            self.emit(i, edge, spec, &closed);
         }
+        self.advance_joins(true);
     }
 
     /// Emits early and corrected rows of windows that changed.
@@ -231,9 +252,16 @@ impl KeyedChain {
         let rows: Vec<Vec<Value>> = groups
             .iter()
             .map(|g| {
-                let times = [g.start, g.start.saturating_add(spec.size.millis())].map(|t| Value::Timestamp(t.saturating_mul(1000)));
+                let time = |ms: i64| Value::Timestamp(ms.saturating_mul(1000));
+                let own = match spec.shape {
+                    Shape::Tumbling(size) => vec![time(g.start), time(g.start.saturating_add(size.millis()))],
+                    Shape::Session(_) => {
+                        let id = [g.key_bytes(spec), g.start.to_le_bytes().to_vec()].concat();
+                        vec![Value::Text(key::name(&id)), time(g.start), time(g.last)]
+                    }
+                };
                 let results = g.accumulators.iter().zip(&spec.aggregates).map(|(acc, aggregate)| acc.result(aggregate));
-                g.key.iter().cloned().chain(times).chain(results).collect()
+                g.key.iter().cloned().chain(own).chain(results).collect()
             })
             .collect();
         let columns =
@@ -358,17 +386,22 @@ impl KeyedChain {
         !self.outputs.is_empty()
     }
 
-    /// Open windows, and those with changes that were not emitted.
+    /// What waits for a watermark to leave (windows, sessions, rows of joins), and windows with changes that were not emitted.
     pub fn open(&self) -> (u64, u64) {
         let mut counts = (0, 0);
         for (state, edge) in self.states.iter().zip(&self.program.keyed.edges) {
-            if let (State::Windows(windows), EdgeKind::Partial(spec)) = (state, &edge.kind) {
-                counts.0 += windows.len() as u64;
-                if spec.on_update.is_some() {
-                    counts.1 += windows.dirty() as u64;
+            match (state, &edge.kind) {
+                (State::Windows(windows), EdgeKind::Partial(spec)) => {
+                    counts.0 += windows.len() as u64;
+                    if spec.on_update.is_some() {
+                        counts.1 += windows.dirty() as u64;
+                    }
                 }
+                (State::Sessions(sessions), _) => counts.0 += sessions.len() as u64,
+                _ => {}
             }
         }
+        counts.0 += self.waiting();
         counts
     }
 }

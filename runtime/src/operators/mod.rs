@@ -5,10 +5,13 @@ pub mod evaluate;
 pub mod files;
 pub mod ids;
 pub mod keyed;
+pub mod rows;
 pub mod saved;
+pub mod session;
 pub mod source;
 pub mod stream;
 pub mod table;
+pub mod versions;
 pub mod window;
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Date32Type, Int64Type, TimestampMicrosecondType};
-use leat_compile::program::{EdgeKind, From, Op, Port, Program, Side, SourceProgram};
+use leat_compile::program::{EdgeKind, From, Op, Port, Program, Side, SourceProgram, Then, WindowSpec};
 use leat_runtime_core::key::{HashRange, KeyGroup, KeyWriter, partition_hash};
 use leat_runtime_core::ledger::Ledger;
 use leat_runtime_core::message::Message;
@@ -368,9 +368,7 @@ impl SourceChain {
                 let State::Groups(groups) = &mut self.states[i] else { return (None, rejected, late) };
                 let mut keep = vec![true; input.len()];
                 for row in 0..input.len() {
-                    let start = input.times[row].div_euclid(spec.size.millis()) * spec.size.millis();
-                    let end = start.saturating_add(spec.size.millis());
-                    if end.saturating_add(spec.allowed_lateness.millis()) <= input.watermarks[row] {
+                    if window::late(input.times[row], input.watermarks[row], spec) {
                         keep[row] = false;
                         late.push(refuse(row, "late", "the window was closed".to_owned()));
                     }
@@ -390,12 +388,13 @@ impl SourceChain {
                 let EdgeKind::Rows(spec) = &program.keyed.edges[*edge].kind else { return (None, rejected, late) };
                 let mut keep = vec![true; input.len()];
                 for row in 0..input.len() {
-                    let within = spec.deduplicate.as_ref().map(|d| d.within.millis());
-                    if within.is_some_and(|within| deduplicate::late(input.times[row], input.watermarks[row], within))
+                    let horizon = spec.horizon(&program.keyed.joins);
+                    if horizon.is_some_and(|horizon| deduplicate::late(input.times[row], input.watermarks[row], horizon))
                         && self.rules.hold(Rule::Horizon)
                     {
                         keep[row] = false;
-                        late.push(refuse(row, "late", "behind the horizon of deduplication".to_owned()));
+                        let what = if let Then::Join(..) = spec.then { "what the join waits for" } else { "the horizon of deduplication" };
+                        late.push(refuse(row, "late", format!("behind {what}")));
                     }
                 }
                 let on_time = input.keep(&keep);
@@ -474,6 +473,7 @@ impl SourceChain {
         for (node, state) in program.sources[self.source].nodes.iter().zip(&mut self.states) {
             let (Op::Partial(edge), State::Groups(groups)) = (&node.op, state) else { continue };
             // Several messages when one would be too large for a record of the repartition stream.
+            let EdgeKind::Partial(WindowSpec { shape, .. }) = &program.keyed.edges[*edge].kind else { continue };
             let mut by_group: BTreeMap<KeyGroup, Vec<Writer>> = BTreeMap::new();
             for group in groups.take() {
                 let bodies = by_group.entry(group.group).or_default();
@@ -481,7 +481,7 @@ impl SourceChain {
                     bodies.push(Writer::default());
                 }
                 if let Some(body) = bodies.last_mut() {
-                    group.write(body);
+                    group.write(body, *shape);
                 }
             }
             let edge = &program.keyed.edges[*edge].name;

@@ -18,7 +18,7 @@ use super::saved::{Run, Saved};
 use super::source::SourceChain;
 use crate::batch::SourceBatch;
 
-/// Ids and files in the source, a window and ids behind the repartition stream.
+/// Ids and files in the source; a window, ids, sessions and rows of joins behind the repartition stream.
 fn program() -> Arc<Program> {
     let spec = json!({
         "streams": [{"name": "events", "kinesis": {"streamName": "events", "shards": {"initial": 1}}}],
@@ -32,11 +32,17 @@ fn program() -> Arc<Program> {
             {"name": "sums", "from": ["unique"], "window": {"tumbling": "1m"}, "groupBy": ["campaign"],
              "aggregate": {"n": "count(*)", "spend": "sum(spend)", "first": "min(ts)", "mean": "avg(spend)"}},
             {"name": "once", "from": ["unique"], "deduplicate": {"by": ["id"], "keyedWith": ["campaign"], "within": "1h"}},
+            {"name": "visits", "from": ["unique"], "sessionize": {"by": ["user"], "gap": "2m", "aggregate": {"spend": "sum(spend)"}}},
+            {"name": "pairs", "from": ["unique"], "join": {"kind": "Interval", "type": "Left", "with": "unique", "keys": {"campaign": "campaign"}, "within": {"after": "10m"}}},
+            {"name": "newest", "from": ["unique"], "join": {"kind": "Temporal", "with": "unique", "keys": {"user": "user"}}},
         ],
         "sinks": [
             {"name": "raw", "from": ["events"], "s3": {"location": "s3://lake/raw/", "format": "Raw"}},
             {"name": "sums", "from": ["sums"], "s3": {"location": "s3://lake/sums/", "format": "Parquet"}},
             {"name": "once", "from": ["once"], "s3": {"location": "s3://lake/once/", "format": "Parquet"}},
+            {"name": "visits", "from": ["visits"], "s3": {"location": "s3://lake/visits/", "format": "Parquet"}},
+            {"name": "pairs", "from": ["pairs"], "s3": {"location": "s3://lake/pairs/", "format": "Parquet"}},
+            {"name": "newest", "from": ["newest"], "s3": {"location": "s3://lake/newest/", "format": "Parquet"}},
         ],
     });
     compile("n", "p", serde_json::from_value(spec).expect("a spec"), &References::default()).map(Arc::new).expect("a program")
@@ -238,12 +244,18 @@ proptest! {
         if let Some(bytes) = damage(object(of_source, run)) {
             prop_assert!(chain.load(run, &bytes).is_err());
         }
+        let mut chain = keyed(program);
+        let runs = chain.restore(&of_keyed.head, true).expect("a snapshot");
+        let run = at.get(&runs);
+        if let Some(bytes) = damage(object(of_keyed, run)) {
+            prop_assert!(chain.load(run, &bytes).is_err());
+        }
     }
 
     /// Whoever writes into a repartition stream of ours may seal what he likes: it is refused or taken, without a panic.
     #[test]
     fn any_body_of_a_message_is_survived(
-        edge in 0..2_usize, group in any::<u16>(), number in 1..9_u64, body in proptest::collection::vec(any::<u8>(), 0..300)
+        edge in 0..made().0.keyed.edges.len(), group in any::<u16>(), number in 1..9_u64, body in proptest::collection::vec(any::<u8>(), 0..300)
     ) {
         let (program, ..) = made();
         let edge = program.keyed.edges[edge].name.clone();

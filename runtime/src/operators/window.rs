@@ -4,7 +4,7 @@
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::{Decimal128Type, Int64Type};
 use hashbrown::HashMap;
-use leat_compile::program::{Aggregate, Function, WindowSpec};
+use leat_compile::program::{Aggregate, Function, Shape, WindowSpec};
 use leat_runtime_core::key::{KeyGroup, KeyWriter};
 use leat_runtime_core::value::Value;
 use leat_runtime_core::wire::{Damaged, Reader, Writer};
@@ -104,8 +104,10 @@ fn take_extreme(best: &mut Value, other: &Value, function: Function) {
 /// One window of one group.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Group {
-    /// Start of the window: milliseconds since the epoch.
+    /// Start of the window, or the first event's time of a session: milliseconds since the epoch.
     pub start: i64,
+    /// Of a session, the last event's time.
+    pub last: i64,
     /// Values of the group's columns.
     pub key: Vec<Value>,
     /// Key group of the key.
@@ -118,8 +120,11 @@ pub struct Group {
 
 impl Group {
     /// Writes the group; its key group is not written, it follows from where the bytes are kept.
-    pub fn write(&self, out: &mut Writer) {
+    pub fn write(&self, out: &mut Writer, shape: Shape) {
         out.signed(self.start);
+        if let Shape::Session(_) = shape {
+            out.signed(self.last.saturating_sub(self.start));
+        }
         self.key.iter().for_each(|v| v.write(out));
         self.accumulators.iter().for_each(|a| a.write(out));
         out.number(self.rows);
@@ -128,9 +133,30 @@ impl Group {
     /// Reads a group of this window.
     pub fn read(from: &mut Reader<'_>, spec: &WindowSpec, group: KeyGroup) -> Result<Self, Damaged> {
         let start = from.signed()?;
+        let last = if let Shape::Session(_) = spec.shape { start.saturating_add(from.signed()?) } else { start };
         let key = spec.group_by.iter().map(|_| Value::read(from)).collect::<Result<_, _>>()?;
         let accumulators = spec.aggregates.iter().map(|_| Accumulator::read(from)).collect::<Result<_, _>>()?;
-        Ok(Self { start, key, group, accumulators, rows: from.number()? })
+        Ok(Self { start, last, key, group, accumulators, rows: from.number()? })
+    }
+
+    /// Adds another partial result of the same group.
+    pub fn merge(&mut self, other: &Group, spec: &WindowSpec) {
+        self.start = self.start.min(other.start);
+        self.last = self.last.max(other.last);
+        self.rows += other.rows;
+        for ((mine, theirs), aggregate) in self.accumulators.iter_mut().zip(&other.accumulators).zip(&spec.aggregates) {
+            mine.merge(theirs, aggregate.function);
+        }
+    }
+
+    /// The canonical bytes of its key.
+    pub fn key_bytes(&self, spec: &WindowSpec) -> Vec<u8> {
+        let mut key = KeyWriter::default();
+        for (value, data_type) in self.key.iter().zip(&spec.group_types) {
+            let scale = if let arrow::datatypes::DataType::Decimal128(_, s) = data_type { *s } else { 0 };
+            value.write_key(scale, &mut key);
+        }
+        key.bytes().to_vec()
     }
 }
 
@@ -190,8 +216,7 @@ impl Groups {
                 at.push(usize::MAX);
                 continue;
             }
-            let start = time.div_euclid(spec.size.millis()) * spec.size.millis();
-            let group = self.find(start, &keys, row, spec, key_groups);
+            let group = self.find(*time, &keys, row, spec, key_groups);
             self.groups[group].rows += 1;
             at.push(group);
         }
@@ -201,20 +226,37 @@ impl Groups {
         failures
     }
 
-    /// Index of the group of a row, made when it is new.
-    fn find(&mut self, start: i64, keys: &[&ArrayRef], row: usize, spec: &WindowSpec, key_groups: u16) -> usize {
+    /// Index of the group of a row, made when it is new. Of a session there may be several that the keyed task makes one.
+    fn find(&mut self, time: i64, keys: &[&ArrayRef], row: usize, spec: &WindowSpec, key_groups: u16) -> usize {
         self.scratch.clear();
         for (array, data_type) in keys.iter().zip(&spec.group_types) {
             write_key(array, row, data_type, &mut self.scratch);
         }
         self.bytes.clear();
-        self.bytes.extend(start.to_le_bytes());
+        let start = match spec.shape {
+            Shape::Tumbling(_) => start_of(time, spec.shape.length()),
+            Shape::Session(_) => time,
+        };
+        if let Shape::Tumbling(_) = spec.shape {
+            self.bytes.extend(start.to_le_bytes());
+        }
         self.bytes.extend(self.scratch.bytes());
         if let Some(found) = self.index.get(&self.bytes[..]) {
-            return *found;
+            let (Shape::Tumbling(length) | Shape::Session(length)) = spec.shape;
+            let group = &mut self.groups[*found];
+            let near = group.start.saturating_sub(length.millis())..=group.last.saturating_add(length.millis());
+            match spec.shape {
+                Shape::Tumbling(_) => return *found,
+                Shape::Session(_) if near.contains(&time) => {
+                    (group.start, group.last) = (group.start.min(time), group.last.max(time));
+                    return *found;
+                }
+                Shape::Session(_) => {}
+            }
         }
         let group = Group {
             start,
+            last: start,
             key: keys.iter().map(|a| evaluate::value(a, row)).collect(),
             group: KeyGroup::of(self.scratch.bytes(), key_groups),
             accumulators: spec.aggregates.iter().map(|a| Accumulator::new(a.function)).collect(),
@@ -257,6 +299,21 @@ impl Groups {
             }
             (_, None) => {}
         }
+    }
+}
+
+/// Start of the window of this length in which a time lies, ms.
+fn start_of(time: i64, length: i64) -> i64 {
+    time.div_euclid(length) * length
+}
+
+/// Whether an event comes too late for its window, by its lineage's watermark before it. Of a session it is too late when it
+/// lies further behind than allowed, whatever session it might belong to: so the verdict hangs on its lineage alone.
+pub fn late(time: i64, watermark: i64, spec: &WindowSpec) -> bool {
+    let lateness = spec.allowed_lateness.millis();
+    match spec.shape {
+        Shape::Tumbling(length) => start_of(time, length.millis()).saturating_add(length.millis()).saturating_add(lateness) <= watermark,
+        Shape::Session(_) => time.saturating_add(lateness) < watermark,
     }
 }
 
@@ -304,20 +361,12 @@ impl Windows {
 
     /// Merges a partial result.
     pub fn merge(&mut self, group: Group, spec: &WindowSpec) {
-        let mut key = KeyWriter::default();
-        for (value, data_type) in group.key.iter().zip(&spec.group_types) {
-            let scale = if let arrow::datatypes::DataType::Decimal128(_, s) = data_type { *s } else { 0 };
-            value.write_key(scale, &mut key);
-        }
-        match self.open.entry((group.start, key.bytes().to_vec())) {
+        match self.open.entry((group.start, group.key_bytes(spec))) {
             std::collections::btree_map::Entry::Vacant(v) => drop(v.insert(Open { group, dirty: true })),
             std::collections::btree_map::Entry::Occupied(mut o) => {
                 let open = o.get_mut();
                 open.dirty = true;
-                open.group.rows += group.rows;
-                for ((mine, other), aggregate) in open.group.accumulators.iter_mut().zip(&group.accumulators).zip(&spec.aggregates) {
-                    mine.merge(other, aggregate.function);
-                }
+                open.group.merge(&group, spec);
             }
         }
     }
@@ -326,7 +375,7 @@ impl Windows {
     pub fn close(&mut self, watermark: leat_runtime_core::watermark::Watermark, spec: &WindowSpec) -> Vec<Group> {
         let mut closed = Vec::new();
         while let Some(first) = self.open.first_entry() {
-            let end = first.key().0.saturating_add(spec.size.millis());
+            let end = first.key().0.saturating_add(spec.shape.length());
             if !watermark.closes(end, spec.allowed_lateness.millis()) {
                 break;
             }
@@ -346,23 +395,38 @@ impl Windows {
     }
 
     /// Writes all windows.
-    pub fn write(&self, out: &mut Writer) {
-        out.number(self.open.len() as u64);
-        for open in self.open.values() {
-            out.number(u64::from(open.group.group.0));
-            open.group.write(out);
-        }
+    pub fn write(&self, out: &mut Writer, spec: &WindowSpec) {
+        write_groups(self.open.values().map(|o| &o.group), self.open.len(), out, spec);
     }
 
     /// Reads windows and merges those whose key group is `mine`.
     pub fn read(&mut self, from: &mut Reader<'_>, spec: &WindowSpec, mine: &dyn Fn(KeyGroup) -> bool) -> Result<(), Damaged> {
-        for _ in 0..from.number()? {
-            let group = KeyGroup(u16::try_from(from.number()?).map_err(|_| Damaged("a key group is out of range"))?);
-            let read = Group::read(from, spec, group)?;
-            if mine(group) {
-                self.merge(read, spec);
-            }
-        }
-        Ok(())
+        read_groups(from, spec, mine, |group| self.merge(group, spec))
     }
+}
+
+/// Writes groups, each with its key group.
+pub fn write_groups<'a>(groups: impl Iterator<Item = &'a Group>, count: usize, out: &mut Writer, spec: &WindowSpec) {
+    out.number(count as u64);
+    for group in groups {
+        out.number(u64::from(group.group.0));
+        group.write(out, spec.shape);
+    }
+}
+
+/// Reads what [`write_groups`] wrote and hands over the groups whose key group is `mine`.
+pub fn read_groups(
+    from: &mut Reader<'_>,
+    spec: &WindowSpec,
+    mine: &dyn Fn(KeyGroup) -> bool,
+    mut take: impl FnMut(Group),
+) -> Result<(), Damaged> {
+    for _ in 0..from.number()? {
+        let group = KeyGroup(u16::try_from(from.number()?).map_err(|_| Damaged("a key group is out of range"))?);
+        let read = Group::read(from, spec, group)?;
+        if mine(group) {
+            take(read);
+        }
+    }
+    Ok(())
 }

@@ -4,6 +4,7 @@
 //! their lease, when shards split and merge, when the job changes. Afterwards what was committed is compared with a
 //! plain batch computation over the same records.
 
+pub mod joins;
 pub mod oracle;
 pub mod pipeline;
 pub mod ports;

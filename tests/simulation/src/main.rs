@@ -1,11 +1,11 @@
-//! Runs seeds: `leat-simulation [--seeds N] [--start N] [--without RULE] [--aim AIM]`.
+//! Runs seeds: `leat-simulation [--seeds N] [--start N] [--without RULE] [--aim AIM] [--kind sums|joins]`.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use leat_runtime_core::rules::{Rule, Rules};
-use leat_simulation::pipeline::Programs;
+use leat_simulation::pipeline::{Kind, Programs};
 use leat_simulation::run::{Aim, run};
 
 fn main() -> ExitCode {
@@ -24,12 +24,13 @@ fn main() -> ExitCode {
         },
     };
     let aim = value("--aim").and_then(|name| Aim::ALL.into_iter().find(|a| format!("{a:?}").eq_ignore_ascii_case(name)));
+    let kind = if value("--kind").is_some_and(|kind| kind == "joins") { Kind::Joins } else { Kind::Sums };
     let programs = Programs::default();
     let started = Instant::now();
     let mut failed = 0;
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
     for seed in start..start + seeds {
-        let outcome = run(seed, aim.unwrap_or(Aim::ALL[(seed % 7) as usize]), rules, &programs);
+        let outcome = run(seed, kind, aim.unwrap_or(Aim::ALL[(seed % 7) as usize]), rules, &programs);
         outcome.counts.iter().for_each(|(what, n)| *counts.entry(what).or_default() += n);
         if seeds == 1 {
             outcome.violations.iter().for_each(|v| println!("  {v}"));

@@ -16,8 +16,8 @@ use crate::pipeline::{DISORDER, LATENESS, WINDOW, WITHIN};
 use crate::ports::text;
 use crate::world::World;
 
-/// Watermark of a lineage, and the ids seen with the times at which they were taken.
-type State = (i64, BTreeMap<(String, u64), Vec<i64>>);
+/// The ids seen with the times at which they were taken.
+type Ids = BTreeMap<(String, u64), Vec<i64>>;
 
 #[derive(Default)]
 struct Expected {
@@ -110,7 +110,8 @@ fn stamp(ms: i64) -> String {
     leat_runtime::codecs::time::format_millis(ms).trim_end_matches('Z').to_owned()
 }
 
-fn compare<K: Ord + std::fmt::Debug, V: PartialEq + std::fmt::Debug>(
+/// Says where two tables differ.
+pub fn compare<K: Ord + std::fmt::Debug, V: PartialEq + std::fmt::Debug>(
     what: &str,
     got: &BTreeMap<K, V>,
     want: &BTreeMap<K, V>,
@@ -157,30 +158,27 @@ fn multiset(what: &str, mut got: Vec<u64>, want: Vec<u64>, wrong: &mut Vec<Strin
 }
 
 fn ids(world: &World, prefix: &str) -> Vec<u64> {
-    let mut ids = Vec::new();
-    for (_, parts) in world.files.iter().filter(|(name, _)| name.starts_with(prefix)) {
-        for line in parts.iter().flat_map(|p| p.split(|b| *b == b'\n')).filter(|l| !l.is_empty()) {
-            let row: serde_json::Value = serde_json::from_slice(line).unwrap_or_default();
-            ids.push(row["id"].as_u64().unwrap_or(u64::MAX));
-        }
-    }
-    ids
+    lines(world, prefix).map(|row| row["id"].as_u64().unwrap_or(u64::MAX)).collect()
 }
 
-fn expected(world: &World) -> Expected {
+/// The rows of files.
+pub fn lines(world: &World, prefix: &str) -> impl Iterator<Item = serde_json::Value> {
+    let files = world.files.iter().filter(move |(name, _)| name.starts_with(prefix));
+    let lines = files.flat_map(|(_, parts)| parts).flat_map(|part| part.split(|b| *b == b'\n')).filter(|line| !line.is_empty());
+    lines.map(|line| serde_json::from_slice(line).unwrap_or_default())
+}
+
+/// Of each record of each shard the watermark before it, and whether the second job took it.
+pub fn lineages(world: &World) -> Vec<Vec<(i64, bool)>> {
     let rows = world.sources();
-    let mut out = Expected::default();
-    let mut states: BTreeMap<usize, State> = BTreeMap::new();
+    let mut finals: Vec<i64> = Vec::new();
+    let mut all = Vec::new();
     // Parents have lower numbers than their children.
-    for (i, shard) in world.shards.iter().enumerate() {
+    for shard in &world.shards {
         let merge_min = !world.rules.hold(Rule::MergeMin);
-        let finals = shard.parents.iter().map(|p| states[p].0);
+        let parents = shard.parents.iter().map(|p| finals[*p]);
         let born = rows.get(&shard.lineage).and_then(|(_, r)| if let Origin::Root(Watermark(w)) = r.origin { Some(w) } else { None });
-        let mut watermark = if merge_min { finals.min() } else { finals.max() }.or(born).unwrap_or(i64::MIN);
-        let mut seen: BTreeMap<(String, u64), Vec<i64>> = BTreeMap::new();
-        for parent in &shard.parents {
-            states[parent].1.iter().for_each(|(id, times)| seen.entry(id.clone()).or_default().extend(times));
-        }
+        let mut watermark = if merge_min { parents.min() } else { parents.max() }.or(born).unwrap_or(i64::MIN);
         let raises = world.raises.get(&shard.lineage).cloned().unwrap_or_default();
         let raise = |at: Option<Offset>, watermark: &mut i64| {
             raises.iter().filter(|(p, _)| *p == at).for_each(|(_, to)| *watermark = (*watermark).max(to.0))
@@ -188,12 +186,32 @@ fn expected(world: &World) -> Expected {
         let row_job = rows.get(&shard.lineage).map_or(1, |(stored, _)| stored.fence.job);
         let flip = world.flips.get(&shard.lineage);
         raise(None, &mut watermark);
+        let mut records = Vec::new();
         for (n, record) in shard.records.iter().enumerate() {
             let at = Some(Offset::new(n as u64 + 1));
             let second = match flip {
                 Some(position) => at > *position,
                 None => row_job > 1,
             };
+            records.push((watermark, second));
+            watermark = watermark.max(record.time - DISORDER);
+            raise(at, &mut watermark);
+        }
+        finals.push(watermark);
+        all.push(records);
+    }
+    all
+}
+
+fn expected(world: &World) -> Expected {
+    let mut out = Expected::default();
+    let mut states: Vec<Ids> = Vec::new();
+    for (shard, lineage) in world.shards.iter().zip(lineages(world)) {
+        let mut seen = Ids::new();
+        for parent in &shard.parents {
+            states[*parent].iter().for_each(|(id, times)| seen.entry(id.clone()).or_default().extend(times));
+        }
+        for (record, (watermark, second)) in shard.records.iter().zip(lineage) {
             let mut count = |what| *out.ledger.entry(what).or_default() += 1;
             count("taken");
             let key = (record.user.clone(), record.id);
@@ -231,10 +249,8 @@ fn expected(world: &World) -> Expected {
                     _ => count("filtered"),
                 }
             }
-            watermark = watermark.max(record.time - DISORDER);
-            raise(at, &mut watermark);
         }
-        states.insert(i, (watermark, seen));
+        states.push(seen);
     }
     out
 }

@@ -16,10 +16,10 @@ use leat_runtime_core::position::Lineage;
 use leat_runtime_core::row::Status;
 use leat_runtime_core::rules::Rules;
 
-use crate::oracle;
-use crate::pipeline::Programs;
+use crate::pipeline::{Kind, Programs};
 use crate::ports::Sim;
 use crate::world::{Random, Record, SimShard, World};
+use crate::{joins, oracle};
 
 /// Steps after which a run counts as stuck.
 const LONGEST: u64 = 120_000;
@@ -107,7 +107,7 @@ fn plan(random: &mut Random, aim: Aim, rules: Rules) -> (Plan, f64) {
 }
 
 /// Runs one seed.
-pub fn run(seed: u64, aim: Aim, rules: Rules, programs: &Programs) -> Outcome {
+pub fn run(seed: u64, kind: Kind, aim: Aim, rules: Rules, programs: &Programs) -> Outcome {
     let mut random = Random::new(seed ^ 0xA11CE);
     let (plan, faults) = plan(&mut random, aim, rules);
     let mut world = World::new(seed, rules);
@@ -130,6 +130,7 @@ pub fn run(seed: u64, aim: Aim, rules: Rules, programs: &Programs) -> Outcome {
         random,
         plan,
         programs: programs.clone(),
+        kind,
         aim,
         looks: Default::default(),
         processes: BTreeMap::new(),
@@ -145,7 +146,10 @@ pub fn run(seed: u64, aim: Aim, rules: Rules, programs: &Programs) -> Outcome {
     let world = lock(&world);
     let mut violations = world.violations.clone();
     if violations.is_empty() {
-        violations = oracle::judge(&world);
+        violations = match kind {
+            Kind::Sums => oracle::judge(&world),
+            Kind::Joins => joins::judge(&world),
+        };
     }
     Outcome { violations, counts: world.counts.clone(), steps: step }
 }
@@ -190,6 +194,7 @@ struct Run {
     random: Random,
     plan: Plan,
     programs: Programs,
+    kind: Kind,
     aim: Aim,
     /// Of the workers: tasks of one share its looks.
     looks: [Arc<Looks>; 8],
@@ -355,7 +360,7 @@ impl Run {
                 .and_then(|l| world.shards.iter().find(|s| s.lineage.as_str() == l).map(|s| (s.lineage.clone(), s.range)));
             (world.pipeline(), shard)
         };
-        let program = Arc::clone(self.programs.of(pipeline.job, !self.plan.bounded));
+        let program = Arc::clone(self.programs.of(self.kind, pipeline.job, !self.plan.bounded));
         let (ports, settings, job, partitions) = (sim.ports(), self.plan.settings, pipeline.job, pipeline.partitions);
         let name = session.clone();
         let control = std::rc::Rc::new(sim.as_ref().clone());
@@ -370,12 +375,12 @@ impl Run {
                 })
             }
             None if key == "coordinator" => {
-                let (programs, desired, idle) = (self.programs.clone(), Arc::clone(&self.desired), !self.plan.bounded);
+                let (programs, kind, desired, idle) = (self.programs.clone(), self.kind, Arc::clone(&self.desired), !self.plan.bounded);
                 Box::pin(async move {
                     let mut begins = Begins::new(&name);
                     loop {
                         let job = *desired.lock().unwrap_or_else(PoisonError::into_inner);
-                        let program = programs.of(job, idle);
+                        let program = programs.of(kind, job, idle);
                         let wanted = coordinator::desired(program, &leat_compile::job_hash(&program.document), job, ports.clock.now());
                         coordinator::pass(&ports, program, &wanted, &mut begins, &looks, settings.rules).await?;
                         ports.clock.sleep(2).await;

@@ -147,7 +147,7 @@ pub(super) fn computed_again(program: &Program, messages: Vec<Message>) -> Vec<M
         while let (false, Ok(group)) = (body.is_empty(), Group::read(&mut body.clone(), spec, message.group)) {
             drop(Group::read(&mut body, spec, message.group));
             let mut one = Writer::default();
-            group.write(&mut one);
+            group.write(&mut one, spec.shape);
             out.push(Message { number, body: one.finish(), ..message.clone() });
             number += 1;
         }

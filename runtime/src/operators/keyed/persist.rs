@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use leat_compile::program::{EdgeKind, RowsSpec};
+use leat_compile::program::{EdgeKind, RowsSpec, Then};
 use leat_runtime_core::key::KeyGroup;
 use leat_runtime_core::ledger::Ledger;
 use leat_runtime_core::numbers::Cursor;
@@ -11,6 +11,7 @@ use leat_runtime_core::watermark::Watermark;
 use leat_runtime_core::wire::{Damaged, Reader, Writer};
 
 use super::{KeyedChain, State};
+use crate::operators::deduplicate::Heir;
 use crate::operators::saved::{Run, Saved, Saving};
 
 /// Version of the encoding.
@@ -38,15 +39,27 @@ impl KeyedChain {
         for (edge, state) in self.program.keyed.edges.iter().zip(&mut self.states) {
             let mut one = Writer::default();
             match (state, &edge.kind) {
-                (State::Windows(windows), _) => {
+                (State::Windows(windows), EdgeKind::Partial(spec)) => {
                     one.byte(1);
-                    windows.write(&mut one);
+                    windows.write(&mut one, spec);
                 }
-                (State::Seen(seen), EdgeKind::Rows(RowsSpec { deduplicate: Some(spec), .. })) => {
+                (State::Sessions(sessions), EdgeKind::Partial(spec)) => {
+                    one.byte(3);
+                    sessions.write(&mut one, spec);
+                }
+                (State::Rows(rows), _) => {
+                    one.byte(4);
+                    rows.write(&mut one, &mut saving);
+                }
+                (State::Versions(versions), _) => {
+                    one.byte(5);
+                    versions.write(&mut one, &mut saving);
+                }
+                (State::Seen(seen), EdgeKind::Rows(RowsSpec { then: Then::Deduplicate(spec), .. })) => {
                     one.byte(2);
                     seen.write(&mut one, &mut saving, self.watermark.0, spec.within.millis());
                 }
-                (State::Seen(_) | State::Stateless, _) => continue,
+                (State::Seen(_) | State::Stateless | State::Windows(_) | State::Sessions(_), _) => continue,
             }
             out.blob(edge.name.as_bytes());
             out.blob(one.bytes());
@@ -57,8 +70,11 @@ impl KeyedChain {
     /// The objects of a snapshot are written.
     pub fn stored(&mut self, objects: &[String]) {
         for state in &mut self.states {
-            if let State::Seen(seen) = state {
-                seen.stored(objects);
+            match state {
+                State::Seen(seen) => seen.stored(objects),
+                State::Rows(rows) => rows.stored(objects),
+                State::Versions(versions) => versions.stored(objects),
+                State::Stateless | State::Windows(_) | State::Sessions(_) => {}
             }
         }
     }
@@ -99,12 +115,14 @@ impl KeyedChain {
             let Some(i) = program.keyed.edges.iter().position(|e| e.name == name) else { continue };
             let (groups, partition, partitions) = (program.document.key_groups, self.partition, self.partitions);
             let mine = |group: KeyGroup| group.partition(groups, partitions) == partition;
+            let heir = heir(groups, partitions, partition);
+            let heir: Option<Heir<'_>> = if own { None } else { Some(&heir) };
             match (one.byte()?, &mut self.states[i], &program.keyed.edges[i].kind) {
                 (1, State::Windows(windows), EdgeKind::Partial(spec)) => windows.read(&mut one, spec, &mine)?,
-                (2, State::Seen(seen), _) => {
-                    let heir = heir(groups, partitions, partition);
-                    runs.extend(seen.read(i, &mut one, if own { None } else { Some(&heir) })?);
-                }
+                (3, State::Sessions(sessions), EdgeKind::Partial(spec)) => sessions.read(&mut one, spec, &mine)?,
+                (2, State::Seen(seen), _) => runs.extend(seen.read(i, &mut one, heir)?),
+                (4, State::Rows(rows), _) => runs.extend(rows.read(i, &mut one, heir)?),
+                (5, State::Versions(versions), _) => runs.extend(versions.read(i, &mut one, heir)?),
                 // The step has another verb now: its state is dropped, as the plan said.
                 _ => {}
             }
@@ -115,8 +133,12 @@ impl KeyedChain {
     /// Takes in an object that a snapshot named.
     pub fn load(&mut self, run: &Run, bytes: &[u8]) -> Result<(), Damaged> {
         let heir = heir(self.program.document.key_groups, self.partitions, self.partition);
-        let State::Seen(seen) = &mut self.states[run.step] else { return Ok(()) };
-        seen.load(run, bytes, &heir)
+        match &mut self.states[run.step] {
+            State::Seen(seen) => seen.load(run, bytes, &heir),
+            State::Rows(rows) => rows.load(run, bytes, &heir),
+            State::Versions(versions) => versions.load(run, bytes, &heir),
+            State::Stateless | State::Windows(_) | State::Sessions(_) => Ok(()),
+        }
     }
 
     /// After a restart: the watermark of the row is applied without emitting, since its rows were staged; what is still
@@ -124,11 +146,16 @@ impl KeyedChain {
     pub fn resume(&mut self, watermark: Watermark) {
         self.watermark = watermark;
         for (edge, state) in self.program.keyed.edges.iter().zip(&mut self.states) {
-            if let (State::Windows(windows), EdgeKind::Partial(spec)) = (state, &edge.kind) {
-                drop(windows.close(self.watermark, spec));
-                windows.mark_all();
+            match (state, &edge.kind) {
+                (State::Windows(windows), EdgeKind::Partial(spec)) => {
+                    drop(windows.close(self.watermark, spec));
+                    windows.mark_all();
+                }
+                (State::Sessions(sessions), EdgeKind::Partial(spec)) => drop(sessions.close(self.watermark, spec)),
+                _ => {}
             }
         }
+        self.advance_joins(false);
         self.outputs.clear();
     }
 }
