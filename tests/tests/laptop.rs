@@ -113,6 +113,34 @@ fn bad_records_are_dead_letters_with_their_bytes_and_cost_nobody_else() {
 }
 
 #[test]
+fn what_is_too_large_for_a_keyed_step_is_a_dead_letter() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let sized = |id: u64, bytes: usize| format!(r#"{{"id": {id}, "k": "{}", "n": {}, "ts": 1000}}"#, "x".repeat(bytes), id % 5).into_bytes();
+    let mut events: Vec<Vec<u8>> = (0..50).map(|i| event(i, 1000 + i)).collect();
+    // Too large for any keyed step; for a group; and for one message, but not for a group of its own.
+    events.extend([sized(100, 2 << 20), sized(101, 300 << 10), sized(102, 200 << 10), sized(103, 100)]);
+    let steps = json!([
+        {"name": "once", "from": ["in"], "deduplicate": {"by": ["id"], "keyedWith": ["id"], "within": "1h"}},
+        {"name": "texts", "from": ["in"], "window": {"tumbling": "1m"}, "groupBy": ["n"],
+         "aggregate": {"first": "min(k)", "last": "max(k)", "again": "max(concat(k, ''))", "rows": "count(*)"}},
+    ]);
+    // The dead letters' file of the keys is as long as they are.
+    let all = run(folder.path(), &manifest("in", &steps, &json!([files("once", "once"), files("texts", "texts")])), &events);
+    assert_eq!((count(&all, "once", "in"), count(&all, "once (keyed)", "passed")), (54, 53));
+    assert_eq!((count(&all, "texts", "absorbed"), count(&all, "texts (windows)", "absorbed")), (51, 51));
+    let mut why: Vec<(String, String)> = rows(folder.path(), "dead-letters")
+        .iter()
+        .map(|d| (d["step"].as_str().unwrap_or_default().to_owned(), d["reason"].as_str().unwrap_or_default().to_owned()))
+        .collect();
+    why.sort();
+    let text = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+    assert_eq!(why, [text("once", "too-large"), text("texts", "expression"), text("texts", "expression"), text("texts", "expression")]);
+    let texts = rows(folder.path(), "out/texts");
+    assert_eq!(texts.iter().filter_map(|r| r["rows"].as_u64()).sum::<u64>(), 51);
+    assert_eq!(rows(folder.path(), "out/once").len(), 53);
+}
+
+#[test]
 fn an_expression_that_fails_costs_its_row_only_also_in_a_keyed_step() {
     let folder = tempfile::tempdir().expect("a folder");
     let events: Vec<Vec<u8>> = (0..200).map(|i| event(i, 1000 + i)).collect();

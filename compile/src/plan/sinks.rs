@@ -209,8 +209,8 @@ pub(super) fn dead_letters(l: &mut Lowering<'_>) {
 fn sides(op: &Op) -> (bool, bool) {
     match op {
         Op::Validate(_) | Op::Filter(_) | Op::Project(_) => (true, false),
-        Op::Deduplicate(_) | Op::Exchange(_) => (false, true),
-        Op::Partial(_) => (true, true),
+        Op::Deduplicate(_) => (false, true),
+        Op::Exchange(_) | Op::Partial(_) => (true, true),
         Op::Table(_) | Op::Stream(_) => (true, false),
         Op::Files(_) | Op::RawFiles(_) => (false, false),
     }

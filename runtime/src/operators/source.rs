@@ -32,6 +32,8 @@ use crate::codecs::decoder::Decoder;
 
 /// Partial results of one message, about, in bytes.
 const PARTIALS_BYTES: usize = 256 << 10;
+/// Most bytes of a message: with its place it fits into a record of 1 MiB (Kinesis Data Streams quotas).
+const LONGEST_BODY: usize = (1 << 20) - 2_048;
 
 /// A record that a step refused or that came too late.
 #[derive(Debug, Clone)]
@@ -398,8 +400,14 @@ impl SourceChain {
                     }
                 }
                 let on_time = input.keep(&keep);
-                absorbed = on_time.len() as u64;
-                self.exchange(i, *edge, &spec.key, &on_time, batch, replayable);
+                let large = self.exchange(i, *edge, &spec.key, &on_time, batch, replayable);
+                absorbed = (on_time.len() - large.len()) as u64;
+                rejected.extend(large.into_iter().map(|row| Refused {
+                    origin: on_time.origins[row],
+                    step: node.name.clone(),
+                    reason: "too-large".to_owned(),
+                    detail: "a row that a keyed step reads has at most 1 MiB".to_owned(),
+                }));
                 None
             }
             Op::Files(file) => {
@@ -440,11 +448,20 @@ impl SourceChain {
         (output, rejected, late)
     }
 
-    /// One message per row, numbered per key group.
-    fn exchange(&mut self, i: usize, edge: usize, key: &[usize], rows: &Rows, batch: &SourceBatch, out: &mut Vec<Replayable>) {
+    /// One message per row, numbered per key group; answers the rows that are too large for one.
+    fn exchange(
+        &mut self,
+        i: usize,
+        edge: usize,
+        key: &[usize],
+        rows: &Rows,
+        batch: &SourceBatch,
+        out: &mut Vec<Replayable>,
+    ) -> Vec<usize> {
+        let mut large = Vec::new();
         let groups = self.program.document.key_groups;
         let name = self.program.keyed.edges[edge].name.clone();
-        let State::Numbers(numbers) = &mut self.states[i] else { return };
+        let State::Numbers(numbers) = &mut self.states[i] else { return large };
         let mut writer = KeyWriter::default();
         for row in 0..rows.len() {
             let group = KeyGroup::of(key_bytes(&rows.batch, row, key, &mut writer), groups);
@@ -453,6 +470,10 @@ impl SourceChain {
             body.signed(rows.watermarks[row]);
             for column in rows.batch.columns() {
                 evaluate::value(column, row).write(&mut body);
+            }
+            if body.bytes().len() > LONGEST_BODY {
+                large.push(row);
+                continue;
             }
             let message = Message {
                 edge: name.clone(),
@@ -464,6 +485,7 @@ impl SourceChain {
             };
             out.push(Replayable { position: batch.positions[rows.origins[row] as usize], what: Leaving::Message(message) });
         }
+        large
     }
 
     /// The partial results since the last cut, as messages with the numbers that follow `assigned`.
@@ -475,7 +497,7 @@ impl SourceChain {
             // Several messages when one would be too large for a record of the repartition stream.
             let EdgeKind::Partial(WindowSpec { shape, .. }) = &program.keyed.edges[*edge].kind else { continue };
             let mut by_group: BTreeMap<KeyGroup, Vec<Writer>> = BTreeMap::new();
-            for group in groups.take() {
+            for group in groups.take().into_iter().flat_map(|group| group.divide(PARTIALS_BYTES)) {
                 let bodies = by_group.entry(group.group).or_default();
                 if bodies.last().is_none_or(|b| b.bytes().len() >= PARTIALS_BYTES) {
                     bodies.push(Writer::default());

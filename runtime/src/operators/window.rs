@@ -11,6 +11,9 @@ use leat_runtime_core::wire::{Damaged, Reader, Writer};
 
 use super::evaluate::{self, Failure};
 
+/// Most bytes of a row's texts that make a group or a result of it; two of them fit into one message.
+const LONGEST_TEXTS: usize = 256 << 10;
+
 /// A result under way.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Accumulator {
@@ -28,6 +31,15 @@ impl Accumulator {
             Function::Count => Accumulator::Count(0),
             Function::Sum | Function::Avg => Accumulator::Sum(0, 0),
             Function::Min | Function::Max => Accumulator::Extreme(Value::Null),
+        }
+    }
+
+    /// What changes nothing when it is merged.
+    fn neutral(&self) -> Self {
+        match self {
+            Accumulator::Count(_) => Accumulator::Count(0),
+            Accumulator::Sum(..) => Accumulator::Sum(0, 0),
+            Accumulator::Extreme(_) => Accumulator::Extreme(Value::Null),
         }
     }
 
@@ -149,6 +161,21 @@ impl Group {
         }
     }
 
+    /// Itself, or, when its texts are longer than this together, a part for each of its results: merged they are the whole.
+    pub fn divide(self, longest: usize) -> Vec<Group> {
+        let text = |value: &Value| if let Value::Text(text) = value { text.len() } else { 0 };
+        let of = |accumulator: &Accumulator| if let Accumulator::Extreme(value) = accumulator { text(value) } else { 0 };
+        if self.key.iter().map(text).sum::<usize>() + self.accumulators.iter().map(of).sum::<usize>() <= longest {
+            return vec![self];
+        }
+        let part = |i: usize| {
+            let neutral = |(j, whole): (usize, &Accumulator)| if i == j { whole.clone() } else { whole.neutral() };
+            let accumulators = self.accumulators.iter().enumerate().map(neutral).collect();
+            Group { accumulators, rows: if i == 0 { self.rows } else { 0 }, ..self.clone() }
+        };
+        (0..self.accumulators.len().max(1)).map(part).collect()
+    }
+
     /// The canonical bytes of its key.
     pub fn key_bytes(&self, spec: &WindowSpec) -> Vec<u8> {
         let mut key = KeyWriter::default();
@@ -206,10 +233,12 @@ impl Groups {
             })
             .collect();
         let mut failures: Vec<Failure> = evaluated.iter().flat_map(|(_, _, f)| f.clone()).collect();
+        let keys: Vec<&ArrayRef> = spec.group_by.iter().map(|i| rows.column(*i)).collect();
+        let extremes = spec.aggregates.iter().zip(&evaluated).filter(|(a, _)| matches!(a.function, Function::Min | Function::Max));
+        failures.extend(too_long(keys.iter().copied().chain(extremes.filter_map(|(_, (argument, ..))| argument.as_ref())), times.len()));
         failures.sort_by_key(|f| f.row);
         failures.dedup_by_key(|f| f.row);
         let mut failed = failures.iter().map(|f| f.row).peekable();
-        let keys: Vec<&ArrayRef> = spec.group_by.iter().map(|i| rows.column(*i)).collect();
         let mut at: Vec<usize> = Vec::with_capacity(times.len());
         for (row, time) in times.iter().enumerate() {
             if failed.next_if_eq(&row).is_some() {
@@ -300,6 +329,17 @@ impl Groups {
             (_, None) => {}
         }
     }
+}
+
+/// The rows whose texts are too long together for a group: it travels and is kept as a whole.
+fn too_long<'a>(columns: impl Iterator<Item = &'a ArrayRef>, rows: usize) -> Vec<Failure> {
+    let texts: Vec<_> = columns.filter_map(|column| column.as_string_opt::<i32>()).collect();
+    if texts.iter().map(|text| text.values().len()).sum::<usize>() <= LONGEST_TEXTS {
+        return Vec::new();
+    }
+    let length = |row: usize| texts.iter().map(|text| text.value_length(row) as usize).sum::<usize>();
+    let long = (0..rows).filter(|row| length(*row) > LONGEST_TEXTS);
+    long.map(|row| Failure { row, detail: format!("the texts of a group have at most {LONGEST_TEXTS} bytes together") }).collect()
 }
 
 /// Start of the window of this length in which a time lies, ms.
@@ -429,4 +469,42 @@ pub fn read_groups(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::datatypes::DataType;
+    use leat_crds::values::Duration;
+
+    use super::*;
+
+    #[test]
+    fn parts_of_a_group_are_the_whole_when_they_are_merged() {
+        let functions = [Function::Min, Function::Max, Function::Sum, Function::Count];
+        let aggregate = |function| Aggregate {
+            name: "a".to_owned(),
+            function,
+            argument: None,
+            filter: None,
+            input: DataType::Utf8,
+            output: DataType::Utf8,
+        };
+        let spec = WindowSpec {
+            shape: Shape::Tumbling(Duration::from_millis(10)),
+            allowed_lateness: Duration::from_millis(0),
+            on_update: None,
+            group_by: vec![0],
+            group_types: vec![DataType::Utf8],
+            aggregates: functions.map(aggregate).to_vec(),
+        };
+        let text = |c: &str| Accumulator::Extreme(Value::Text(c.repeat(100)));
+        let accumulators = vec![text("a"), text("b"), Accumulator::Sum(7, 3), Accumulator::Count(3)];
+        let whole = Group { start: 0, last: 0, key: vec![Value::Text("k".to_owned())], group: KeyGroup(1), accumulators, rows: 3 };
+        assert_eq!(whole.clone().divide(300), [whole.clone()]);
+        let parts = whole.clone().divide(200);
+        assert_eq!(parts.len(), 4);
+        let mut windows = Windows::default();
+        parts.into_iter().rev().for_each(|part| windows.merge(part, &spec));
+        assert_eq!(windows.close(leat_runtime_core::watermark::Watermark::MAX, &spec), [whole]);
+    }
 }
