@@ -115,7 +115,8 @@ fn bad_records_are_dead_letters_with_their_bytes_and_cost_nobody_else() {
 #[test]
 fn what_is_too_large_for_a_keyed_step_is_a_dead_letter() {
     let folder = tempfile::tempdir().expect("a folder");
-    let sized = |id: u64, bytes: usize| format!(r#"{{"id": {id}, "k": "{}", "n": {}, "ts": 1000}}"#, "x".repeat(bytes), id % 5).into_bytes();
+    let sized =
+        |id: u64, bytes: usize| format!(r#"{{"id": {id}, "k": "{}", "n": {}, "ts": 1000}}"#, "x".repeat(bytes), id % 5).into_bytes();
     let mut events: Vec<Vec<u8>> = (0..50).map(|i| event(i, 1000 + i)).collect();
     // Too large for any keyed step; for a group; and for one message, but not for a group of its own.
     events.extend([sized(100, 2 << 20), sized(101, 300 << 10), sized(102, 200 << 10), sized(103, 100)]);

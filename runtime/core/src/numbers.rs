@@ -107,6 +107,10 @@ pub struct Cursor {
 impl Cursor {
     /// Marks `number` as seen; false when it was seen before.
     pub fn admit(&mut self, number: u64) -> bool {
+        if number == self.seen_to + 1 && self.above.is_empty() {
+            self.seen_to = number;
+            return true;
+        }
         if number <= self.seen_to || !self.above.insert(number) {
             return false;
         }

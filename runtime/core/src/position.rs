@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
@@ -110,13 +111,18 @@ impl<'de> Deserialize<'de> for Offset {
 
 /// One ordered input: `source/incarnation/partition`. The incarnation is the stream's creation time or the topic's id,
 /// so that a stream that was deleted and made again is another lineage.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Lineage(String);
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lineage(Arc<str>);
 
 impl Lineage {
     /// The lineage of `partition` in this incarnation of what `source` reads.
     pub fn new(source: &str, incarnation: &str, partition: &str) -> Self {
-        Self(format!("{source}/{incarnation}/{partition}"))
+        Self(format!("{source}/{incarnation}/{partition}").into())
+    }
+
+    /// What [`Self::as_str`] answered.
+    pub fn parse(text: &str) -> Option<Self> {
+        (text.splitn(3, '/').count() == 3).then(|| Self(text.into()))
     }
 
     /// The source that reads it.
@@ -146,6 +152,18 @@ impl Lineage {
 
     fn part(&self, n: usize) -> &str {
         self.0.splitn(3, '/').nth(n).unwrap_or_default()
+    }
+}
+
+impl Serialize for Lineage {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Lineage {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d).map(|text| Self(text.into()))
     }
 }
 

@@ -28,6 +28,11 @@ impl Writer {
         self.0
     }
 
+    /// Takes back what was written behind the first `length` bytes.
+    pub fn truncate(&mut self, length: usize) {
+        self.0.truncate(length);
+    }
+
     /// The bytes written so far.
     pub fn bytes(&self) -> &[u8] {
         &self.0

@@ -23,7 +23,7 @@ use leat_runtime_core::watermark::Watermark;
 
 #[cfg(feature = "ablation")]
 use self::send::computed_again;
-use self::send::{BUNDLE, Queue, append, leave};
+use self::send::{Queue, append, leave};
 use super::file::{self, FileWriter};
 use super::looks::{Look, Looks};
 use super::ports::{Place, PortError, Ports, Read};
@@ -33,6 +33,8 @@ use crate::operators::source::{Replayable, SourceChain};
 
 /// So many bytes may wait to be sent before reading waits too.
 const QUEUE_BYTES: usize = 32 << 20;
+/// The same in rows.
+const QUEUE_ROWS: usize = 100_000;
 
 /// What a source task works on.
 #[derive(Clone)]
@@ -310,7 +312,7 @@ impl<C: Control> SourceTask<C> {
         }
         if !self.reading
             && !draining
-            && self.replayable.waiting.len() < 50 * BUNDLE
+            && self.replayable.waiting.len() < QUEUE_ROWS
             && self.replayable.bytes < QUEUE_BYTES
             && self.pending.len() < 64
             && self.buffered() < 4 * self.settings.part_bytes
@@ -331,7 +333,7 @@ impl<C: Control> SourceTask<C> {
             if sealed != Watermark::MIN && sealed.0 > self.chain.watermark {
                 self.raise(sealed);
                 busy.push(self.cut(Status::Live, false)?);
-            } else if (now - self.last_cut >= self.settings.cut_interval || sealed != Watermark::MIN)
+            } else if (now - self.last_cut >= self.settings.cut_interval || sealed != Watermark::MIN || self.crowded())
                 && (self.changed
                     || self.files_due(now)
                     || !self.acknowledged.is_empty()
@@ -349,6 +351,13 @@ impl<C: Control> SourceTask<C> {
             }
         }
         Ok(None)
+    }
+
+    /// Whether much waits for a cut: reading would stop before the next one is due.
+    fn crowded(&self) -> bool {
+        let waiting = &self.replayable.waiting;
+        let rows = waiting.len() - waiting.partition_point(|r| Some(r.position) <= self.row.position);
+        rows >= QUEUE_ROWS / 4 || (self.replayable.bytes >= QUEUE_BYTES / 2 && rows > waiting.len() / 2)
     }
 
     /// Bytes of rows that wait for a part.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, BooleanArray, RecordBatch, RecordBatchOptions, StringArray, TimestampMicrosecondArray};
 use arrow::compute::filter_record_batch;
 use arrow::json::LineDelimitedWriter;
-use leat_compile::program::{Edge, EdgeKind, From, Node, Op, Program, Shape, Then, WindowSpec};
+use leat_compile::program::{Edge, EdgeKind, From, Node, Op, Program, RowsSpec, Shape, Then, WindowSpec};
 use leat_runtime_core::key::{self, KeyGroup, KeyWriter};
 use leat_runtime_core::ledger::Ledger;
 use leat_runtime_core::merge::Cursors;
@@ -20,6 +20,7 @@ use leat_runtime_core::value::Value;
 use leat_runtime_core::watermark::Watermark;
 use leat_runtime_core::wire::{Damaged, Reader};
 
+use super::cells::{self, Builders};
 use super::deduplicate::{Seen, Verdict};
 use super::evaluate::{self, Failure};
 use super::rows::Rows;
@@ -106,36 +107,32 @@ impl KeyedChain {
     /// key groups move only with a job change, after everything sent before was consumed.
     pub fn take(&mut self, messages: Vec<Message>) -> Result<(), Damaged> {
         let program = Arc::clone(&self.program);
-        // Rows of one edge that follow each other are taken together.
-        let mut run: (usize, Vec<Message>) = (0, Vec::new());
-        for message in messages {
-            if !self.mine(message.group) {
-                continue;
-            }
-            let edge = cursor_of(&message.edge, self.rules);
-            let cursor = match self.cursors.get_mut(&message.lineage).and_then(|edges| edges.get_mut(edge)) {
-                Some(groups) => groups.entry(message.group).or_default(),
-                None => {
-                    let edges = self.cursors.entry(message.lineage.clone()).or_default();
-                    edges.entry(edge.to_owned()).or_default().entry(message.group).or_default()
-                }
+        // Those of one edge and lineage that follow each other are taken together.
+        let mut messages = messages.into_iter().filter(|message| self.mine(message.group)).collect::<Vec<_>>();
+        while let Some(first) = messages.first().cloned() {
+            let alike = messages.iter().take_while(|message| message.is_like(&first)).count();
+            let rest = messages.split_off(alike);
+            let rules = self.rules;
+            let edges = match self.cursors.get_mut(&first.lineage) {
+                Some(edges) => edges,
+                None => self.cursors.entry(first.lineage.clone()).or_default(),
             };
-            if !cursor.admit_by(message.number, self.rules) {
-                continue;
-            }
+            let edge = cursor_of(&first.edge, rules);
+            let cursors = match edges.get_mut(edge) {
+                Some(cursors) => cursors,
+                None => edges.entry(edge.to_owned()).or_default(),
+            };
             // An edge that this job does not have any more: its step was dropped, as the plan said.
-            let Some(i) = program.keyed.edges.iter().position(|e| e.name == message.edge) else { continue };
-            match &program.keyed.edges[i].kind {
-                EdgeKind::Partial(spec) => self.partial(i, spec, &message)?,
-                EdgeKind::Rows(_) => {
-                    if run.0 != i {
-                        self.rows(&program, std::mem::replace(&mut run, (i, Vec::new())))?;
-                    }
-                    run.1.push(message);
-                }
+            let at = program.keyed.edges.iter().position(|e| e.name == *first.edge);
+            messages.retain(|message| cursors.entry(message.group).or_default().admit_by(message.number, rules));
+            match at.map(|i| (i, &program.keyed.edges[i].kind)) {
+                None => {}
+                Some((i, EdgeKind::Partial(spec))) => messages.iter().try_for_each(|message| self.partial(i, spec, message))?,
+                Some((i, EdgeKind::Rows(spec))) => self.rows(&program, i, spec, &messages)?,
             }
+            messages = rest;
         }
-        self.rows(&program, run)
+        Ok(())
     }
 
     fn partial(&mut self, i: usize, spec: &WindowSpec, message: &Message) -> Result<(), Damaged> {
@@ -161,24 +158,25 @@ impl KeyedChain {
         Ok(())
     }
 
-    /// Takes rows of one edge.
-    fn rows(&mut self, program: &Program, (i, messages): (usize, Vec<Message>)) -> Result<(), Damaged> {
-        let Some(edge) = program.keyed.edges.get(i).filter(|_| !messages.is_empty()) else { return Ok(()) };
-        let EdgeKind::Rows(spec) = &edge.kind else { return Ok(()) };
-        if let Then::Join(join, side) = &spec.then {
-            return self.join(program, *join, *side, &messages);
+    /// Takes rows of one edge and lineage.
+    fn rows(&mut self, program: &Program, i: usize, spec: &RowsSpec, messages: &[Message]) -> Result<(), Damaged> {
+        if messages.is_empty() {
+            return Ok(());
         }
+        if let Then::Join(join, side) = &spec.then {
+            return self.join(program, *join, *side, messages);
+        }
+        let edge = &program.keyed.edges[i];
         let mut times = Vec::with_capacity(messages.len());
-        let mut values: Vec<Vec<Value>> = vec![Vec::with_capacity(messages.len()); spec.schema.fields().len()];
-        for message in &messages {
+        let (width, mut cells) = (spec.schema.fields().len(), Vec::new());
+        let mut builders = Builders::new(&spec.schema, width);
+        for message in messages {
             let mut body = Reader::new(&message.body);
             times.push((body.signed()?, body.signed()?));
-            for column in &mut values {
-                column.push(Value::read(&mut body)?);
-            }
+            cells::split(body.rest(), width, &mut cells)?;
+            builders.push(cells.drain(..));
         }
-        let mut columns: Vec<ArrayRef> =
-            values.iter().zip(spec.schema.fields()).map(|(v, field)| evaluate::column(v.iter(), field.data_type())).collect();
+        let mut columns = builders.finish();
         if spec.then == Then::Pass {
             let micros = times.iter().map(|(time, _)| Some(time.saturating_mul(1000)));
             columns.push(Arc::new(micros.collect::<TimestampMicrosecondArray>()));

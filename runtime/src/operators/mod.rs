@@ -1,5 +1,6 @@
 //! The steps: batches in, batches out. State is owned here and is a function of the records that went through.
 
+pub mod cells;
 pub mod deduplicate;
 pub mod evaluate;
 pub mod files;

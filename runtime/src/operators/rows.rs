@@ -23,6 +23,8 @@ const NONE: u32 = u32::MAX;
 const SHARE: usize = 32;
 /// Bytes of a row, about.
 const ROW: usize = 16;
+/// Length of a bucket of rows that only wait until no older ones come, ms.
+const SHORT: i64 = 1_000;
 
 /// A row.
 #[derive(Debug, Clone, Copy)]
@@ -103,9 +105,10 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// No rows, for a time in which each is needed, ms.
+    /// No rows; each is needed for so long, ms, and for as long as others may come that are older.
     pub fn new(span: i64) -> Self {
-        Self { width: (span / 8).max(1), done: i64::MIN, waiting: 0, buckets: BTreeMap::new() }
+        let width = if span == 0 { SHORT } else { (span / 8).max(1) };
+        Self { width, done: i64::MIN, waiting: 0, buckets: BTreeMap::new() }
     }
 
     /// Rows before this time are not taken any more.

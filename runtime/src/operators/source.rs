@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Date32Type, Int64Type, TimestampMicrosecondType};
+use bytes::Bytes;
 use leat_compile::program::{EdgeKind, From, Op, Port, Program, Side, SourceProgram, Then, WindowSpec};
 use leat_runtime_core::key::{HashRange, KeyGroup, KeyWriter, partition_hash};
 use leat_runtime_core::ledger::Ledger;
@@ -22,6 +23,7 @@ use leat_runtime_core::rules::{Rule, Rules};
 use leat_runtime_core::wire::Writer;
 
 use self::rows::Rows;
+use super::cells::Cells;
 use super::deduplicate::{self, Seen, Verdict};
 use super::evaluate;
 use super::files::FileRows;
@@ -453,38 +455,43 @@ impl SourceChain {
         &mut self,
         i: usize,
         edge: usize,
-        key: &[usize],
+        key_columns: &[usize],
         rows: &Rows,
         batch: &SourceBatch,
         out: &mut Vec<Replayable>,
     ) -> Vec<usize> {
         let mut large = Vec::new();
         let groups = self.program.document.key_groups;
-        let name = self.program.keyed.edges[edge].name.clone();
         let State::Numbers(numbers) = &mut self.states[i] else { return large };
-        let mut writer = KeyWriter::default();
+        let (cells, mut key) = (Cells::of(&rows.batch), KeyWriter::default());
+        // The bodies of all rows are parts of one piece of memory.
+        let (mut bodies, mut ends) = (Writer::default(), Vec::with_capacity(rows.len()));
         for row in 0..rows.len() {
-            let group = KeyGroup::of(key_bytes(&rows.batch, row, key, &mut writer), groups);
-            let mut body = Writer::default();
-            body.signed(rows.times[row]);
-            body.signed(rows.watermarks[row]);
-            for column in rows.batch.columns() {
-                evaluate::value(column, row).write(&mut body);
-            }
-            if body.bytes().len() > LONGEST_BODY {
+            let start = bodies.bytes().len();
+            bodies.signed(rows.times[row]);
+            bodies.signed(rows.watermarks[row]);
+            cells.write(row, &mut bodies);
+            if bodies.bytes().len() - start > LONGEST_BODY {
+                bodies.truncate(start);
                 large.push(row);
                 continue;
             }
+            ends.push((row, start, bodies.bytes().len()));
+        }
+        let (bodies, schema) = (Bytes::from(bodies.finish()), rows.batch.schema());
+        let edge: Arc<str> = self.program.keyed.edges[edge].name.as_str().into();
+        out.extend(ends.into_iter().map(|(row, start, end)| {
+            let group = KeyGroup::of(cells.key(row, key_columns, &schema, &mut key), groups);
             let message = Message {
-                edge: name.clone(),
+                edge: Arc::clone(&edge),
                 lineage: self.lineage.clone(),
                 group,
                 number: numbers.next(group),
                 job: self.job,
-                body: body.finish(),
+                body: bodies.slice(start..end),
             };
-            out.push(Replayable { position: batch.positions[rows.origins[row] as usize], what: Leaving::Message(message) });
-        }
+            Replayable { position: batch.positions[rows.origins[row] as usize], what: Leaving::Message(message) }
+        }));
         large
     }
 
@@ -506,18 +513,18 @@ impl SourceChain {
                     group.write(body, *shape);
                 }
             }
-            let edge = &program.keyed.edges[*edge].name;
-            let numbers = assigned.entry(edge.clone()).or_default();
+            let edge: Arc<str> = program.keyed.edges[*edge].name.as_str().into();
+            let numbers = assigned.entry(edge.to_string()).or_default();
             for (group, body) in by_group.into_iter().flat_map(|(g, bodies)| bodies.into_iter().map(move |b| (g, b))) {
                 let numbered = if self.rules.hold(Rule::KgNum) { group } else { KeyGroup(0) };
                 let number = numbers.next(numbered);
                 messages.push(Message {
-                    edge: edge.clone(),
+                    edge: Arc::clone(&edge),
                     lineage: self.lineage.clone(),
                     group,
                     number,
                     job: self.job,
-                    body: body.finish(),
+                    body: body.finish().into(),
                 });
             }
         }
@@ -597,8 +604,12 @@ pub fn key_bytes<'a>(rows: &RecordBatch, row: usize, columns: &[usize], writer: 
 
 /// Hash that tells apart the events of one key.
 pub fn event_hash(rows: &RecordBatch, row: usize, key: &[usize], by: &[usize], writer: &mut KeyWriter) -> u64 {
-    let columns: Vec<usize> = key.iter().chain(by).copied().collect();
-    leat_runtime_core::key::hash(key_bytes(rows, row, &columns, writer))
+    writer.clear();
+    for column in key.iter().chain(by) {
+        let array = rows.column(*column);
+        window::write_key(array, row, array.data_type(), writer);
+    }
+    leat_runtime_core::key::hash(writer.bytes())
 }
 
 #[cfg(test)]

@@ -82,7 +82,7 @@ fn snapshots(program: &Arc<Program>) -> (Saved, Saved) {
     });
     let messages: Vec<message::Message> = rows.chain(source.take_partials(&mut BTreeMap::new())).collect();
     assert!(messages.len() > 5, "{} messages", messages.len());
-    let record = message::encode(&messages);
+    let record = message::encode(&messages).into();
     keyed.take(message::decode(&record).expect("what was encoded")).expect("what was sent");
     // Some windows are closed, some are open.
     keyed.advance(Watermark(1_793_491_200_000 + 5 * 60_000));
@@ -258,11 +258,11 @@ proptest! {
         edge in 0..made().0.keyed.edges.len(), group in any::<u16>(), number in 1..9_u64, body in proptest::collection::vec(any::<u8>(), 0..300)
     ) {
         let (program, ..) = made();
-        let edge = program.keyed.edges[edge].name.clone();
+        let edge = program.keyed.edges[edge].name.as_str().into();
         let lineage = Lineage::new("events", "1", "shard-0");
         let group = leat_runtime_core::key::KeyGroup(group % program.document.key_groups);
-        let message = message::Message { edge, lineage, group, number, job: 1, body };
-        let decoded = message::decode(&message::encode(&[message])).expect("what was encoded");
+        let message = message::Message { edge, lineage, group, number, job: 1, body: body.into() };
+        let decoded = message::decode(&message::encode(&[message]).into()).expect("what was encoded");
         drop(keyed(program).take(decoded));
     }
 }

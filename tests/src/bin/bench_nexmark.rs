@@ -65,7 +65,9 @@ const QUERIES: [Query; 9] = [
         flow: "  steps:\n    - {name: some, from: [auctions], filter: \"category = 10\"}\n    - {name: here, from: [persons], filter: \"state IN ('OR', 'ID', 'CA')\"}\n    \
                - {name: q, from: [some], join: {kind: Temporal, with: here, keys: {seller: id}, select: [name, city, state]}}\n",
         sql: "SELECT * FROM auctions a ASOF JOIN persons p ON a.seller = p.id AND p.ts <= a.ts WHERE a.category = 10 AND p.state IN ('OR', 'ID', 'CA')",
-        flink: Some("SELECT a.id, a.seller, p.name, p.city, p.state FROM auctions a JOIN persons p ON a.seller = p.id WHERE a.category = 10 AND p.state IN ('OR', 'ID', 'CA')"),
+        flink: Some(
+            "SELECT a.id, a.seller, p.name, p.city, p.state FROM auctions a JOIN persons p ON a.seller = p.id WHERE a.category = 10 AND p.state IN ('OR', 'ID', 'CA')",
+        ),
         check: "sum(a_id), sum(seller)",
     },
     Query {
@@ -300,7 +302,8 @@ fn write_events(folder: &Path, events: u64) -> u64 {
             }
             _ => {
                 // One of two bids is for a hot auction, three of four are of a hot bidder.
-                let auction = if random.below(2) > 0 { (auctions / 100 * 100).max(1) } else { auctions.saturating_sub(random.below(100)).max(1) };
+                let auction =
+                    if random.below(2) > 0 { (auctions / 100 * 100).max(1) } else { auctions.saturating_sub(random.below(100)).max(1) };
                 let bidder =
                     if random.below(4) > 0 { (persons / 100 * 100).max(1) } else { persons.saturating_sub(random.below(1_000)).max(1) };
                 let price = 100 * 10_u64.pow(random.below(6) as u32) + random.below(10_000);

@@ -100,8 +100,8 @@ pub(super) async fn leave(ports: &Ports, job: &SourceJob, leaving: Vec<Replayabl
     let left = append(ports, messages.collect(), job.program.document.key_groups, job.partitions).await?;
     let mut failed: BTreeSet<usize> = BTreeSet::new();
     if !left.is_empty() {
-        let left: BTreeSet<(&str, u16, u64)> = left.iter().map(|m| (m.edge.as_str(), m.group.0, m.number)).collect();
-        let is_left = |r: &Replayable| matches!(&r.what, Leaving::Message(m) if left.contains(&(m.edge.as_str(), m.group.0, m.number)));
+        let left: BTreeSet<(&str, u16, u64)> = left.iter().map(|m| (&*m.edge, m.group.0, m.number)).collect();
+        let is_left = |r: &Replayable| matches!(&r.what, Leaving::Message(m) if left.contains(&(&*m.edge, m.group.0, m.number)));
         failed.extend(leaving.iter().enumerate().filter(|(_, r)| is_left(r)).map(|(i, _)| i));
     }
     for (index, spec) in job.program.streams.iter().enumerate() {
@@ -140,7 +140,7 @@ pub(super) fn computed_again(program: &Program, messages: Vec<Message>) -> Vec<M
     use leat_runtime_core::wire::{Reader, Writer};
     let mut out = Vec::new();
     for message in messages {
-        let edge = program.keyed.edges.iter().find(|e| e.name == message.edge);
+        let edge = program.keyed.edges.iter().find(|e| e.name == *message.edge);
         let Some(EdgeKind::Partial(spec)) = edge.map(|e| &e.kind) else { continue };
         let mut body = Reader::new(&message.body);
         let mut number = message.number;
@@ -148,7 +148,7 @@ pub(super) fn computed_again(program: &Program, messages: Vec<Message>) -> Vec<M
             drop(Group::read(&mut body, spec, message.group));
             let mut one = Writer::default();
             group.write(&mut one, spec.shape);
-            out.push(Message { number, body: one.finish(), ..message.clone() });
+            out.push(Message { number, body: one.finish().into(), ..message.clone() });
             number += 1;
         }
     }

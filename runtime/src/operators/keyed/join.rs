@@ -11,25 +11,25 @@ use leat_compile::program::{EdgeKind, From, JoinSide, JoinSpec, Meets, Program, 
 use leat_runtime_core::key::KeyWriter;
 use leat_runtime_core::message::Message;
 use leat_runtime_core::rules::{Rule, Rules};
-use leat_runtime_core::value::Value;
+use leat_runtime_core::value::Cell;
 use leat_runtime_core::watermark::Watermark;
 use leat_runtime_core::wire::{Damaged, Reader};
 
 use super::{KeyedChain, State};
-use crate::operators::evaluate;
+use crate::operators::cells::{self, Builders, scale_of};
 use crate::operators::rows::Rows;
 use crate::operators::versions::Versions;
 
-/// Rows that leave together at most.
+/// Pairs that leave together, about.
 const BATCH: usize = 8192;
-/// Left rows of a temporal join wait about as long as rows are out of order, ms.
-const SHORT: i64 = 8_000;
 
 /// State of one side of a join.
 pub(super) fn state(join: &JoinSpec, side: JoinSide) -> State {
     match (join.meets, side) {
-        (Meets::Interval { before, after }, _) => State::Rows(Rows::new(before.saturating_add(after))),
-        (Meets::Newest, JoinSide::Left) => State::Rows(Rows::new(SHORT)),
+        (Meets::Interval { after, .. }, JoinSide::Left) => State::Rows(Rows::new(after)),
+        (Meets::Interval { before, after }, JoinSide::Right) if join.outer => State::Rows(Rows::new(before.saturating_add(after))),
+        (Meets::Interval { before, .. }, JoinSide::Right) => State::Rows(Rows::new(before)),
+        (Meets::Newest, JoinSide::Left) => State::Rows(Rows::new(0)),
         (Meets::Newest, JoinSide::Right) => State::Versions(Versions::default()),
     }
 }
@@ -54,15 +54,32 @@ fn rows_of(program: &Program, edge: usize) -> Option<&RowsSpec> {
     if let EdgeKind::Rows(rows) = &program.keyed.edges[edge].kind { Some(rows) } else { None }
 }
 
-fn decode(row: &[u8], rows: &RowsSpec) -> Result<Vec<Value>, Damaged> {
-    let mut from = Reader::new(row);
-    rows.schema.fields().iter().map(|_| Value::read(&mut from)).collect()
+/// Pairs on their way out.
+struct Pairs<'a> {
+    join: &'a JoinSpec,
+    /// Columns of left and of right rows.
+    widths: [usize; 2],
+    rows: Builders,
 }
 
-/// A left row, and the columns of a right one that leave with it.
-fn pair(left: &[Value], right: Option<&[Value]>, join: &JoinSpec) -> Vec<Value> {
-    let taken = join.taken.iter().map(|i| right.and_then(|r| r.get(*i)).cloned().unwrap_or(Value::Null));
-    left.iter().cloned().chain(taken).collect()
+impl<'a> Pairs<'a> {
+    fn new(program: &Program, join: &'a JoinSpec, left: &RowsSpec, right: &RowsSpec) -> Self {
+        let schema = &program.keyed.edges[join.edges[0]].schema;
+        let widths = [left, right].map(|rows| rows.schema.fields().len());
+        Self { join, widths, rows: Builders::new(schema, schema.fields().len()) }
+    }
+
+    /// A left row, and the columns of a right one that leave with it.
+    fn push(&mut self, left: &[u8], right: Option<&[u8]>) -> Result<(), Damaged> {
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        cells::split(left, self.widths[0], &mut ours)?;
+        if let Some(right) = right {
+            cells::split(right, self.widths[1], &mut theirs)?;
+        }
+        let taken = self.join.taken.iter().map(|i| theirs.get(*i).copied().unwrap_or(Cell::Null));
+        self.rows.push(ours.iter().copied().chain(taken));
+        Ok(())
+    }
 }
 
 impl KeyedChain {
@@ -72,27 +89,25 @@ impl KeyedChain {
         let [left, right] = join.edges.map(|edge| rows_of(program, edge));
         let (Some(left), Some(right)) = (left, right) else { return Ok(()) };
         let mine = if side == JoinSide::Left { left } else { right };
-        let mut key = KeyWriter::default();
-        let mut out = Vec::new();
+        let (width, mut key, mut cells) = (mine.schema.fields().len(), KeyWriter::default(), Vec::new());
+        let scales: Vec<i8> = mine.key.iter().map(|column| scale_of(mine.schema.field(*column).data_type())).collect();
+        let mut out = Pairs::new(program, join, left, right);
         for message in messages {
             let mut body = Reader::new(&message.body);
             let (time, _) = (body.signed()?, body.signed()?);
             let row = body.rest();
-            let values = decode(row, mine)?;
+            cells::split(row, width, &mut cells)?;
             key.clear();
-            for column in &mine.key {
-                let scale = if let arrow::datatypes::DataType::Decimal128(_, s) = mine.schema.field(*column).data_type() { *s } else { 0 };
-                values[*column].write_key(scale, &mut key);
-            }
+            mine.key.iter().zip(&scales).for_each(|(column, scale)| cells[*column].write_key(*scale, &mut key));
             // NULL is equal to nothing: such a left row meets none, and a right one is met by none.
-            let unknown = mine.key.iter().any(|column| values[*column] == Value::Null);
+            let unknown = mine.key.iter().any(|column| cells[*column] == Cell::Null);
             let Ok([lefts, rights]) = self.states.get_disjoint_mut(join.edges) else { return Ok(()) };
             let key = key.bytes();
             let expected = match (&mut *lefts, &mut *rights, join.meets, side) {
                 (State::Rows(lefts), State::Rows(rights), Meets::Interval { before, after }, JoinSide::Left) => {
                     if !unknown {
                         for (_, other) in rights.of(key, time.saturating_sub(before), time.saturating_add(after)) {
-                            out.push(pair(&values, Some(&decode(other, right)?), join));
+                            out.push(row, Some(other))?;
                         }
                     }
                     lefts.push(time, key, row);
@@ -101,7 +116,7 @@ impl KeyedChain {
                 (State::Rows(lefts), State::Rows(rights), Meets::Interval { before, after }, JoinSide::Right) => {
                     if !unknown {
                         for (_, other) in lefts.of(key, time.saturating_sub(after), time.saturating_add(before)) {
-                            out.push(pair(&decode(other, left)?, Some(&values), join));
+                            out.push(other, Some(row))?;
                         }
                         rights.push(time, key, row);
                     }
@@ -125,14 +140,15 @@ impl KeyedChain {
                     message.edge, message.lineage, self.watermark
                 ));
             }
-            if out.len() >= BATCH {
-                self.pairs(program, join, &std::mem::take(&mut out));
+            if out.rows.len() >= BATCH {
+                let full = std::mem::replace(&mut out, Pairs::new(program, join, left, right));
+                self.leave(program, full);
             }
         }
         let counts = self.ledger.of(&format!("{} (join)", join.name));
         counts.taken += messages.len() as u64;
         counts.absorbed += messages.len() as u64;
-        self.pairs(program, join, &out);
+        self.leave(program, out);
         Ok(())
     }
 
@@ -144,7 +160,7 @@ impl KeyedChain {
             let (Some(left), Some(right)) = (left, right) else { continue };
             let (lefts_done, rights_done) = bounds(join, self.watermark, self.rules);
             let Ok([State::Rows(lefts), rights]) = self.states.get_disjoint_mut(join.edges) else { continue };
-            let mut out = Vec::new();
+            let mut out = Pairs::new(&program, join, left, right);
             lefts.finish(lefts_done, |time, key, row| {
                 if !emits {
                     return;
@@ -158,10 +174,9 @@ impl KeyedChain {
                     (State::Versions(versions), Meets::Newest) => versions.newest(key, time),
                     _ => None,
                 };
-                let found = found.map(|row| decode(row, right));
-                // Both were decoded when they came.
-                if let (Ok(row), true) = (decode(row, left), join.outer || found.is_some()) {
-                    out.push(pair(&row, found.and_then(Result::ok).as_deref(), join));
+                if join.outer || found.is_some() {
+                    // Both were read when they came.
+                    drop(out.push(row, found));
                 }
             });
             match rights {
@@ -169,22 +184,19 @@ impl KeyedChain {
                 State::Versions(versions) => versions.finish(rights_done),
                 _ => {}
             }
-            for some in out.chunks(BATCH) {
-                self.pairs(&program, join, some);
-            }
+            self.leave(&program, out);
         }
     }
 
-    fn pairs(&mut self, program: &Program, join: &JoinSpec, rows: &[Vec<Value>]) {
-        if rows.is_empty() {
+    fn leave(&mut self, program: &Program, pairs: Pairs<'_>) {
+        let (edge, count) = (&program.keyed.edges[pairs.join.edges[0]], pairs.rows.len());
+        if count == 0 {
             return;
         }
-        let edge = &program.keyed.edges[join.edges[0]];
-        let columns = edge.schema.fields().iter().enumerate().map(|(c, f)| evaluate::column(rows.iter().map(|r| &r[c]), f.data_type()));
         #[expect(clippy::expect_used, reason = "the columns were made from the schema's types, one value per row")]
-        let batch = RecordBatch::try_new(Arc::clone(&edge.schema), columns.collect()).expect("rows fit the edge");
-        self.ledger.of(&format!("{} (join)", join.name)).emitted += rows.len() as u64;
-        self.flow(From::Edge(join.edges[0]), batch);
+        let batch = RecordBatch::try_new(Arc::clone(&edge.schema), pairs.rows.finish()).expect("rows fit the edge");
+        self.ledger.of(&format!("{} (join)", pairs.join.name)).emitted += count as u64;
+        self.flow(From::Edge(pairs.join.edges[0]), batch);
     }
 
     /// Left rows that wait for a watermark to leave.
