@@ -33,7 +33,7 @@ pub struct Cells<'a>(Vec<Column<'a>>);
 impl<'a> Cells<'a> {
     /// Those of `rows`.
     pub fn of(rows: &'a RecordBatch) -> Self {
-        Self(rows.columns().iter().map(|array| Column::of(array)).collect())
+        Self(rows.columns().iter().map(Column::of).collect())
     }
 
     /// Writes the cells of a row.
@@ -142,7 +142,7 @@ impl Builders {
     }
 
     /// Number of rows.
-    pub fn len(&self) -> usize {
+    pub fn rows(&self) -> usize {
         self.rows
     }
 

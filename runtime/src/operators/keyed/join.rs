@@ -140,7 +140,7 @@ impl KeyedChain {
                     message.edge, message.lineage, self.watermark
                 ));
             }
-            if out.rows.len() >= BATCH {
+            if out.rows.rows() >= BATCH {
                 let full = std::mem::replace(&mut out, Pairs::new(program, join, left, right));
                 self.leave(program, full);
             }
@@ -189,7 +189,7 @@ impl KeyedChain {
     }
 
     fn leave(&mut self, program: &Program, pairs: Pairs<'_>) {
-        let (edge, count) = (&program.keyed.edges[pairs.join.edges[0]], pairs.rows.len());
+        let (edge, count) = (&program.keyed.edges[pairs.join.edges[0]], pairs.rows.rows());
         if count == 0 {
             return;
         }
