@@ -14,6 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use futures::future::LocalBoxFuture;
 use leat_compile::plan::DEAD_LETTERS;
 use leat_compile::program::{Input, Program};
+use leat_runtime::engine::ports::StoredRow;
 
 use serde::{Deserialize, Serialize};
 
@@ -82,8 +83,12 @@ pub struct Record {
     pub data: Vec<u8>,
 }
 
-/// Where letters lie, and where records go.
+/// Where a pipeline's files and rows lie, and where records go.
 pub trait Place {
+    /// The rows of the pipeline's tasks whose keys begin so.
+    fn rows<'a>(&'a self, prefix: &'a str) -> LocalBoxFuture<'a, Result<Vec<(String, StoredRow)>>>;
+    /// The names of all objects of its tasks.
+    fn objects(&self) -> LocalBoxFuture<'_, Result<BTreeSet<String>>>;
     /// The names of all files below a location, in order.
     fn files<'a>(&'a self, location: &'a str) -> LocalBoxFuture<'a, Result<Vec<String>>>;
     /// The bytes of a file; `None`: there is none.

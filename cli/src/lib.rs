@@ -1,5 +1,6 @@
 //! The command line as a library: manifests with their line numbers, the laptop, and the generator of events.
 
+pub mod audit;
 pub mod dead_letters;
 pub mod dev;
 pub mod feed;

@@ -31,9 +31,26 @@ enum Command {
     Plan(Plan),
     /// Run a pipeline here: no cloud, no cluster.
     Dev(Dev),
+    /// Compare what a pipeline has written with its ledger: nothing missing, nothing twice. Changes nothing.
+    Audit(Audit),
     /// Look at the records that a pipeline has refused, and send them again.
     #[command(subcommand)]
     DeadLetters(DeadLetters),
+}
+
+#[derive(Args)]
+struct Audit {
+    #[command(flatten)]
+    files: Files,
+    /// What `leat dev` has left, in the folder of its state; else what is in AWS, with the credentials of the environment.
+    #[arg(long, value_name = "FOLDER")]
+    state: Option<PathBuf>,
+    /// Read each position in the Raw archive too, and find those that are there twice.
+    #[arg(long)]
+    deep: bool,
+    /// How the outcome is printed.
+    #[arg(long, value_enum, default_value = "text")]
+    output: OutputFormat,
 }
 
 #[derive(Subcommand)]
@@ -144,6 +161,7 @@ fn main() -> ExitCode {
         Command::Plan(plan) => run_plan(&plan),
         Command::Dev(dev) => run_dev(&dev),
         Command::DeadLetters(command) => run_dead_letters(&command),
+        Command::Audit(audit) => run_audit(&audit),
     };
     match outcome {
         Ok(code) => code,
@@ -328,6 +346,28 @@ fn run_dead_letters(command: &DeadLetters) -> Result<ExitCode> {
         }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// 2: something is missing or there twice.
+fn run_audit(options: &Audit) -> Result<ExitCode> {
+    let pipeline = match load(&options.files)? {
+        Ok(pipeline) => pipeline,
+        Err(problems) => return Ok(complain(&problems)),
+    };
+    let program = &pipeline.program;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let audit = runtime.block_on(async {
+        let place: Box<dyn Place> = match &options.state {
+            Some(state) => Box::new(Laptop::open(program, state, true)?),
+            None => Box::new(Cloud::open(program).await),
+        };
+        leat::audit::audit(program, &*place, options.deep).await
+    })?;
+    match options.output {
+        OutputFormat::Json => say(&format!("{}\n", serde_json::to_string_pretty(&audit)?))?,
+        OutputFormat::Text => say(&audit.text())?,
+    }
+    Ok(if audit.findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) })
 }
 
 fn pair(text: &str, shape: &str) -> Result<(String, String)> {

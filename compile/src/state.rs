@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 
 use arrow::datatypes::{DataType, Schema};
 use leat_crds::spec::{JoinType, Step};
+use leat_crds::values::Duration;
 
-use crate::program::{Aggregate, Edge, EdgeKind, JoinSpec, Op, Program, RowsSpec, Shape, Then, WindowSpec};
+use crate::program::{Aggregate, Edge, EdgeKind, JoinSpec, Meets, Op, Program, RowsSpec, Shape, Then, WindowSpec};
 
 /// A step whose state the next job cannot take over.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,8 +31,8 @@ struct Kept {
     parts: BTreeMap<&'static str, String>,
 }
 
-/// The steps whose state would be lost if `after` followed `before`. A longer or shorter `within`, gap, lateness, or
-/// `emit` keeps it: state holds times, and is judged anew.
+/// The steps whose state would be lost if `after` followed `before`. A longer or shorter `within` of a deduplication, or `emit`,
+/// keeps it: ids have times, and are judged anew.
 pub fn lost(before: &Program, after: &Program) -> Vec<Lost> {
     let (before, after) = (kept(before), kept(after));
     let mut lost = Vec::new();
@@ -51,6 +52,12 @@ pub fn lost(before: &Program, after: &Program) -> Vec<Lost> {
         lost.extend(why.map(|why| Lost { step: step.clone(), why }));
     }
     lost
+}
+
+/// Of each step with state, what its bytes depend on, as a number: state of another number is not read.
+pub fn fingerprints(program: &Program) -> BTreeMap<String, u64> {
+    let number = |kept: &Kept| crate::plan::digest(format!("{} {:?}", kept.what, kept.parts).as_bytes());
+    kept(program).iter().map(|(step, kept)| (step.clone(), number(kept))).collect()
 }
 
 fn types(names: &[String], schema: &Schema) -> String {
@@ -87,22 +94,25 @@ fn kept(program: &Program) -> BTreeMap<String, Kept> {
     all
 }
 
-/// A longer or shorter gap keeps what is open: the next row is judged by it.
 fn windows(step: &Step, edge: &Edge, window: &WindowSpec) -> Option<Kept> {
     let kinds = |of: fn(&Aggregate) -> &DataType| window.aggregates.iter().map(|a| of(a).to_string()).collect::<Vec<_>>().join(", ");
     let group: Vec<String> = edge.schema.fields().iter().take(window.group_types.len()).map(|f| f.name().clone()).collect();
     let group = types(&group, &edge.schema);
     let aggregate = step.aggregate.as_ref().or(step.sessionize.as_ref().map(|s| &s.aggregate))?;
     let results: Vec<String> = aggregate.iter().map(|(name, expression)| format!("{name}: {expression}")).collect();
-    let mut parts =
-        BTreeMap::from([("aggregate", results.join(", ")), ("types", format!("{} to {}", kinds(|a| &a.input), kinds(|a| &a.output)))]);
+    // What is open was judged by the lateness and the gap of then: with others it would leave twice, or never.
+    let mut parts = BTreeMap::from([
+        ("allowedLateness", window.allowed_lateness.to_string()),
+        ("aggregate", results.join(", ")),
+        ("types", format!("{} to {}", kinds(|a| &a.input), kinds(|a| &a.output))),
+    ]);
     let what = match window.shape {
         Shape::Tumbling(size) => {
             parts.extend([("groupBy", group), ("tumbling", size.to_string())]);
             "its open windows"
         }
-        Shape::Session(_) => {
-            parts.insert("by", group);
+        Shape::Session(gap) => {
+            parts.extend([("by", group), ("gap", gap.to_string())]);
             "its open sessions"
         }
     };
@@ -118,9 +128,17 @@ fn join_of(step: &Step, program: &Program, join: &JoinSpec) -> Option<Kept> {
     });
     let keys: Vec<String> = verb.keys.iter().map(|(ours, theirs)| format!("{ours} = {theirs}")).collect();
     let [from, with] = rows;
+    let within = match join.meets {
+        Meets::Newest => String::new(),
+        Meets::Interval { before, after } => {
+            format!("{} before, {} after", Duration::from_millis(before), Duration::from_millis(after))
+        }
+    };
     let parts = BTreeMap::from([
         ("kind", format!("{:?} {:?}", verb.kind, verb.outer.unwrap_or(JoinType::Inner))),
         ("keys", keys.join(", ")),
+        ("within", within),
+        ("allowedLateness", Duration::from_millis(join.allowed_lateness).to_string()),
         ("columns of `from`", from),
         ("columns of `with`", with),
     ]);
@@ -161,7 +179,10 @@ mod tests {
     fn what_keeps_state_is_told_from_what_loses_it() {
         assert_eq!(said(|_| {}), Vec::<String>::new());
         assert_eq!(said(|s| s["steps"][0]["deduplicate"]["within"] = json!("24h")), Vec::<String>::new());
-        assert_eq!(said(|s| s["steps"][1]["window"]["allowedLateness"] = json!("5m")), Vec::<String>::new());
+        assert_eq!(
+            said(|s| s["steps"][1]["window"]["allowedLateness"] = json!("5m")),
+            ["step `sums`: its open windows would be lost: allowedLateness 0s → 5m"]
+        );
         assert_eq!(said(|s| s["sources"][0]["columns"]["more"] = json!("VARCHAR")), Vec::<String>::new());
         assert_eq!(
             said(|s| s["steps"][0]["deduplicate"]["by"] = json!(["id", "campaign"])),

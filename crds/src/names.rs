@@ -9,6 +9,11 @@ pub fn lease_table(namespace: &str, name: &str) -> String {
     format!("leat.{namespace}.{name}.leases")
 }
 
+/// The prefix of the objects that tasks of a pipeline write for themselves.
+pub fn objects(storage: &str, namespace: &str, name: &str) -> String {
+    format!("{}/{namespace}/{name}", storage.trim_end_matches('/'))
+}
+
 /// Repartition stream (Kinesis).
 pub fn repartition_stream(namespace: &str, name: &str) -> String {
     format!("leat.{namespace}.{name}.repartition")

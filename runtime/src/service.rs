@@ -127,7 +127,7 @@ async fn ports(program: &Program, tried: &(dyn Fn() + Sync)) -> Result<Ports, Se
     let repartition = names::repartition_stream(&document.namespace, &document.name);
     let s3 = aws_sdk_s3::config::Builder::from(&home).force_path_style(leat_aws::path_style());
     let s3 = aws_sdk_s3::Client::from_conf(s3.build());
-    let prefix = format!("{}/{}/{}", storage.location.trim_end_matches('/'), document.namespace, document.name);
+    let prefix = names::objects(&storage.location, &document.namespace, &document.name);
     let rows = LeaseTable::new(aws_sdk_dynamodb::Client::new(&home), &leases);
     let objects = S3Objects::new(Store::new(s3.clone(), storage.kms_key_id.clone()), &prefix);
     // The job that runs may have to be drained: with streams and tables that this one does not have any more.

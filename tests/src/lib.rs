@@ -9,6 +9,7 @@ pub mod kafka;
 pub mod kubectl;
 pub mod node;
 pub mod process;
+pub mod rough;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -142,6 +142,82 @@ fn what_is_too_large_for_a_keyed_step_is_a_dead_letter() {
 }
 
 #[test]
+fn a_rule_behind_a_keyed_step_rejects_what_breaks_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let events: Vec<Vec<u8>> = (0..200).map(|i| event(i, 1000 + i)).collect();
+    let steps = json!([
+        {"name": "sums", "from": ["in"], "window": {"tumbling": "1m"}, "groupBy": ["k"], "aggregate": {"total": "sum(id)", "rows": "count(*)"}},
+        {"name": "large", "from": ["sums"], "validate": {"rules": {"many": "total > 2800", "few": "rows < 1000", "ratio": "1 / (rows - 28) >= 0"}}},
+    ]);
+    let report = run(folder.path(), &manifest("in", &steps, &json!([files("large", "large")])), &events);
+    let sum = |k: u64| (0..200).filter(|i| i % 7 == k).sum::<u64>();
+    let rows_of = |k: u64| (0..200).filter(|i| i % 7 == k).count();
+    let fine: Vec<u64> = (0..7).filter(|k| sum(*k) > 2800 && rows_of(*k) != 28).map(sum).collect();
+    let broken = (0..7).filter(|k| sum(*k) <= 2800).count();
+    assert!(!fine.is_empty() && broken > 0 && fine.len() + broken < 7, "{fine:?} {broken}");
+    let mut totals: Vec<u64> =
+        rows(folder.path(), "out/large").iter().map(|r| r["total"].to_string().trim_matches('"').parse().expect("a number")).collect();
+    totals.sort_unstable();
+    assert_eq!(totals, fine);
+    let reasons: Vec<Value> = rows(folder.path(), "dead-letters").into_iter().map(|d| d["reason"].clone()).collect();
+    assert_eq!(reasons.iter().filter(|r| *r == "rule:many").count(), broken, "{reasons:?}");
+    assert_eq!(reasons.iter().filter(|r| *r == "rule:ratio").count(), 7 - broken - fine.len(), "{reasons:?}");
+    assert_eq!((count(&report, "large", "in"), count(&report, "large", "passed")), (7, fine.len() as u64));
+}
+
+#[test]
+fn state_that_a_change_loses_is_dropped_as_it_was_said_and_no_other() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (visits, sums) = (files("visits", "visits"), files("sums", "sums"));
+    let steps = |gap: &str, by: &str| {
+        json!([
+            {"name": "visits", "from": ["in"], "sessionize": {"by": [by], "gap": gap}},
+            {"name": "sums", "from": ["in"], "window": {"tumbling": "1d"}, "groupBy": ["n"], "aggregate": {"rows": "count(*)"}},
+        ])
+    };
+    let of = |gap: &str, by: &str| manifest("in", &steps(gap, by), &json!([visits, sums]));
+    std::fs::write(folder.path().join("pipeline.yaml"), of("30m", "k")).expect("a manifest");
+    std::fs::write(folder.path().join("events.ndjson"), (0..50).map(|i| event(i, 1000 + i)).collect::<Vec<_>>().join(&b'\n'))
+        .expect("events");
+    let input = format!("events={}", folder.path().join("events.ndjson").display());
+    let mut command = leat();
+    command
+        .args(["dev", "-f"])
+        .arg(folder.path().join("pipeline.yaml"))
+        .arg("--state")
+        .arg(folder.path().join("state"))
+        .args(["--input", &input]);
+    let mut child = command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().expect("leat starts");
+    // Until a keyed task has written down what is open.
+    let snapshots = folder.path().join("state/tests/small/objects/snapshots");
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let kept = || {
+        let mut open = vec![snapshots.clone()];
+        while let Some(path) = open.pop() {
+            open.extend(std::fs::read_dir(&path).into_iter().flatten().flatten().map(|e| e.path()));
+            if path.is_file() && path.display().to_string().contains("keyed") {
+                return true;
+            }
+        }
+        false
+    };
+    while !kept() {
+        assert!(std::time::Instant::now() < patience, "no snapshot of a keyed task");
+        std::thread::yield_now();
+    }
+    child.kill().expect("kill");
+    child.wait().expect("a dead child");
+    // Another gap and other columns: what was open is dropped, and sums of the day go on.
+    for (gap, by) in [("1m", "k"), ("1m", "n")] {
+        let said = dev(folder.path(), &of(gap, by), &[]).map_or_else(|said| panic!("{said}"), |report| report);
+        assert_eq!(said["done"], true);
+    }
+    let total: u64 = rows(folder.path(), "out/sums").iter().filter_map(|r| r["rows"].as_u64()).sum();
+    assert_eq!(total, 50, "the day's sums have all rows");
+    assert!(rows(folder.path(), "out/visits").is_empty(), "sessions of another gap are gone");
+}
+
+#[test]
 fn an_expression_that_fails_costs_its_row_only_also_in_a_keyed_step() {
     let folder = tempfile::tempdir().expect("a folder");
     let events: Vec<Vec<u8>> = (0..200).map(|i| event(i, 1000 + i)).collect();

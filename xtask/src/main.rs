@@ -12,7 +12,7 @@ use anyhow::{Result, bail};
 
 const TEST: &str = "cargo xtask test [--without STAGE]...
   format, lint and all tests; sets up what is missing in the user's cache folder
-  stages: format, lint, tests, simulation, node";
+  stages: format, lint, tests, node, fuzz, simulation";
 const IMAGE: &str = "cargo xtask image [--profile PROFILE] [--output FOLDER] [--root NAME FOLDER]
   writes the images of operator and worker as OCI archives; the profile is `release` unless said
   --root: writes the files of one image into a folder instead";

@@ -52,6 +52,11 @@ pub const ALL: &[Stage] = &[
         ],
         node: true,
     },
+    Stage {
+        name: "fuzz",
+        commands: &[&["run", "--quiet", "--package", "leat-tests", "--bin", "fuzz", "--", "--seconds", "60"]],
+        node: false,
+    },
     Stage { name: "simulation", commands: &[&["test", "--quiet", "--package", "leat-simulation", "--no-fail-fast"]], node: false },
 ];
 

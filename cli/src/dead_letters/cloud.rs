@@ -1,14 +1,17 @@
 //! Dead letters of a pipeline in AWS: files in S3, streams of Kinesis.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use futures::future::LocalBoxFuture;
 use leat_aws::{Retries, Target};
 use leat_compile::program::Program;
+use leat_crds::names;
+use leat_runtime::connectors::aws::dynamodb::LeaseTable;
 use leat_runtime::connectors::aws::kinesis::{KinesisStreams, Stream};
 use leat_runtime::connectors::aws::s3::Folder;
-use leat_runtime::engine::ports::{PortError, Streams};
+use leat_runtime::engine::ports::{PortError, Rows, StoredRow, Streams};
 use leat_runtime::output::StreamRecord;
 
 use super::{Place, Record};
@@ -23,6 +26,9 @@ pub struct Cloud {
     files: Folder,
     streams: KinesisStreams,
     topics: Vec<String>,
+    leases: LeaseTable,
+    /// Where the objects of tasks are.
+    objects: String,
 }
 
 impl Cloud {
@@ -41,6 +47,8 @@ impl Cloud {
             files: Folder::new(&home, spec.storage.as_ref().and_then(|s| s.kms_key_id.clone())),
             streams: KinesisStreams::new(streams),
             topics,
+            leases: LeaseTable::of(&home, &names::lease_table(&program.document.namespace, &program.document.name)),
+            objects: names::objects(spec.storage.as_ref().map_or("", |s| &s.location), &program.document.namespace, &program.document.name),
         }
     }
 }
@@ -66,6 +74,14 @@ fn in_s3(location: &str) -> Result<&str> {
 }
 
 impl Place for Cloud {
+    fn rows<'a>(&'a self, prefix: &'a str) -> LocalBoxFuture<'a, Result<Vec<(String, StoredRow)>>> {
+        Box::pin(async move { self.leases.list(prefix).await.map_err(without_credentials) })
+    }
+
+    fn objects(&self) -> LocalBoxFuture<'_, Result<BTreeSet<String>>> {
+        Box::pin(async move { Ok(self.files.list(in_s3(&self.objects)?).await.map_err(without_credentials)?.into_iter().collect()) })
+    }
+
     fn files<'a>(&'a self, location: &'a str) -> LocalBoxFuture<'a, Result<Vec<String>>> {
         Box::pin(async move { self.files.list(in_s3(location)?).await.map_err(without_credentials) })
     }

@@ -1,6 +1,6 @@
 //! Dead letters of `leat dev`: files and streams in the folder of its state.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use leat_runtime::connectors::local::folder::write_durably;
 use leat_runtime::connectors::local::shard;
 use leat_runtime::connectors::local::store::Store;
 use leat_runtime::connectors::local::streams::LocalStream;
+use leat_runtime::engine::ports::{Rows, StoredRow};
 
 use super::{Place, Record};
 use crate::{dev, feed};
@@ -19,23 +20,23 @@ use crate::{dev, feed};
 pub struct Laptop {
     folder: PathBuf,
     streams: BTreeMap<String, Arc<LocalStream>>,
-    /// Nobody else has the state open; only who sends needs it.
-    _lock: Option<Store>,
+    /// Nobody else has the state open; only who sends or reads rows needs it.
+    lock: Option<Store>,
 }
 
 impl Laptop {
-    /// That of a program; `state` as `leat dev` has it.
-    pub fn open(program: &Program, state: &Path, sends: bool) -> Result<Self> {
+    /// That of a program; `state` as `leat dev` has it. `alone`: nobody else has it open, and rows and streams can be used.
+    pub fn open(program: &Program, state: &Path, alone: bool) -> Result<Self> {
         let folder = state.join(&program.document.namespace).join(&program.document.name);
         if !folder.join("store.redb").exists() {
             bail!("`leat dev` has left nothing in {}", folder.display());
         }
-        if !sends {
-            return Ok(Self { folder, streams: BTreeMap::new(), _lock: None });
+        if !alone {
+            return Ok(Self { folder, streams: BTreeMap::new(), lock: None });
         }
         let lock = Store::open(&folder.join("store.redb"))?;
         let streams = dev::local_streams(program, None, &folder.join("streams"), feed::now())?;
-        Ok(Self { folder, streams, _lock: Some(lock) })
+        Ok(Self { folder, streams, lock: Some(lock) })
     }
 
     /// The folder that stands in for a location.
@@ -58,6 +59,20 @@ fn walk(folder: &Path, below: &str, files: &mut Vec<String>) -> std::io::Result<
 }
 
 impl Place for Laptop {
+    fn rows<'a>(&'a self, prefix: &'a str) -> LocalBoxFuture<'a, Result<Vec<(String, StoredRow)>>> {
+        Box::pin(async move { Ok(self.lock.as_ref().context("the state was not opened")?.list(prefix).await?) })
+    }
+
+    fn objects(&self) -> LocalBoxFuture<'_, Result<BTreeSet<String>>> {
+        Box::pin(async move {
+            let (root, mut files) = (self.folder.join("objects"), Vec::new());
+            if root.exists() {
+                walk(&root, "", &mut files).with_context(|| format!("cannot read {}", root.display()))?;
+            }
+            Ok(files.into_iter().collect())
+        })
+    }
+
     fn files<'a>(&'a self, location: &'a str) -> LocalBoxFuture<'a, Result<Vec<String>>> {
         Box::pin(async move {
             let (root, mut files) = (self.root(location), Vec::new());

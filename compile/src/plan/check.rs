@@ -349,6 +349,12 @@ fn check_step(step: &Step, path: &str, out: &mut Vec<Problem>) {
             }
         }
     }
+    let by = step.sessionize.as_ref().map_or(&[][..], |s| &s.by);
+    for (name, columns) in [("groupBy", step.group_by.as_slice()), ("sessionize.by", by)] {
+        for (i, column) in columns.iter().enumerate().filter(|(i, column)| columns[..*i].contains(column)) {
+            out.push(Problem::new(format!("{path}.{name}[{i}]"), format!("`{column}` is there twice"), "each column once"));
+        }
+    }
     if let Some(join) = &step.join {
         match (join.kind, &join.within) {
             (JoinKind::Interval, None) => {

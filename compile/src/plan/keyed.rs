@@ -15,6 +15,8 @@ use crate::sql::type_name;
 
 /// What a windowed verb asks for, and where in the manifest.
 struct Wanted<'a> {
+    /// The window's own path.
+    at: String,
     shape: Option<Shape>,
     /// Columns that the verb adds itself.
     own: &'a [ArrowField],
@@ -38,7 +40,7 @@ impl Lowering<'_> {
         let key = self.columns(&format!("{path}.deduplicate.keyedWith"), keyed_with, &input.schema);
         let spec = DeduplicateSpec { by: by?, key: key?, within: verb.within };
         let Place::Sources(sources) = &input.place else {
-            self.problem(path, "a second repartition does not work yet", "deduplicate before the aggregate");
+            self.problem(path, "a second repartition does not work yet", "deduplicate events, before what joins or sums them up");
             return None;
         };
         let direct = sources.len() == 1 && input.partition_column.as_ref().is_some_and(|c| keyed_with == std::slice::from_ref(c));
@@ -68,6 +70,7 @@ impl Lowering<'_> {
         let own = ["window_start", "window_end"].map(|n| ArrowField::new(n, TIMESTAMP, false));
         let on_update = step.emit.as_ref().filter(|e| e.mode == EmitMode::OnUpdate).map(|e| e.every.unwrap_or(Duration::from_millis(1000)));
         let wanted = Wanted {
+            at: format!("{path}.window"),
             shape: size.map(Shape::Tumbling),
             own: &own,
             allowed_lateness: window.allowed_lateness,
@@ -92,6 +95,7 @@ impl Lowering<'_> {
         ];
         let all = BTreeMap::from([("events".to_owned(), "count(*)".to_owned())]);
         let wanted = Wanted {
+            at: path.clone(),
             shape: Some(Shape::Session(verb.gap)),
             own: &own,
             allowed_lateness: verb.allowed_lateness,
@@ -115,7 +119,7 @@ impl Lowering<'_> {
         key: Key,
     ) -> Option<Output> {
         if !input.timed {
-            self.problem(path, "windows need event time, and the source has none", "give the source an `eventTime`");
+            self.problem(&wanted.at, "a window needs event time, and the source has none", "give the source an `eventTime`");
         }
         self.only_events(path, input)?;
         let group_by = self.columns(&wanted.by.0, wanted.by.1, &input.schema);

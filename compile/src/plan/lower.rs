@@ -480,7 +480,9 @@ impl<'a> Lowering<'a> {
         let partition_column = input.partition_column.filter(|c| kept(c) && verb == "derive");
         let same = |c: &String| columns.get(c).map_or(verb == "derive", |text| text.trim() == c);
         let time_column = input.time_column.filter(same);
-        Some(Output { schema, place, partition_column, time_column, ..input })
+        // A column that is computed anew does not tell results apart any more.
+        let key = input.key.map(|key| Key { columns: key.columns.into_iter().filter(|set| set.iter().all(same)).collect(), ..key });
+        Some(Output { schema, place, partition_column, time_column, key, ..input })
     }
 }
 

@@ -139,6 +139,9 @@ type Made = (Shape, usize, Output, Vec<(Output, Side)>);
 fn results(l: &mut Lowering<'_>, path: &str, key: &Key, shape: Shape, input: Output, inputs: Vec<(Output, Side)>) -> Option<Made> {
     let in_key: Vec<&String> = shape.key().into_iter().flat_map(|i| &shape.attributes[i].columns).collect();
     let lacks = |columns: &[String]| columns.iter().filter(|c| !in_key.contains(c)).cloned().collect::<Vec<_>>();
+    if key.columns.is_empty() {
+        l.problem(path, "the rows lost the columns that tell them apart", "keep those of the group and the window's start as they are");
+    }
     // Of several sets that tell rows apart, the one that is nearest.
     for column in key.columns.iter().map(|columns| lacks(columns)).min_by_key(Vec::len).unwrap_or_default() {
         l.problem(

@@ -134,6 +134,7 @@ fn newborn(origin: Origin, watermark: Watermark) -> SourceRow {
         files: Vec::new(),
         complete: Vec::new(),
         flushed: BTreeMap::new(),
+        filed: BTreeMap::new(),
         raises: Vec::new(),
         snapshot: None,
         end_snapshot: None,

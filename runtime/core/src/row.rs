@@ -167,6 +167,9 @@ pub struct SourceRow {
     pub complete: Vec<OpenFile>,
     /// Per sink and folder: rows up to this number are in parts or files.
     pub flushed: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Per sink, how many rows have gone into parts or files since the lineage was born: what an audit counts again.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub filed: BTreeMap<String, u64>,
     /// Raises of the watermark since the snapshot, each after the record at its position.
     pub raises: Vec<(Option<Offset>, Watermark)>,
     /// The base of recovery.

@@ -2,7 +2,7 @@
 
 mod output;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -71,6 +71,8 @@ pub struct KeyedTask<C> {
     looked: u64,
     merge: Merge,
     position: Option<Offset>,
+    /// Records that were read and not taken yet, since much waits for a cut.
+    unread: VecDeque<(Offset, Bytes)>,
     roots_version: u64,
     /// The pipeline was draining at the last look, so no lineage that had no row then gets one under this job.
     looked_draining: bool,
@@ -141,6 +143,7 @@ impl<C: Control> KeyedTask<C> {
             looks,
             merge: Merge::default(),
             position: None,
+            unread: VecDeque::new(),
             roots_version: row.roots_version,
             looked_draining: false,
             sent: BTreeSet::new(),
@@ -187,6 +190,7 @@ impl<C: Control> KeyedTask<C> {
             }
             for (offset, record) in records.into_iter().filter(|(o, _)| Some(*o) <= self.row.position) {
                 self.chain.take(message::decode(&record)?)?;
+                self.chain.drop_outputs();
                 at = Some(offset);
             }
         }
@@ -248,7 +252,8 @@ impl<C: Control> KeyedTask<C> {
         let draining = self.draining();
         self.send(busy);
         self.clean(busy);
-        if !self.reading {
+        self.take_unread()?;
+        if !self.reading && self.unread.is_empty() {
             self.reading = true;
             let (log, partition, after) = (Arc::clone(&self.ports.log), self.job.partition, self.position);
             let (clock, pause) = (Arc::clone(&self.ports.clock), if self.behind { 0 } else { self.settings.poll_interval });
@@ -279,7 +284,7 @@ impl<C: Control> KeyedTask<C> {
             self.chain.emit_updates();
         }
         self.changed |= self.chain.has_outputs();
-        let due = now - self.last_cut >= self.settings.cut_interval || self.closing();
+        let due = now - self.last_cut >= self.settings.cut_interval || self.closing() || self.chain.crowded();
         if now - self.last_snapshot >= self.settings.snapshot_interval
             && self.row.snapshot.as_ref().and_then(|s| s.position) != self.position
         {
@@ -297,7 +302,8 @@ impl<C: Control> KeyedTask<C> {
             }
         }
         let (rows_for_files, outstanding) = (self.rows_for_files(), self.outstanding());
-        let settled = !self.changed && !self.cutting && !outstanding && self.acknowledged.is_empty() && rows_for_files == 0;
+        let settled =
+            !self.changed && self.unread.is_empty() && !self.cutting && !outstanding && self.acknowledged.is_empty() && rows_for_files == 0;
         let view = self.merge.view();
         let seen = |(lineage, seen): (&Lineage, &Seen)| (lineage.clone(), if self.merge.consumed(lineage) { seen.cut } else { 0 });
         let consumed = (settled && !view.is_empty()).then(|| view.iter().map(seen).collect());
@@ -398,11 +404,8 @@ impl<C: Control> KeyedTask<C> {
                     other => other?,
                 };
                 self.behind = !records.is_empty();
-                for (offset, record) in records {
-                    self.chain.take(message::decode(&record)?)?;
-                    self.position = Some(offset);
-                    self.changed = true;
-                }
+                self.unread.extend(records);
+                self.take_unread()?;
                 self.advance();
             }
             Event::Looked(look) => {
@@ -438,6 +441,16 @@ impl<C: Control> KeyedTask<C> {
                 let sent: Vec<String> = file.covers.into_iter().filter(|c| !needed.contains(c)).collect();
                 self.acknowledged.extend(sent);
             }
+        }
+        Ok(())
+    }
+
+    /// Takes what was read, record by record, until much waits for a cut.
+    fn take_unread(&mut self) -> Result<(), TaskError> {
+        while let Some((offset, record)) = self.unread.pop_front_if(|_| !self.chain.crowded()) {
+            self.chain.take(message::decode(&record)?)?;
+            self.position = Some(offset);
+            self.changed = true;
         }
         Ok(())
     }

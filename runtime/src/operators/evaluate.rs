@@ -15,6 +15,20 @@ pub struct Failure {
     pub row: usize,
     /// Why.
     pub detail: String,
+    /// The rule that it breaks, as a reason; `None`: an expression failed.
+    pub rule: Option<String>,
+}
+
+impl Failure {
+    /// An expression failed.
+    pub fn of(row: usize, detail: String) -> Self {
+        Self { row, detail, rule: None }
+    }
+
+    /// The reason in one word.
+    pub fn reason(&self) -> &str {
+        self.rule.as_deref().unwrap_or("expression")
+    }
 }
 
 /// The expression's value for each row. When it fails for the batch, each row is tried alone, and a row that fails
@@ -31,7 +45,7 @@ pub fn evaluate(expr: &Expr, rows: &RecordBatch) -> (ArrayRef, Vec<Failure>) {
         match whole(&rows.slice(row, 1)) {
             Ok(value) => parts.push(value),
             Err(error) => {
-                failures.push(Failure { row, detail: first_line(&error.strip_backtrace()) });
+                failures.push(Failure::of(row, first_line(&error.strip_backtrace())));
                 parts.push(arrow::array::new_null_array(&data_type, 1));
             }
         }

@@ -6,14 +6,17 @@
 use std::collections::BTreeMap;
 use std::io::Cursor;
 
-use arrow::array::{RecordBatch, UInt32Array};
+use arrow::array::{AsArray, RecordBatch, UInt32Array};
 use arrow::compute::{concat_batches, take_record_batch};
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
-use leat_crds::spec::FilePartition;
+use bytes::Bytes;
+use leat_crds::spec::{FileFormat, FilePartition};
 use leat_runtime_core::wire::{Damaged, Reader, Writer};
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use crate::codecs::time::civil;
 
@@ -196,6 +199,30 @@ fn folder(bucket: i64, partition: Option<FilePartition>) -> String {
         Some(FilePartition::Month) => format!("year={:04}/month={:02}/", bucket.div_euclid(12), bucket.rem_euclid(12) + 1),
         Some(FilePartition::Year) => format!("year={bucket:04}/"),
     }
+}
+
+/// Number of rows of a finished file.
+pub fn rows_in(format: FileFormat, bytes: Bytes) -> Result<u64, String> {
+    match format {
+        FileFormat::JsonLines => Ok(bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty()).count() as u64),
+        FileFormat::Parquet | FileFormat::Raw => {
+            let reader = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(|e| e.to_string())?;
+            u64::try_from(reader.metadata().file_metadata().num_rows()).map_err(|_| "it has less than no rows".to_owned())
+        }
+    }
+}
+
+/// Where the records of a finished Raw file stood.
+pub fn positions_in(bytes: Bytes) -> Result<Vec<String>, String> {
+    let reader = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(|e| e.to_string())?;
+    let mask = ProjectionMask::columns(reader.parquet_schema(), ["position"]);
+    let mut positions = Vec::new();
+    for rows in reader.with_projection(mask).build().map_err(|e| e.to_string())? {
+        let rows = rows.map_err(|e| e.to_string())?;
+        let column = rows.column(0).as_string_opt::<i32>().ok_or("its positions are no texts")?;
+        positions.extend(column.iter().flatten().map(str::to_owned));
+    }
+    Ok(positions)
 }
 
 #[cfg(test)]

@@ -32,6 +32,9 @@ use super::versions::Versions;
 use super::window::{Group, Windows, late};
 use crate::output::Item;
 
+/// Rows that wait for a cut when no more are taken.
+const CROWDED: usize = 200_000;
+
 /// State of an edge.
 #[derive(Debug, Clone)]
 enum State {
@@ -61,6 +64,8 @@ pub struct KeyedChain {
     partitions: u16,
     rules: Rules,
     states: Vec<State>,
+    /// What the state of each step depends on.
+    prints: BTreeMap<String, u64>,
     /// What was seen of each lineage.
     pub cursors: Cursors,
     /// The watermark applied.
@@ -90,6 +95,7 @@ impl KeyedChain {
             partitions,
             rules,
             states: program.keyed.edges.iter().map(state).collect(),
+            prints: leat_compile::state::fingerprints(program),
             cursors: Cursors::new(),
             watermark: Watermark::MIN,
             ledger: Ledger::default(),
@@ -147,8 +153,8 @@ impl KeyedChain {
                 ));
             }
             let counts = self.ledger.of(&format!("{} (windows)", message.edge));
-            counts.taken += group.rows;
-            counts.absorbed += group.rows;
+            counts.taken = counts.taken.saturating_add(group.rows);
+            counts.absorbed = counts.absorbed.saturating_add(group.rows);
             match state {
                 State::Windows(windows) => windows.merge(group, spec),
                 State::Sessions(sessions) => sessions.merge(group, spec),
@@ -314,14 +320,19 @@ impl KeyedChain {
                 }
                 (None, failures)
             }
-            _ => (None, Vec::new()),
+            Op::Validate(rules) => {
+                let broken = broken_rules(rules, rows);
+                (without(rows, &broken), broken)
+            }
+            // These are steps of source tasks.
+            Op::Deduplicate(_) | Op::Partial(_) | Op::Exchange(_) | Op::RawFiles(_) => (None, Vec::new()),
         };
         let failures = one_each(failures);
         let rejected = failures.len() as u64;
         self.reject(n, node, rows, &failures);
         let counts = self.ledger.of(&node.name);
         counts.taken += taken;
-        counts.reject("expression", rejected);
+        failures.iter().for_each(|failure| counts.reject(failure.reason(), 1));
         let passed = output.as_ref().map_or(0, |o| o.num_rows() as u64);
         match &node.op {
             Op::Files(_) | Op::Table(_) | Op::Stream(_) => counts.absorbed += taken - rejected,
@@ -353,7 +364,7 @@ impl KeyedChain {
         let partition = leat_runtime_core::path::keyed_row(self.partition);
         let columns: Vec<ArrayRef> = vec![
             text(&|_| Some(node.name.clone())),
-            text(&|_| Some("expression".to_owned())),
+            text(&|f| Some(f.reason().to_owned())),
             text(&|f| Some(f.detail.clone())),
             text(&|_| Some(partition.clone())),
             text(&|_| Some("0".to_owned())),
@@ -377,6 +388,21 @@ impl KeyedChain {
             }
         }
         outputs
+    }
+
+    /// Rows that come out on the way to a cut that was made were staged with it: they are not kept.
+    pub fn drop_outputs(&mut self) {
+        self.outputs.clear();
+    }
+
+    /// Whether much waits for a cut: who has more to take makes one first.
+    pub fn crowded(&self) -> bool {
+        let rows = |output: &Output| match output {
+            Output::Rows(batches) => batches.iter().map(RecordBatch::num_rows).sum(),
+            Output::Items(items) => items.len(),
+            Output::Records(records) => records.len(),
+        };
+        self.outputs.values().map(rows).sum::<usize>() >= CROWDED
     }
 
     /// Whether something waits for a cut.
@@ -411,6 +437,20 @@ fn without(rows: &RecordBatch, failures: &[Failure]) -> Option<RecordBatch> {
     }
     let keep: BooleanArray = (0..rows.num_rows()).map(|row| Some(!failures.iter().any(|f| f.row == row))).collect();
     filter_record_batch(rows, &keep).ok()
+}
+
+/// The first rule that each row breaks.
+fn broken_rules(rules: &[(String, leat_compile::program::Expr)], rows: &RecordBatch) -> Vec<Failure> {
+    let mut broken: BTreeMap<usize, Failure> = BTreeMap::new();
+    for (name, rule) in rules {
+        let (holds, failures) = evaluate::condition(rule, rows);
+        let mut details: BTreeMap<usize, String> = failures.into_iter().map(|f| (f.row, f.detail)).collect();
+        for row in (0..rows.num_rows()).filter(|row| !holds.value(*row)) {
+            let failure = || Failure { row, detail: details.remove(&row).unwrap_or_default(), rule: Some(format!("rule:{name}")) };
+            broken.entry(row).or_insert_with(failure);
+        }
+    }
+    broken.into_values().collect()
 }
 
 /// The first failure of each row.

@@ -23,7 +23,7 @@ const NONE: u32 = u32::MAX;
 const SHARE: usize = 32;
 /// Bytes of a row, about.
 const ROW: usize = 16;
-/// Length of a bucket of rows that only wait until no older ones come, ms.
+/// Buckets are not shorter than this, ms, but where all is.
 const SHORT: i64 = 1_000;
 
 /// A row.
@@ -107,7 +107,8 @@ pub struct Rows {
 impl Rows {
     /// No rows; each is needed for so long, ms, and for as long as others may come that are older.
     pub fn new(span: i64) -> Self {
-        let width = if span == 0 { SHORT } else { (span / 8).max(1) };
+        let least = if span == 0 || span >= SHORT { SHORT } else { 1 };
+        let width = (span / 8).max(least);
         Self { width, done: i64::MIN, waiting: 0, buckets: BTreeMap::new() }
     }
 

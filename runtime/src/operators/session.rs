@@ -4,7 +4,7 @@
 //! otherwise (`window::late`). A session is closed when all of those lie more than a gap behind its last row. So a session does
 //! not depend on the order in which rows and watermarks come.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -18,8 +18,8 @@ use super::window::{Group, read_groups, write_groups};
 /// Open sessions.
 #[derive(Debug, Clone, Default)]
 pub struct Sessions {
-    /// Those of a key, which are more than a gap apart.
-    open: HashMap<Arc<[u8]>, Vec<Group>>,
+    /// Those of a key by their starts; they are more than a gap apart.
+    open: HashMap<Arc<[u8]>, BTreeMap<i64, Group>>,
     /// Time of the last row, key and start of each: those that close first come first.
     ends: BTreeSet<(i64, Arc<[u8]>, i64)>,
 }
@@ -41,17 +41,18 @@ impl Sessions {
         let key: Arc<[u8]> = group.key_bytes(spec).into();
         let sessions = self.open.entry(Arc::clone(&key)).or_default();
         let (first, last) = (group.start.saturating_sub(gap), group.last.saturating_add(gap));
-        let mut i = 0;
-        while let Some(other) = sessions.get(i) {
-            if other.last < first || other.start > last {
-                i += 1;
-                continue;
+        // They do not overlap, so those that are near are the last ones that begin before its end.
+        while let Some((start, end)) = sessions.range(..=last).next_back().map(|(start, other)| (*start, other.last)) {
+            if end < first {
+                break;
             }
-            self.ends.remove(&(other.last, Arc::clone(&key), other.start));
-            group.merge(&sessions.swap_remove(i), spec);
+            self.ends.remove(&(end, Arc::clone(&key), start));
+            if let Some(other) = sessions.remove(&start) {
+                group.merge(&other, spec);
+            }
         }
         self.ends.insert((group.last, key, group.start));
-        sessions.push(group);
+        sessions.insert(group.start, group);
     }
 
     /// The sessions that `watermark` closes, in the order of their ends; they are gone.
@@ -62,8 +63,7 @@ impl Sessions {
                 break;
             }
             if let Some(sessions) = self.open.get_mut(key) {
-                let at = sessions.iter().position(|s| s.start == *start);
-                closed.extend(at.map(|at| sessions.swap_remove(at)));
+                closed.extend(sessions.remove(start));
                 if sessions.is_empty() {
                     self.open.remove(key);
                 }
@@ -75,7 +75,7 @@ impl Sessions {
 
     /// Writes all sessions.
     pub fn write(&self, out: &mut Writer, spec: &WindowSpec) {
-        let in_order = self.ends.iter().filter_map(|(_, key, start)| self.open.get(key)?.iter().find(|s| s.start == *start));
+        let in_order = self.ends.iter().filter_map(|(_, key, start)| self.open.get(key)?.get(start));
         write_groups(in_order, self.ends.len(), out, spec);
     }
 

@@ -103,6 +103,8 @@ pub struct SourceChain {
     job: u64,
     decoder: Decoder,
     states: Vec<State>,
+    /// What the state of each step depends on.
+    prints: BTreeMap<String, u64>,
     /// Watermark, ms.
     pub watermark: i64,
     /// Watermark at the end of the last batch; only a wrong variant looks at it.
@@ -137,6 +139,7 @@ impl SourceChain {
             job,
             decoder: Decoder::new(&program.sources[source].decode),
             states: states.collect(),
+            prints: leat_compile::state::fingerprints(program),
             watermark: i64::MIN,
             batch_watermark: i64::MIN,
             newest: i64::MIN,

@@ -45,7 +45,7 @@ impl StreamRow {
 pub fn rows(spec: &StreamSpec, batch: &RecordBatch) -> (BTreeMap<usize, StreamRow>, Vec<Failure>) {
     let mut writer = LineDelimitedWriter::new(Vec::new());
     if let Err(error) = writer.write(batch).and_then(|()| writer.finish()) {
-        return (BTreeMap::new(), (0..batch.num_rows()).map(|row| Failure { row, detail: error.to_string() }).collect());
+        return (BTreeMap::new(), (0..batch.num_rows()).map(|row| Failure::of(row, error.to_string())).collect());
     }
     let lines = writer.into_inner();
     let (mut out, mut failures) = (BTreeMap::new(), Vec::new());
@@ -54,7 +54,7 @@ pub fn rows(spec: &StreamSpec, batch: &RecordBatch) -> (BTreeMap<usize, StreamRo
         let key = key.and_then(|key| if json.len() > LONGEST_ROW { Err("a record of a stream has at most 1 MiB") } else { Ok(key) });
         match key {
             Ok(key) => drop(out.insert(row, StreamRow { key, json: json.to_vec() })),
-            Err(why) => failures.push(Failure { row, detail: why.to_owned() }),
+            Err(why) => failures.push(Failure::of(row, why.to_owned())),
         }
     }
     (out, failures)

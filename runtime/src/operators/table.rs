@@ -50,7 +50,7 @@ pub fn items(spec: &TableSpec, rows: &RecordBatch) -> (Vec<Item>, Vec<Failure>) 
         let of_key = keys.map(|(i, longest)| (i, refused_key(&of(i), longest)));
         let of_any = (0..columns.len()).map(|i| (i, refused(&of(i))));
         if let Some((i, why)) = of_key.chain(of_any).find_map(|(i, why)| Some((i, why?))) {
-            failures.push(Failure { row, detail: format!("DynamoDB does not take `{}`: {why}", columns[i].0) });
+            failures.push(Failure::of(row, format!("DynamoDB does not take `{}`: {why}", columns[i].0)));
         }
     }
     let fine = |row: &usize| !failures.iter().any(|f| f.row == *row);

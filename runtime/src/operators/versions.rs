@@ -9,7 +9,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hashbrown::HashTable;
 use leat_runtime_core::key;
 use leat_runtime_core::wire::{Damaged, Reader, Writer};
 
@@ -22,26 +21,22 @@ const VERSION: u8 = 1;
 const SHARE: usize = 256;
 /// Bytes of a row, about.
 const ROW: usize = 16;
+/// So few rows may be dead without a word.
+const FEW: usize = 64;
 
 /// Segment, and index in it.
 type At = (u32, u32);
 
-/// Which of two rows of a key is newer: by event time, then by lineage and the number there, in which later records of a shard
-/// are higher.
-type Age<'a> = (i64, &'a str, u64);
+/// Which rows belong together, and which of them is newer: hash of the key, event time, lineage, and the number there, in which
+/// later records of a shard are higher.
+type Age = (u64, i64, Arc<str>, u64);
 
 #[derive(Debug, Clone)]
 struct Entry {
-    hash: u64,
-    time: i64,
-    /// Index of the lineage.
-    lineage: u32,
-    number: u64,
+    age: Age,
     /// Where its bytes end.
     end: usize,
     alive: bool,
-    /// Another row of this hash.
-    next: Option<At>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -63,51 +58,47 @@ impl Segment {
         let key = bytes.blob().unwrap_or_default();
         (key, bytes.rest())
     }
+
+    /// Whether more of it is dead than alive.
+    fn mostly_dead(&self) -> bool {
+        self.alive * 2 < self.entries.len()
+    }
 }
 
 /// Versions of a table's rows.
 #[derive(Debug, Clone)]
 pub struct Versions {
     segments: BTreeMap<u32, Segment>,
-    /// The first row of each hash.
-    index: HashTable<(u64, At)>,
-    lineages: Vec<Arc<str>>,
+    /// Number of the next segment.
+    next: u32,
+    /// All rows that live, those of a key one after the other.
+    rows: BTreeMap<Age, At>,
+    lineages: BTreeSet<Arc<str>>,
     /// Nobody asks any more for what was before this time.
     done: i64,
     /// Rows that replace others when `done` has come to them, by time.
-    unsettled: BTreeSet<(i64, At)>,
+    unsettled: BTreeSet<(i64, Age)>,
 }
 
 impl Default for Versions {
     fn default() -> Self {
-        Self { segments: BTreeMap::new(), index: HashTable::new(), lineages: Vec::new(), done: i64::MIN, unsettled: BTreeSet::new() }
+        let (segments, rows, lineages, unsettled) = Default::default();
+        Self { segments, next: 0, rows, lineages, done: i64::MIN, unsettled }
     }
 }
 
 impl Versions {
-    fn entry(&self, at: At) -> Option<&Entry> {
-        self.segments.get(&at.0)?.entries.get(at.1 as usize)
-    }
-
-    fn age(&self, entry: &Entry) -> Age<'_> {
-        (entry.time, &self.lineages[entry.lineage as usize], entry.number)
-    }
-
-    /// The rows of a key.
-    fn of<'a>(&'a self, hash: u64, key: &'a [u8]) -> impl Iterator<Item = (At, &'a Entry, &'a [u8])> {
-        let first = self.index.find(hash, |(h, _)| *h == hash).map(|(_, at)| *at);
-        std::iter::successors(first, |at| self.entry(*at)?.next).filter_map(move |at| {
-            let segment = self.segments.get(&at.0)?;
-            let (found, row) = segment.get(at.1 as usize);
-            (found == key).then_some((at, segment.entries.get(at.1 as usize)?, row))
-        })
+    fn key_of(&self, at: At) -> &[u8] {
+        self.segments.get(&at.0).map_or(&[], |segment| segment.get(at.1 as usize).0)
     }
 
     /// The row of a key that was the newest at a time, ms.
     pub fn newest(&self, key: &[u8], time: i64) -> Option<&[u8]> {
-        let known = self.of(key::hash(key), key).filter(|(_, entry, _)| entry.time <= time);
-        // The iterator borrows the key, the row does not.
-        let at = known.max_by(|(_, a, _), (_, b, _)| self.age(a).cmp(&self.age(b))).map(|(at, ..)| at)?;
+        let hash = key::hash(key);
+        let behind = (hash, time.checked_add(1)?, Arc::from(""), 0);
+        let mut known = self.rows.range((hash, i64::MIN, Arc::from(""), 0)..behind).rev().map(|(_, at)| *at);
+        // Another key may have the same hash.
+        let at = known.find(|at| self.key_of(*at) == key)?;
         Some(self.segments.get(&at.0)?.get(at.1 as usize).1)
     }
 
@@ -118,59 +109,65 @@ impl Versions {
 
     /// Number of rows.
     pub fn len(&self) -> usize {
-        self.segments.values().map(|s| s.alive).sum()
+        self.rows.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.rows.is_empty()
     }
 
-    /// Memory, bytes.
+    /// Memory, bytes, about.
     pub fn bytes(&self) -> usize {
         let one = |s: &Segment| s.bytes.capacity() + s.entries.capacity() * size_of::<Entry>();
-        self.segments.values().map(one).sum::<usize>() + self.index.allocation_size()
+        self.segments.values().map(one).sum::<usize>() + self.rows.len() * size_of::<(Age, At)>() * 4 / 3
     }
 
     /// Adds a row: the `number`th of a lineage.
     pub fn push(&mut self, time: i64, lineage: &str, number: u64, key: &[u8], row: &[u8]) {
-        let lineage = self.lineage(lineage);
+        let age = (key::hash(key), time, self.lineage(lineage), number);
+        self.append(age, key, row);
+    }
+
+    /// Adds it to the newest segment.
+    fn append(&mut self, age: Age, key: &[u8], row: &[u8]) {
         let open = match self.segments.last_key_value() {
             Some((id, segment)) if segment.object.is_none() => *id,
-            last => last.map_or(0, |(id, _)| id + 1),
+            _ => self.next,
         };
-        self.add(open, time, lineage, number, key, row);
+        self.add(open, age, key, row);
     }
 
-    fn lineage(&mut self, name: &str) -> u32 {
-        let known = self.lineages.iter().position(|l| **l == *name).unwrap_or_else(|| {
-            self.lineages.push(name.into());
-            self.lineages.len() - 1
-        });
-        known as u32
+    fn lineage(&mut self, name: &str) -> Arc<str> {
+        match self.lineages.get(name) {
+            Some(known) => Arc::clone(known),
+            None => {
+                let name: Arc<str> = name.into();
+                self.lineages.insert(Arc::clone(&name));
+                name
+            }
+        }
     }
 
-    fn add(&mut self, segment: u32, time: i64, lineage: u32, number: u64, key: &[u8], row: &[u8]) {
-        let hash = key::hash(key);
+    fn add(&mut self, segment: u32, age: Age, key: &[u8], row: &[u8]) {
+        self.next = self.next.max(segment + 1);
         let into = self.segments.entry(segment).or_default();
         let at = (segment, into.entries.len() as u32);
         let mut counted = Writer::default();
         counted.blob(key);
         into.bytes.extend(counted.bytes());
         into.bytes.extend(row);
-        let next = match self.index.find_mut(hash, |(h, _)| *h == hash) {
-            Some((_, first)) => Some(std::mem::replace(first, at)),
-            None => {
-                self.index.insert_unique(hash, (hash, at), |(h, _)| *h);
-                None
-            }
-        };
-        into.entries.push(Entry { hash, time, lineage, number, end: into.bytes.len(), alive: true, next });
+        into.entries.push(Entry { age: age.clone(), end: into.bytes.len(), alive: true });
         into.alive += 1;
-        let all: Vec<(i64, At)> = self.of(hash, key).map(|(at, entry, _)| (entry.time, at)).collect();
-        if all.len() > 1 {
-            self.unsettled.extend(all);
+        // It replaces the one before it, and the one behind it replaces it.
+        if self.rows.range(..&age).next_back().is_some_and(|(before, _)| before.0 == age.0) {
+            self.unsettled.insert((age.1, age.clone()));
         }
+        let behind = self.rows.range((std::ops::Bound::Excluded(&age), std::ops::Bound::Unbounded)).next();
+        if let Some((behind, _)) = behind.filter(|(behind, _)| behind.0 == age.0) {
+            self.unsettled.insert((behind.1, behind.clone()));
+        }
+        self.rows.insert(age, at);
     }
 
     /// Nobody asks any more for what was before `bound`: of the rows up to it, only the newest of each key is kept.
@@ -179,62 +176,54 @@ impl Versions {
             return;
         }
         self.done = bound;
-        while let Some((time, at)) = self.unsettled.first().copied().filter(|(time, _)| *time <= bound) {
-            self.unsettled.remove(&(time, at));
-            let Some(segment) = self.segments.get(&at.0).filter(|s| s.entries[at.1 as usize].alive) else { continue };
-            let (hash, key) = (segment.entries[at.1 as usize].hash, segment.get(at.1 as usize).0.to_vec());
-            let age = |entry: &Entry| (entry.time, Arc::clone(&self.lineages[entry.lineage as usize]), entry.number);
-            let mine = age(&segment.entries[at.1 as usize]);
-            let older: Vec<At> = self.of(hash, &key).filter(|(_, entry, _)| age(entry) < mine).map(|(at, ..)| at).collect();
-            older.into_iter().for_each(|at| self.kill(hash, at));
+        while self.unsettled.first().is_some_and(|(time, _)| *time <= bound) {
+            let Some((_, age)) = self.unsettled.pop_first() else { break };
+            let Some(at) = self.rows.get(&age).copied() else { continue };
+            let same = |other: &At| self.key_of(*other) == self.key_of(at);
+            let all = self.rows.range((age.0, i64::MIN, Arc::from(""), 0)..age.clone()).rev();
+            let older: Vec<Age> = all.filter(|(_, other)| same(other)).map(|(age, _)| age.clone()).collect();
+            older.into_iter().for_each(|age| self.kill(&age));
         }
     }
 
     /// Takes a row out.
-    fn kill(&mut self, hash: u64, at: At) {
-        let Some((time, next)) = self.entry(at).map(|e| (e.time, e.next)) else { return };
-        self.unsettled.remove(&(time, at));
-        let Some(first) = self.index.find(hash, |(h, _)| *h == hash).map(|(_, first)| *first) else { return };
-        let mut chain = std::iter::successors(Some(first), |at| self.entry(*at)?.next);
-        let before = chain.find(|b| self.entry(*b).is_some_and(|e| e.next == Some(at)));
-        match before.and_then(|b| self.segments.get_mut(&b.0)?.entries.get_mut(b.1 as usize)) {
-            Some(before) => before.next = next,
-            None => {
-                if let Ok(mut found) = self.index.find_entry(hash, |(h, _)| *h == hash) {
-                    match next {
-                        Some(next) => found.get_mut().1 = next,
-                        None => drop(found.remove()),
-                    }
-                }
-            }
-        }
+    fn kill(&mut self, age: &Age) {
+        self.unsettled.remove(&(age.1, age.clone()));
+        let Some(at) = self.rows.remove(age) else { return };
         let Some(segment) = self.segments.get_mut(&at.0) else { return };
         segment.entries[at.1 as usize].alive = false;
         segment.alive -= 1;
-        if segment.alive == 0 && segment.object.is_some() {
+        let open = segment.object.is_none();
+        if segment.alive == 0 && (!open || segment.entries.len() > FEW) {
             self.segments.remove(&at.0);
+        } else if open && segment.entries.len() > FEW && segment.mostly_dead() {
+            self.renew(at.0);
         }
     }
 
-    /// Moves what lives of segments that are mostly dead to the newest one.
+    /// Moves what lives of a segment to the newest one.
+    fn renew(&mut self, id: u32) {
+        let Some(old) = self.segments.remove(&id) else { return };
+        self.next = self.next.max(id + 1);
+        for (at, entry) in old.entries.iter().enumerate().filter(|(_, e)| e.alive) {
+            let (key, row) = old.get(at);
+            self.rows.remove(&entry.age);
+            self.append(entry.age.clone(), key, row);
+        }
+    }
+
+    /// One segment that is mostly dead.
     fn clean(&mut self) {
-        let mostly_dead = |s: &Segment| s.written && s.alive * 2 < s.entries.len();
-        let Some(worst) = self.segments.iter().filter(|(_, s)| mostly_dead(s)).min_by_key(|(_, s)| s.alive).map(|(id, _)| *id) else {
-            return;
-        };
-        let Some(segment) = self.segments.get(&worst).cloned() else { return };
-        for (at, entry) in segment.entries.iter().enumerate().filter(|(_, e)| e.alive) {
-            let at = (worst, at as u32);
-            let (key, row) = segment.get(at.1 as usize);
-            self.kill(entry.hash, at);
-            self.push(entry.time, &Arc::clone(&self.lineages[entry.lineage as usize]), entry.number, key, row);
+        let worst = self.segments.iter().filter(|(_, s)| s.written && s.mostly_dead()).min_by_key(|(_, s)| s.alive);
+        if let Some(id) = worst.map(|(id, _)| *id) {
+            self.renew(id);
         }
     }
 
     /// Writes what a snapshot says of the rows: the objects, a new one among them, and the rows that are in none.
     pub fn write(&mut self, out: &mut Writer, saving: &mut Saving<'_>) {
         self.clean();
-        let all: usize = self.segments.values().map(|s| s.bytes.len()).sum();
+        let all: usize = self.segments.values().filter(|s| !s.mostly_dead()).map(|s| s.bytes.len()).sum();
         let large = (all / SHARE).max(saving.least * ROW);
         // One that another snapshot was to write is written with this one.
         let mut rest: Vec<u32> = Vec::new();
@@ -271,14 +260,17 @@ impl Versions {
     /// The rows of a segment that live, with the names of their lineages.
     fn encode(&self, segment: &Segment) -> Vec<u8> {
         let mut out = Writer::default();
-        out.number(self.lineages.len() as u64);
-        self.lineages.iter().for_each(|l| out.blob(l.as_bytes()));
+        let alive = || segment.entries.iter().enumerate().filter(|(_, e)| e.alive);
+        let lineages: BTreeSet<&str> = alive().map(|(_, e)| &*e.age.2).collect();
+        let lineages: BTreeMap<&str, u64> = lineages.into_iter().zip(0..).collect();
+        out.number(lineages.len() as u64);
+        lineages.keys().for_each(|name| out.blob(name.as_bytes()));
         out.number(segment.alive as u64);
-        for (at, entry) in segment.entries.iter().enumerate().filter(|(_, e)| e.alive) {
+        for (at, entry) in alive() {
             let (key, row) = segment.get(at);
-            out.signed(entry.time);
-            out.number(u64::from(entry.lineage));
-            out.number(entry.number);
+            out.signed(entry.age.1);
+            out.number(lineages.get(&*entry.age.2).copied().unwrap_or_default());
+            out.number(entry.age.3);
             out.blob(key);
             out.blob(row);
         }
@@ -305,6 +297,7 @@ impl Versions {
             let id = u32::try_from(from.number()?).map_err(|_| Damaged("a segment is out of range"))?;
             let object = from.text()?.to_owned();
             if heir.is_none() {
+                self.next = self.next.max(id.saturating_add(1));
                 self.segments.insert(id, Segment { object: Some(object.clone()), written: true, ..Segment::default() });
             }
             runs.push(Run { step, object, own: heir.is_none(), horizon });
@@ -341,8 +334,8 @@ impl Versions {
             }
             match segment {
                 Some(segment) => {
-                    let lineage = self.lineage(name);
-                    self.add(segment, time, lineage, number, key, row);
+                    let age = (hash, time, self.lineage(name), number);
+                    self.add(segment, age, key, row);
                 }
                 None => self.push(time, name, number, key, row),
             }
@@ -408,8 +401,10 @@ mod tests {
                 }
             }
             let entries: usize = versions.segments.values().map(|s| s.entries.len()).sum();
-            let reached: usize = (0..5_u8).map(|key| versions.of(key::hash(&[key]), &[key]).count()).sum();
-            prop_assert_eq!(reached, versions.len(), "what lives is found, of {} entries", entries);
+            let alive: usize = versions.segments.values().map(|s| s.alive).sum();
+            prop_assert_eq!(alive, versions.len());
+            // What is being written stays as it is until it is there.
+            prop_assert!(entries <= 2 * alive + 4 * FEW, "{} entries, {} alive", entries, alive);
         }
     }
 }

@@ -46,10 +46,10 @@ impl Accumulator {
     /// Adds another partial result of the same aggregate.
     fn merge(&mut self, other: &Accumulator, function: Function) {
         match (self, other) {
-            (Accumulator::Count(a), Accumulator::Count(b)) => *a += b,
+            (Accumulator::Count(a), Accumulator::Count(b)) => *a = a.saturating_add(*b),
             (Accumulator::Sum(a, n), Accumulator::Sum(b, m)) => {
                 *a = a.saturating_add(*b);
-                *n += m;
+                *n = n.saturating_add(*m);
             }
             (Accumulator::Extreme(a), Accumulator::Extreme(b)) => take_extreme(a, b, function),
             _ => {}
@@ -95,7 +95,8 @@ impl Accumulator {
                 let from = if let Decimal128(_, s) = aggregate.input { s } else { 0 };
                 let scaled = sum.saturating_mul(10i128.pow(u32::from((scale - from).unsigned_abs())));
                 let n = i128::from(*n);
-                Value::Decimal((scaled.abs() * 2 + n) / (2 * n) * scaled.signum())
+                let away = if (scaled % n).unsigned_abs() * 2 >= n.unsigned_abs() { scaled.signum() } else { 0 };
+                Value::Decimal((scaled / n).saturating_add(away))
             }
             (Accumulator::Sum(sum, _), ..) => Value::Decimal(*sum),
             (Accumulator::Extreme(value), ..) => value.clone(),
@@ -155,7 +156,7 @@ impl Group {
     pub fn merge(&mut self, other: &Group, spec: &WindowSpec) {
         self.start = self.start.min(other.start);
         self.last = self.last.max(other.last);
-        self.rows += other.rows;
+        self.rows = self.rows.saturating_add(other.rows);
         for ((mine, theirs), aggregate) in self.accumulators.iter_mut().zip(&other.accumulators).zip(&spec.aggregates) {
             mine.merge(theirs, aggregate.function);
         }
@@ -339,7 +340,7 @@ fn too_long<'a>(columns: impl Iterator<Item = &'a ArrayRef>, rows: usize) -> Vec
     }
     let length = |row: usize| texts.iter().map(|text| text.value_length(row) as usize).sum::<usize>();
     let long = (0..rows).filter(|row| length(*row) > LONGEST_TEXTS);
-    long.map(|row| Failure { row, detail: format!("the texts of a group have at most {LONGEST_TEXTS} bytes together") }).collect()
+    long.map(|row| Failure::of(row, format!("the texts of a group have at most {LONGEST_TEXTS} bytes together"))).collect()
 }
 
 /// Start of the window of this length in which a time lies, ms.

@@ -8,7 +8,7 @@ use leat_simulation::pipeline::{Kind, Programs};
 use leat_simulation::run::{Aim, Outcome, run};
 
 /// Seeds that CI runs with all rules; `cargo run -p leat-simulation -- --seeds N` runs more.
-const SEEDS: u64 = 5_000;
+const SEEDS: u64 = 10_000;
 /// Seeds in which a rule that was taken out has to be missed.
 const SEARCH: u64 = 4_000;
 

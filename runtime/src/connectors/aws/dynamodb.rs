@@ -57,7 +57,12 @@ fn text(t: &str) -> AttributeValue {
 }
 
 impl LeaseTable {
-    /// The table of this name.
+    /// The table of an account.
+    pub fn of(config: &leat_aws::SdkConfig, table: &str) -> Self {
+        Self::new(Client::new(config), table)
+    }
+
+    /// The table `table`.
     pub fn new(client: Client, table: &str) -> Self {
         Self { client, table: table.to_owned() }
     }

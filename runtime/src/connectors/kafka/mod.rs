@@ -3,7 +3,7 @@
 //! that was deleted and made again is another one. Needs Kafka 3.1.
 
 mod connection;
-mod records;
+pub mod records;
 mod scram;
 mod source;
 

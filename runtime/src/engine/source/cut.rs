@@ -35,6 +35,8 @@ pub(super) struct Done {
 pub(super) struct Flush {
     index: usize,
     writer: FileWriter,
+    /// Rows that go into it now.
+    rows: u64,
     part: Vec<u8>,
     tail: Option<(String, Vec<u8>)>,
     close: bool,
@@ -93,6 +95,9 @@ impl<C: Control> SourceTask<C> {
             let program = std::sync::Arc::clone(&self.job.program);
             self.chain.files().map(|(i, rows)| (program.files[i].name.clone(), rows.flushed().clone())).collect()
         };
+        for flush in flushes.iter().filter(|f| f.rows > 0) {
+            *row.filed.entry(flush.writer.file.sink.clone()).or_default() += flush.rows;
+        }
         // What was acknowledged leaves the lists; what this cut adds joins them.
         let acknowledged: Vec<String> = self.acknowledged.iter().cloned().collect();
         row.unsent.retain(|s| !self.acknowledged.contains(&s.object));
@@ -214,16 +219,17 @@ impl<C: Control> SourceTask<C> {
                     FileWriter::new(spec, &folder, &name, now, self.ports.files.smallest_part())?
                 }
             };
-            let mut part = Vec::new();
+            let (mut part, mut rows) = (Vec::new(), 0);
             if close || waits.is_some_and(|bytes| bytes >= part_bytes) {
                 let buffer = self.chain.files().find(|(i, _)| *i == index).and_then(|(_, rows)| rows.flush(&folder));
                 if let Some(buffer) = buffer {
                     writer.encode(&buffer.batches)?;
+                    rows = buffer.rows;
                     part = writer.part();
                 }
             }
             let tail = writer.tail()?.map(|bytes| (self.object(path::Kind::Tail, cut, nth), bytes));
-            flushes.push(Flush { index, writer, part, tail, close });
+            flushes.push(Flush { index, writer, rows, part, tail, close });
         }
         Ok(flushes)
     }

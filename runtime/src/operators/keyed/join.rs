@@ -26,10 +26,12 @@ const BATCH: usize = 8192;
 /// State of one side of a join.
 pub(super) fn state(join: &JoinSpec, side: JoinSide) -> State {
     match (join.meets, side) {
-        (Meets::Interval { after, .. }, JoinSide::Left) => State::Rows(Rows::new(after)),
-        (Meets::Interval { before, after }, JoinSide::Right) if join.outer => State::Rows(Rows::new(before.saturating_add(after))),
-        (Meets::Interval { before, .. }, JoinSide::Right) => State::Rows(Rows::new(before)),
-        (Meets::Newest, JoinSide::Left) => State::Rows(Rows::new(0)),
+        (Meets::Interval { after, .. }, JoinSide::Left) => State::Rows(Rows::new(after.saturating_add(join.allowed_lateness))),
+        (Meets::Interval { before, after }, JoinSide::Right) if join.outer => {
+            State::Rows(Rows::new(before.saturating_add(after).saturating_add(join.allowed_lateness)))
+        }
+        (Meets::Interval { before, .. }, JoinSide::Right) => State::Rows(Rows::new(before.saturating_add(join.allowed_lateness))),
+        (Meets::Newest, JoinSide::Left) => State::Rows(Rows::new(join.allowed_lateness)),
         (Meets::Newest, JoinSide::Right) => State::Versions(Versions::default()),
     }
 }
@@ -110,7 +112,10 @@ impl KeyedChain {
                             out.push(row, Some(other))?;
                         }
                     }
-                    lefts.push(time, key, row);
+                    // One that meets nothing is kept only where it leaves all the same.
+                    if !unknown || join.outer {
+                        lefts.push(time, key, row);
+                    }
                     lefts.done()
                 }
                 (State::Rows(lefts), State::Rows(rights), Meets::Interval { before, after }, JoinSide::Right) => {
@@ -162,7 +167,7 @@ impl KeyedChain {
             let Ok([State::Rows(lefts), rights]) = self.states.get_disjoint_mut(join.edges) else { continue };
             let mut out = Pairs::new(&program, join, left, right);
             lefts.finish(lefts_done, |time, key, row| {
-                if !emits {
+                if !emits || (!join.outer && join.meets != Meets::Newest) {
                     return;
                 }
                 let found = match (&*rights, join.meets) {

@@ -15,7 +15,7 @@ use crate::operators::deduplicate::Heir;
 use crate::operators::saved::{Run, Saved, Saving};
 
 /// Version of the encoding.
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 
 impl KeyedChain {
     /// The state as it is now; rows that wait for a cut are no part of it. `ids`: so many ids go into an object of their
@@ -62,6 +62,7 @@ impl KeyedChain {
                 (State::Seen(_) | State::Stateless | State::Windows(_) | State::Sessions(_), _) => continue,
             }
             out.blob(edge.name.as_bytes());
+            out.number(fingerprint(&self.prints, &edge.name));
             out.blob(one.bytes());
         }
         saving.finish(out.sealed())
@@ -109,10 +110,14 @@ impl KeyedChain {
             self.cursors.entry(lineage).or_default().entry(edge).or_default().extend(groups);
         }
         while !from.is_empty() {
-            let name = from.text()?;
+            let (name, print) = (from.text()?, from.number()?);
             let mut one = Reader::new(from.blob()?);
             let program = std::sync::Arc::clone(&self.program);
             let Some(i) = program.keyed.edges.iter().position(|e| e.name == name) else { continue };
+            // The step was changed so that its state means something else: it is dropped, as the plan said.
+            if print != fingerprint(&self.prints, name) {
+                continue;
+            }
             let (groups, partition, partitions) = (program.document.key_groups, self.partition, self.partitions);
             let mine = |group: KeyGroup| group.partition(groups, partitions) == partition;
             let heir = heir(groups, partitions, partition);
@@ -158,6 +163,11 @@ impl KeyedChain {
         self.advance_joins(false);
         self.outputs.clear();
     }
+}
+
+/// What the state of an edge depends on; both edges of a join are of one step.
+fn fingerprint(prints: &BTreeMap<String, u64>, edge: &str) -> u64 {
+    prints.get(edge.strip_suffix(".with").unwrap_or(edge)).copied().unwrap_or_default()
 }
 
 /// Whether ids at any of these places, hashes of keys, may come to a partition.

@@ -9,8 +9,8 @@ use super::{SourceChain, State};
 use crate::operators::files::FileRows;
 use crate::operators::saved::{Run, Saved, Saving};
 
-/// Version of the encoding. 2: ids stand in runs.
-const VERSION: u8 = 2;
+/// Version of the encoding. 2: ids stand in runs. 3: each step's state says what it depends on.
+const VERSION: u8 = 3;
 
 impl SourceChain {
     /// The state as it is now. Partial results are no part of it: a snapshot is taken when a cut has taken them. `ids`: so
@@ -48,6 +48,7 @@ impl SourceChain {
                 }
             }
             out.blob(node.name.as_bytes());
+            out.number(self.prints.get(&node.name).copied().unwrap_or_default());
             out.blob(one.bytes());
         }
         saving.finish(out.sealed())
@@ -68,9 +69,13 @@ impl SourceChain {
         let mut from = self.head(bytes)?;
         let mut runs = Vec::new();
         while !from.is_empty() {
-            let name = from.text()?;
+            let (name, print) = (from.text()?, from.number()?);
             let mut one = Reader::new(from.blob()?);
             let Some(i) = self.spec().nodes.iter().position(|n| n.name == name) else { continue };
+            // Ids that were made of other columns are dropped, as the plan said; numbers go on in any case.
+            if print != self.prints.get(name).copied().unwrap_or_default() && matches!(self.states[i], State::Seen(_)) {
+                continue;
+            }
             match (one.byte()?, &mut self.states[i]) {
                 (1, State::Seen(seen)) => runs.extend(seen.read(i, &mut one, None)?),
                 (2, State::Numbers(numbers)) => {
@@ -96,9 +101,13 @@ impl SourceChain {
         (self.watermark, self.taken, self.ledger) = (watermark, taken, ledger);
         let mut runs = Vec::new();
         while !from.is_empty() {
-            let name = from.text()?;
+            let (name, print) = (from.text()?, from.number()?);
             let mut one = Reader::new(from.blob()?);
             let Some(i) = self.spec().nodes.iter().position(|n| n.name == name) else { continue };
+            // Ids that were made of other columns are dropped, as the plan said; numbers go on in any case.
+            if print != self.prints.get(name).copied().unwrap_or_default() && matches!(self.states[i], State::Seen(_)) {
+                continue;
+            }
             if let (1, State::Seen(seen)) = (one.byte()?, &mut self.states[i]) {
                 runs.extend(seen.read(i, &mut one, Some(&heir(range)))?);
             }

@@ -1,0 +1,122 @@
+//! A rough road to a server of HTTP: requests that never arrive, arrive twice or late, answers that are cut off or get lost, and
+//! servers that are overburdened. Which call meets what is decided by a seed and the order of calls.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+
+/// What happens to a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fate {
+    /// It goes through.
+    Fine,
+    /// It arrives late.
+    Late,
+    /// It never arrives, and the connection ends.
+    Lost,
+    /// It arrives, and nobody hears of it.
+    Unheard,
+    /// It arrives, and its answer is cut off in the middle.
+    Cut,
+    /// It arrives twice; the answer is the second one's.
+    Twice,
+    /// The server says that it is overburdened.
+    Refused,
+}
+
+/// A road.
+pub struct Road {
+    client: Client<HttpConnector, Full<Bytes>>,
+    behind: String,
+    random: Mutex<u64>,
+    /// Of a thousand calls, those that something happens to.
+    rough: Mutex<u64>,
+    /// What happened so far.
+    pub met: Mutex<BTreeMap<Fate, u64>>,
+}
+
+impl Road {
+    /// A road to `behind` (`http://host:port`), and its own address.
+    pub async fn to(behind: &str, seed: u64, rough: u64) -> (String, Arc<Self>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = format!("http://{}", listener.local_addr().expect("an address"));
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        let road =
+            Arc::new(Self { client, behind: behind.to_owned(), random: Mutex::new(seed), rough: Mutex::new(rough), met: Mutex::default() });
+        let app = axum::Router::new().fallback(pass).layer(axum::extract::DefaultBodyLimit::max(64 << 20)).with_state(Arc::clone(&road));
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        (address, road)
+    }
+
+    /// From now on everything goes through.
+    pub fn smooth(&self) {
+        *self.rough.lock().expect("a number") = 0;
+    }
+
+    fn fate(&self) -> (Fate, u64) {
+        let mut state = self.random.lock().expect("a number");
+        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let drawn = *state >> 33;
+        let fates = [Fate::Late, Fate::Lost, Fate::Unheard, Fate::Cut, Fate::Twice, Fate::Refused];
+        let fate = if drawn % 1000 < *self.rough.lock().expect("a number") { fates[(drawn / 1000 % 6) as usize] } else { Fate::Fine };
+        *self.met.lock().expect("a map").entry(fate).or_default() += 1;
+        (fate, drawn / 6000)
+    }
+}
+
+/// An answer that breaks off: the server ends the connection where a body is an error.
+fn broken_off(status: StatusCode, begin: Bytes) -> Response<Body> {
+    let parts = [Ok(begin), Err(std::io::Error::other("the road ends here"))];
+    let answer = Response::builder().status(status).header("content-length", "1000000");
+    answer.body(Body::from_stream(futures::stream::iter(parts))).expect("an answer")
+}
+
+async fn pass(State(road): State<Arc<Road>>, request: Request<Body>) -> Response<Body> {
+    let (parts, body) = request.into_parts();
+    let Ok(body) = body.collect().await.map(http_body_util::Collected::to_bytes) else {
+        return broken_off(StatusCode::BAD_REQUEST, Bytes::new());
+    };
+    let target = parts.uri.path_and_query().map_or("/", |p| p.as_str());
+    let uri = format!("{}{target}", road.behind);
+    let once = || {
+        let mut forward = hyper::Request::builder().method(parts.method.clone()).uri(&uri);
+        for (name, value) in parts.headers.iter().filter(|(name, _)| !["host", "content-length"].contains(&name.as_str())) {
+            forward = forward.header(name, value);
+        }
+        road.client.request(forward.body(Full::new(body.clone())).expect("a request"))
+    };
+    let (fate, drawn) = road.fate();
+    match fate {
+        Fate::Lost => return broken_off(StatusCode::OK, Bytes::new()),
+        Fate::Refused => {
+            let answer = Response::builder().status(StatusCode::SERVICE_UNAVAILABLE).header("content-type", "application/x-amz-json-1.0");
+            return answer.body(Body::from(r#"{"__type":"ServiceUnavailable","message":"slow down"}"#)).expect("an answer");
+        }
+        Fate::Late => tokio::time::sleep(Duration::from_millis(drawn % 700)).await,
+        Fate::Twice => drop(once().await),
+        Fate::Fine | Fate::Unheard | Fate::Cut => {}
+    }
+    let Ok(answer) = once().await else { return broken_off(StatusCode::OK, Bytes::new()) };
+    let (head, body) = answer.into_parts();
+    let Ok(bytes) = body.collect().await.map(http_body_util::Collected::to_bytes) else {
+        return broken_off(StatusCode::OK, Bytes::new());
+    };
+    match fate {
+        Fate::Unheard => return broken_off(StatusCode::OK, Bytes::new()),
+        Fate::Cut => return broken_off(head.status, bytes.slice(..bytes.len() / 2)),
+        _ => {}
+    }
+    let mut out = Response::builder().status(head.status);
+    for (name, value) in head.headers.iter().filter(|(name, _)| !["transfer-encoding"].contains(&name.as_str())) {
+        out = out.header(name, value);
+    }
+    out.body(Body::from(bytes)).expect("an answer")
+}

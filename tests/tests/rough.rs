@@ -1,0 +1,237 @@
+//! Worker processes on a rough road: calls to Kinesis, DynamoDB and S3 are lost, doubled, delayed and cut off while workers are
+//! killed and held, and AWS is gone for a while. Each event is in the files once, and the sums are exact.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use aws_sdk_dynamodb::types::{AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType};
+use aws_sdk_kinesis::primitives::Blob;
+use aws_sdk_kinesis::types::PutRecordsRequestEntry;
+use leat_compile::program::Program;
+use leat_tests::clouds::{Clouds, Kinesis};
+use leat_tests::process::{Program as Process, free_port, until};
+use leat_tests::program;
+use leat_tests::rough::{Fate, Road};
+use serde_json::{Value, json};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Events, of which one in ten is sent twice.
+const EVENTS: u64 = 6_000;
+const START: u64 = 1_793_491_200_000;
+
+const MANIFEST: &str = r#"
+apiVersion: leat.dev/v1alpha1
+kind: StreamingPipeline
+metadata: {name: rough, namespace: analytics}
+spec:
+  storage: {location: "s3://example-leat/"}
+  streams: [{name: s, kinesis: {streamName: rough-events, shards: {initial: 3}}}]
+  tables: [{name: sums, dynamodb: {tableName: rough-sums, partitionKey: {name: campaign, type: S}, sortKey: {name: start, type: S}}}]
+  sources:
+    - {name: events, stream: s, columns: {id: BIGINT, user: TEXT, campaign: TEXT, ts: BIGINT, spend: BIGINT}, partitionedBy: [user], eventTime: {field: ts, maxOutOfOrderness: 1s}}
+  steps:
+    - {name: unique, from: [events], deduplicate: {by: [id], keyedWith: [user], within: 1d}}
+    - {name: sums, from: [unique], window: {tumbling: 1m}, groupBy: [campaign], aggregate: {rows: "count(*)", total: "sum(spend)"}}
+    - {name: visits, from: [unique], sessionize: {by: [campaign], gap: 2s, aggregate: {rows: "count(*)"}}}
+  sinks:
+    - {name: curated, from: [unique], s3: {location: "s3://example-lake/curated/", format: JsonLines, roll: {interval: 2s}}}
+    - {name: visits, from: [visits], s3: {location: "s3://example-lake/visits/", format: JsonLines, roll: {interval: 1s}}}
+    - {name: sums, from: [sums], dynamodb: {table: sums, columns: {start: "to_char(window_start, '%Y-%m-%dT%H:%M')"}}}
+  deadLetter: {s3: {location: "s3://example-lake/dead/"}}
+"#;
+
+fn compiled() -> Program {
+    let documents = leat::manifest::documents("pipeline.yaml", MANIFEST).expect("YAML");
+    leat::manifest::pipeline(&documents, leat::manifest::References::default()).expect("a pipeline").program
+}
+
+async fn make(clouds: &Clouds) {
+    let (kinesis, dynamodb, s3) = (clouds.kinesis().await, clouds.dynamodb().await, clouds.s3().await);
+    for (stream, shards) in [("rough-events", 3), ("leat.analytics.rough.repartition", 2)] {
+        kinesis.create_stream().stream_name(stream).shard_count(shards).send().await.expect("a stream");
+    }
+    for (table, keys) in [("leat.analytics.rough.leases", ["leaseKind", "leaseKey"]), ("rough-sums", ["campaign", "start"])] {
+        let mut request = dynamodb.create_table().table_name(table).billing_mode(BillingMode::PayPerRequest);
+        for (key, kind) in keys.into_iter().zip([KeyType::Hash, KeyType::Range]) {
+            let attribute = AttributeDefinition::builder().attribute_name(key).attribute_type(ScalarAttributeType::S);
+            request = request.attribute_definitions(attribute.build().expect("an attribute"));
+            request = request.key_schema(KeySchemaElement::builder().attribute_name(key).key_type(kind).build().expect("a key"));
+        }
+        request.send().await.expect("a table");
+    }
+    for bucket in ["example-leat", "example-lake"] {
+        s3.create_bucket().bucket(bucket).send().await.expect("a bucket");
+    }
+    until("the streams", PATIENCE, async || {
+        for stream in ["rough-events", "leat.analytics.rough.repartition"] {
+            let found = kinesis.describe_stream_summary().stream_name(stream).send().await.map_err(|e| e.to_string())?;
+            let status = found.stream_description_summary().map(|s| s.stream_status().as_str().to_owned());
+            if status.as_deref() != Some("ACTIVE") {
+                return Err(format!("{stream} is {status:?}"));
+            }
+        }
+        Ok(())
+    })
+    .await;
+}
+
+fn event(id: u64) -> (String, Value) {
+    let user = format!("user-{}", id % 97);
+    let campaign = format!("c-{}", id % 7);
+    let event = json!({"id": id, "user": user, "campaign": campaign, "ts": START + id * 50, "spend": id % 13});
+    (user, event)
+}
+
+async fn put(clouds: &Clouds, events: Vec<(String, Value)>) {
+    let kinesis = clouds.kinesis().await;
+    for some in events.chunks(400) {
+        let entry = |(key, event): &(String, Value)| {
+            PutRecordsRequestEntry::builder().partition_key(key).data(Blob::new(event.to_string())).build().expect("an entry")
+        };
+        let answer = kinesis.put_records().stream_name("rough-events").set_records(Some(some.iter().map(entry).collect())).send().await;
+        assert_eq!(answer.expect("records").failed_record_count(), Some(0));
+    }
+}
+
+/// The rows below a prefix of the lake.
+async fn rows(clouds: &Clouds, prefix: &str) -> Result<Vec<Value>, String> {
+    let s3 = clouds.s3().await;
+    let list = s3.list_objects_v2().bucket("example-lake").prefix(prefix).send().await.map_err(|e| format!("{e:?}"))?;
+    let mut rows = Vec::new();
+    for key in list.contents().iter().filter_map(|o| o.key()) {
+        let file = s3.get_object().bucket("example-lake").key(key).send().await.map_err(|e| format!("{e:?}"))?;
+        let bytes = file.body.collect().await.map_err(|e| e.to_string())?.into_bytes();
+        rows.extend(bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty()).map(|l| serde_json::from_slice::<Value>(l).expect("JSON")));
+    }
+    Ok(rows)
+}
+
+/// Sums by campaign and minute, of the table.
+async fn sums(clouds: &Clouds) -> Result<BTreeMap<(String, String), (u64, u64)>, String> {
+    let items = clouds.dynamodb().await.scan().table_name("rough-sums").send().await.map_err(|e| format!("{e:?}"))?;
+    let text = |item: &std::collections::HashMap<String, AttributeValue>, name: &str| match item.get(name) {
+        Some(AttributeValue::S(text) | AttributeValue::N(text)) => text.clone(),
+        other => panic!("{name} is {other:?}"),
+    };
+    let number = |item: &_, name: &str| text(item, name).parse().expect("a number");
+    Ok(items.items().iter().map(|i| ((text(i, "campaign"), text(i, "start")), (number(i, "rows"), number(i, "total")))).collect())
+}
+
+fn worker(clouds: &Clouds, roads: &BTreeMap<&'static str, String>, folder: &Path, name: &str) -> Process {
+    let mut command = program("leat-worker");
+    let listen = format!("127.0.0.1:{}", free_port());
+    command.arg("--job").arg(folder.join("job")).args(["--listen", &listen, "--session", name, "--threads", "1"]);
+    clouds.environment(&mut command).envs(roads);
+    Process::start(name, folder, &mut command)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_a_rough_road_nothing_is_lost_and_nothing_repeated() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let clouds = Clouds::start(folder.path(), Kinesis::Ferrokinesis, "127.0.0.1").await;
+    make(&clouds).await;
+    let job = folder.path().join("job");
+    std::fs::create_dir(&job).expect("a folder");
+    std::fs::write(job.join("revision"), "1").expect("a file");
+    std::fs::write(job.join("job.json"), serde_json::to_string(&compiled().document).expect("JSON")).expect("a file");
+    let (mut roads, mut all) = (BTreeMap::new(), Vec::new());
+    for (seed, (service, behind)) in clouds.endpoints.iter().enumerate() {
+        let (address, road) = Road::to(behind, seed as u64 + 1, 80).await;
+        roads.insert(*service, address);
+        all.push(road);
+    }
+
+    let mut one = worker(&clouds, &roads, folder.path(), "one-1");
+    let two = worker(&clouds, &roads, folder.path(), "two-1");
+    let third = EVENTS / 3;
+    let some = |from: u64, to: u64| (from..to).flat_map(|id| std::iter::repeat_n(event(id), if id % 10 == 0 { 2 } else { 1 }));
+    put(&clouds, some(0, third).collect()).await;
+    until("the first files", PATIENCE, async || {
+        let found = rows(&clouds, "curated/").await?.len();
+        if found > 200 { Ok(()) } else { Err(format!("{found} rows\n{}\n{}", one.output(), two.output())) }
+    })
+    .await;
+    // One is killed in the middle and comes back as another; the other is held until its leases are taken, and goes on as if
+    // nothing had been.
+    one.kill();
+    put(&clouds, some(third, 2 * third).collect()).await;
+    two.signal("STOP");
+    let three = worker(&clouds, &roads, folder.path(), "one-2");
+    until("rows by the new one", PATIENCE, async || {
+        let found = rows(&clouds, "curated/").await?.iter().filter(|r| r["id"].as_u64() >= Some(third)).count();
+        if found > 500 { Ok(()) } else { Err(format!("{found} rows\n{}", three.output())) }
+    })
+    .await;
+    two.signal("CONT");
+    // AWS is gone for some seconds; what is written meanwhile waits in its producer.
+    clouds.reachable(false);
+    let heard = || three.output().matches("no clear answer").count();
+    let before = heard();
+    until("the worker to notice", PATIENCE, async || if heard() > before { Ok(()) } else { Err(three.output()) }).await;
+    clouds.reachable(true);
+    put(&clouds, some(2 * third, EVENTS).collect()).await;
+    // Some events of each shard that close all windows.
+    let last = START + EVENTS * 50 + 600_000;
+    let closing = (0..97).map(|user| {
+        (format!("user-{user}"), json!({"id": EVENTS + user, "user": format!("user-{user}"), "campaign": "end", "ts": last, "spend": 0}))
+    });
+    put(&clouds, closing.collect()).await;
+
+    let mut expected: BTreeMap<(String, String), (u64, u64)> = BTreeMap::new();
+    for id in 0..EVENTS {
+        let minute = leat::format_millis((START + id * 50) as i64)[..16].to_owned();
+        let sum = expected.entry((format!("c-{}", id % 7), minute)).or_default();
+        *sum = (sum.0 + 1, sum.1 + id % 13);
+    }
+    until("all sums", PATIENCE, async || {
+        let found = sums(&clouds).await?;
+        if found.len() == expected.len() {
+            Ok(())
+        } else {
+            Err(format!("{} of {} sums\n{}\n{}", found.len(), expected.len(), two.output(), three.output()))
+        }
+    })
+    .await;
+    assert_eq!(sums(&clouds).await, Ok(expected));
+    until("all files", PATIENCE, async || {
+        let found = rows(&clouds, "curated/").await?.len() as u64;
+        if found >= EVENTS + 97 { Ok(()) } else { Err(format!("{found} rows\n{}\n{}", two.output(), three.output())) }
+    })
+    .await;
+    let ids = async || {
+        let rows = rows(&clouds, "curated/").await.expect("rows");
+        let mut ids: Vec<u64> = rows.iter().filter_map(|r| r["id"].as_u64()).collect();
+        ids.sort_unstable();
+        ids
+    };
+    assert_eq!(ids().await, (0..EVENTS + 97).collect::<Vec<_>>());
+    // Every campaign's events follow each other by less than the gap: one session each.
+    let visits = until("all sessions", PATIENCE, async || {
+        let found = rows(&clouds, "visits/").await?;
+        if found.len() >= 7 { Ok(found) } else { Err(format!("{} sessions", found.len())) }
+    });
+    let mut visits: Vec<(String, u64)> = visits
+        .await
+        .iter()
+        .map(|v| (v["campaign"].as_str().unwrap_or_default().to_owned(), v["rows"].as_u64().unwrap_or_default()))
+        .collect();
+    visits.sort();
+    let wanted: Vec<(String, u64)> = (0..7).map(|c| (format!("c-{c}"), (0..EVENTS).filter(|id| id % 7 == c).count() as u64)).collect();
+    assert_eq!(visits, wanted);
+    // Workers that leave close what is open, on a smooth road, and nothing comes twice by that.
+    all.iter().for_each(|road| road.smooth());
+    for mut worker in [two, three] {
+        worker.signal("TERM");
+        assert!(worker.ended(PATIENCE).await, "{}", worker.output());
+    }
+    assert_eq!(ids().await, (0..EVENTS + 97).collect::<Vec<_>>());
+    // The road was rough, in every way.
+    let mut met: BTreeMap<Fate, u64> = BTreeMap::new();
+    for road in &all {
+        road.met.lock().expect("a map").iter().for_each(|(fate, n)| *met.entry(*fate).or_default() += n);
+    }
+    for fate in [Fate::Late, Fate::Lost, Fate::Unheard, Fate::Cut, Fate::Twice, Fate::Refused] {
+        assert!(met.get(&fate) > Some(&3), "{met:?}");
+    }
+}
