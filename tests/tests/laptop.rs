@@ -209,7 +209,7 @@ fn state_that_a_change_loses_is_dropped_as_it_was_said_and_no_other() {
     child.wait().expect("a dead child");
     // Another gap and other columns: what was open is dropped, and sums of the day go on.
     for (gap, by) in [("1m", "k"), ("1m", "n")] {
-        let said = dev(folder.path(), &of(gap, by), &[]).map_or_else(|said| panic!("{said}"), |report| report);
+        let said = dev(folder.path(), &of(gap, by), &[]).unwrap_or_else(|said| panic!("{said}"));
         assert_eq!(said["done"], true);
     }
     let total: u64 = rows(folder.path(), "out/sums").iter().filter_map(|r| r["rows"].as_u64()).sum();
