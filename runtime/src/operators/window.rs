@@ -345,7 +345,7 @@ fn too_long<'a>(columns: impl Iterator<Item = &'a ArrayRef>, rows: usize) -> Vec
 
 /// Start of the window of this length in which a time lies, ms.
 fn start_of(time: i64, length: i64) -> i64 {
-    time.div_euclid(length) * length
+    time.div_euclid(length).saturating_mul(length)
 }
 
 /// Whether an event comes too late for its window, by its lineage's watermark before it. Of a session it is too late when it

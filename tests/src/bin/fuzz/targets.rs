@@ -108,8 +108,10 @@ fn json() -> Run {
     Box::new(move |input| {
         let theirs = serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(input);
         match (decode(&mut decoder, input)?, theirs) {
-            // Halves of characters: a text that nobody reads may hold them by the grammar.
-            (None, Err(why)) if why.to_string().contains("surrogate") || why.to_string().contains("hex escape") => Ok(String::new()),
+            // By the grammar a text that nobody reads may hold halves of characters, and a number may be too large for a float.
+            (None, Err(why)) if ["surrogate", "hex escape", "out of range"].iter().any(|fine| why.to_string().contains(fine)) => {
+                Ok(String::new())
+            }
             (None, Err(why)) => Err(format!("it is no JSON and was taken: {why}")),
             // A field that is there twice, or deeper than either follows.
             (Some(way), Ok(_)) if way.starts_with("malformed") && !way.contains("twice") && !way.contains("deep") => {
