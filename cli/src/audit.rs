@@ -1,13 +1,13 @@
 //! `leat audit`: whether what a pipeline has written is what its ledger says: nothing missing, nothing twice.
 //!
 //! Everything it looks at is durable: the rows of the tasks (positions, ledgers, what is on its way), the objects that they
-//! name, and the files of sinks. Each file says in its name which task wrote it, so the books of each task are compared by
-//! themselves.
+//! name, and the files of sinks. Each file says in its name which task wrote it and with which cut, so the books of each task
+//! are compared by themselves, as of its cut: a pipeline may run meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
-use leat_compile::program::{Op, Program};
+use leat_compile::program::{FilesSpec, Node, Op, Program};
 use leat_crds::spec::FileFormat;
 use leat_runtime::engine::ports::StoredRow;
 use leat_runtime::operators::files::{positions_in, rows_in};
@@ -20,7 +20,7 @@ use serde::de::DeserializeOwned;
 use crate::dead_letters::Place;
 use crate::report::{columns, thousands};
 
-/// Findings of one kind that are shown.
+/// Findings that are shown.
 const SHOWN: usize = 20;
 
 /// What is wrong.
@@ -71,11 +71,12 @@ pub struct Audit {
 struct Task {
     /// Its key.
     key: String,
+    /// Number of its last cut.
+    cut: u64,
     ledger: Ledger,
-    /// Its uploads under way, by sink.
-    open: Vec<OpenFile>,
-    /// Files that its last cut allows to close.
-    complete: Vec<OpenFile>,
+    /// Its uploads under way, and files that its last cut allows to close: they may be there by now, with later rows in those
+    /// that were open.
+    files: Vec<OpenFile>,
     /// Rows that are staged for a file, by sink and object.
     staged: Vec<(String, String, u64)>,
     /// Rows that have gone into parts or files, by sink; `None`: all that the ledger counts.
@@ -99,27 +100,20 @@ pub async fn audit(program: &Program, place: &dyn Place, deep: bool) -> Result<A
             audit.find("object", format!("{}: the object {object}, which its last cut names, is not there", task.key));
         }
     }
-    let unique = format!("{}-{}-{:x}", program.document.namespace, program.document.name, pipeline.born);
+    let unique = path::unique(&program.document.namespace, &program.document.name, pipeline.born);
     for spec in &program.files {
-        let writers: BTreeSet<&str> =
-            [("source/", is_written(program, true, &spec.name)), ("keyed/", is_written(program, false, &spec.name))]
-                .into_iter()
-                .filter_map(|(prefix, writes)| writes.then_some(prefix))
-                .collect();
-        let tasks = sources.iter().chain(&keyed).filter(|task| writers.iter().any(|prefix| task.key.starts_with(prefix)));
-        sink(place, spec, &unique, &tasks.collect::<Vec<_>>(), deep, &mut audit).await?;
+        let writes =
+            |nodes: &[Node]| nodes.iter().any(|n| matches!(n.op, Op::Files(i) | Op::RawFiles(i) if program.files[i].name == spec.name));
+        let mut tasks: Vec<&Task> = Vec::new();
+        if program.sources.iter().any(|source| writes(&source.nodes)) {
+            tasks.extend(&sources);
+        }
+        if writes(&program.keyed.nodes) {
+            tasks.extend(&keyed);
+        }
+        sink(place, spec, &unique, &tasks, deep, &mut audit).await?;
     }
     Ok(audit)
-}
-
-/// Whether tasks of sources, or keyed ones, write into a sink.
-fn is_written(program: &Program, by_sources: bool, sink: &str) -> bool {
-    let of = |op: &Op| matches!(op, Op::Files(i) | Op::RawFiles(i) if program.files[*i].name == sink);
-    if by_sources {
-        program.sources.iter().flat_map(|s| &s.nodes).any(|n| of(&n.op))
-    } else {
-        program.keyed.nodes.iter().any(|n| of(&n.op))
-    }
 }
 
 fn body<T: DeserializeOwned>((key, row): &(String, StoredRow)) -> Result<T> {
@@ -143,9 +137,9 @@ async fn sources(place: &dyn Place, pipeline: &PipelineRow, audit: &mut Audit) -
                 _ => row.objects().into_iter().map(str::to_owned).collect(),
             },
             key: stored.0,
+            cut: stored.1.fence.cut,
             ledger: row.ledger,
-            open: row.files,
-            complete: row.complete,
+            files: row.files.into_iter().chain(row.complete).collect(),
             staged: Vec::new(),
             // One that has ended or drained holds nothing back.
             filed: (row.status != Status::Retired && !stored.1.fence.drained).then_some(row.filed),
@@ -167,9 +161,9 @@ async fn keyed(place: &dyn Place) -> Result<Vec<Task>> {
         tasks.push(Task {
             objects: row.objects().into_iter().map(str::to_owned).collect(),
             key: stored.0,
+            cut: stored.1.fence.cut,
             ledger: row.ledger,
-            open: Vec::new(),
-            complete: row.complete,
+            files: row.complete,
             staged: row.unsent.into_iter().map(|s| (s.to, s.object, s.rows)).collect(),
             filed: None,
         });
@@ -178,23 +172,18 @@ async fn keyed(place: &dyn Place) -> Result<Vec<Task>> {
 }
 
 /// Compares the files of a sink with the books of the tasks that write it.
-async fn sink(
-    place: &dyn Place,
-    spec: &leat_compile::program::FilesSpec,
-    unique: &str,
-    tasks: &[&Task],
-    deep: bool,
-    audit: &mut Audit,
-) -> Result<()> {
-    let mut written: BTreeMap<String, (u64, u64)> = BTreeMap::new();
-    let mut names = BTreeSet::new();
-    let mut seen: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+async fn sink(place: &dyn Place, spec: &FilesSpec, unique: &str, tasks: &[&Task], deep: bool, audit: &mut Audit) -> Result<()> {
+    let of: BTreeMap<String, &Task> = tasks.iter().map(|task| (path::in_names(&task.key), *task)).collect();
+    let pending: BTreeSet<&str> = tasks.iter().flat_map(|task| &task.files).map(|file| file.destination.as_str()).collect();
+    // Files of each task, and their rows.
+    let mut written: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    let mut seen: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
     for file in place.files(&spec.location).await? {
         // Notes of `leat dead-letters` stand beside the letters.
         if file.starts_with('_') {
             continue;
         }
-        let Some(task) = writer(&file, unique, tasks) else {
+        let Some((task, cut)) = path::writer_of(&file, unique).and_then(|(task, cut)| Some((*of.get(task)?, cut))) else {
             audit.others += 1;
             continue;
         };
@@ -208,30 +197,29 @@ async fn sink(
             }
         };
         if deep && spec.format == FileFormat::Raw {
-            let positions = seen.entry(task.to_owned()).or_default();
+            let positions = seen.entry(&task.key).or_default();
             for position in positions_in(bytes).map_err(|why| anyhow::anyhow!("{file}: {why}"))? {
                 audit.positions += 1;
                 if !positions.insert(position.clone()) {
-                    audit.find("repeat", format!("{}: the record {position} of {task} is there twice, again in {file}", spec.name));
+                    audit.find("repeat", format!("{}: the record {position} of {} is there twice, again in {file}", spec.name, task.key));
                 }
             }
         }
-        let account = written.entry(task.to_owned()).or_default();
-        (account.0, account.1) = (account.0 + 1, account.1 + rows);
-        names.insert(file);
+        // Those that the row does not know yet, or not with all that is in them, count as the row says.
+        let destination = format!("{}/{file}", spec.location.trim_end_matches('/'));
+        if cut <= task.cut && !pending.contains(destination.as_str()) {
+            let account = written.entry(&task.key).or_default();
+            *account = (account.0 + 1, account.1 + rows);
+        }
     }
     let mut total = Account { sink: spec.name.trim_end_matches(" (sink)").to_owned(), ..Account::default() };
     for task in tasks {
-        let (files, rows) = written.get(&task.key).copied().unwrap_or_default();
+        let (files, rows) = written.get(task.key.as_str()).copied().unwrap_or_default();
         let ledger = task.ledger.0.get(&spec.name).map_or(0, |counts| counts.absorbed);
-        // A file may be there while the row does not know it yet.
-        let there = |file: &&OpenFile| names.iter().any(|name| file.destination.ends_with(name.as_str()));
-        let complete: Vec<&OpenFile> = task.complete.iter().filter(|f| f.sink == spec.name).collect();
-        let closed: BTreeSet<&String> = complete.iter().copied().filter(there).flat_map(|f| &f.covers).collect();
-        let closing: u64 = complete.iter().filter(|f| !there(f) && f.covers.is_empty()).map(|f| f.rows).sum();
-        let open: u64 = task.open.iter().filter(|f| f.sink == spec.name).map(|f| f.rows).sum();
-        let staged: u64 = task.staged.iter().filter(|(to, object, _)| *to == spec.name && !closed.contains(object)).map(|(.., n)| n).sum();
-        let known = rows + closing + open + staged;
+        let pending: Vec<&OpenFile> = task.files.iter().filter(|f| f.sink == spec.name).collect();
+        let covered: BTreeSet<&String> = pending.iter().flat_map(|f| &f.covers).collect();
+        let staged = task.staged.iter().filter(|(to, object, _)| *to == spec.name && !covered.contains(object));
+        let known = rows + pending.iter().map(|f| f.rows).sum::<u64>() + staged.map(|(.., rows)| rows).sum::<u64>();
         let counted = task.filed.as_ref().map_or(ledger, |filed| filed.get(&spec.name).copied().unwrap_or_default());
         if known != counted || counted > ledger {
             let kind = if known > counted { "repeat" } else { "gap" };
@@ -244,19 +232,6 @@ async fn sink(
     }
     audit.accounts.push(total);
     Ok(())
-}
-
-/// The task that wrote a file, by its name: what stands before cut, generation and index.
-fn writer<'a>(file: &str, unique: &str, tasks: &[&'a Task]) -> Option<&'a str> {
-    let name = file.rsplit('/').next().unwrap_or_default();
-    let mut parts = name.rsplitn(4, '-');
-    let (index, generation, cut, before) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
-    if !number(cut) || !number(generation) || !number(index.split('.').next().unwrap_or_default()) {
-        return None;
-    }
-    let task = before.strip_prefix(unique)?.strip_prefix('-')?;
-    tasks.iter().find(|t| t.key.replace('/', "-") == task).map(|t| t.key.as_str())
 }
 
 impl Audit {

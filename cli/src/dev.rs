@@ -30,6 +30,7 @@ use leat_runtime::engine::keyed;
 use leat_runtime::engine::ports::{Guard, Objects, Ports, Rows, StoredRow, Tables};
 use leat_runtime::engine::task::{self, Settings};
 use leat_runtime::engine::worker::{Shared, Worker};
+use leat_runtime::operators::memory::{Disk, Memory};
 use leat_runtime_core::path;
 use leat_runtime_core::position::{Lineage, Offset};
 use leat_runtime_core::row::{Expect, Fence, KeyedRow, PipelineRow, Seal, SourceRow, Status};
@@ -59,6 +60,8 @@ pub struct Options {
     pub listen: Option<String>,
     /// Threads of tasks.
     pub threads: usize,
+    /// Memory of tasks, bytes; what is beyond it lies in the folder of the state.
+    pub memory: usize,
     /// Say what happens on standard error.
     pub talk: bool,
 }
@@ -142,6 +145,7 @@ fn open(mut program: Program, options: &Options) -> Result<World> {
         streams: Arc::clone(&written) as _,
         clock: Arc::new(SystemClock),
         unclear: Arc::default(),
+        memory: Arc::new(Memory::new(options.memory, Some(Disk::new(folder.join("spill"), u64::MAX)?))),
     };
     Ok(World { program: Arc::new(program), store, files, written, streams, ports })
 }

@@ -14,6 +14,8 @@ use leat::feed::Feed;
 use leat::manifest::{self, Document, Located, Pipeline};
 use leat::stand_ins::StandIns;
 use leat_compile::References;
+use leat_crds::values::Size;
+use leat_runtime::operators::memory::Memory;
 
 /// Streaming pipelines on Kubernetes and AWS, and on your laptop.
 #[derive(Parser)]
@@ -141,6 +143,10 @@ struct Dev {
     /// Where the state is kept between runs.
     #[arg(long, value_name = "FOLDER", default_value = ".leat")]
     state: PathBuf,
+    /// Memory for the state and the buffers of all steps, for example 2Gi; what is beyond it goes to the disk. Default: a quarter
+    /// of what there is.
+    #[arg(long, value_name = "SIZE", value_parser = Size::parse)]
+    memory: Option<Size>,
     /// Address to which events can be posted (not with --until-done).
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8088")]
     listen: String,
@@ -279,6 +285,7 @@ fn run_dev(dev: &Dev) -> Result<ExitCode> {
         stand_ins,
         listen: (!dev.until_done).then(|| dev.listen.clone()),
         threads: std::thread::available_parallelism().map_or(1, usize::from),
+        memory: dev.memory.map_or_else(|| Memory::of_process().map_or(1 << 30, |all| all / 4), |memory| memory.bytes() as usize),
         talk: dev.output == OutputFormat::Text,
     };
     let stop = Arc::new(AtomicBool::new(false));

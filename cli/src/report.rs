@@ -23,6 +23,8 @@ pub struct Report {
     pub cpu_seconds: Option<f64>,
     /// Most memory that the process had, in bytes; where the system tells.
     pub peak_memory: Option<u64>,
+    /// State that went to the disk, since it did not fit into memory, in bytes.
+    pub spilled: u64,
     /// Where every record went, by source, step and sink, in the order of the data.
     pub ledger: Vec<(String, Counts)>,
     /// Rejected and late records by step and reason.
@@ -123,6 +125,7 @@ impl Report {
             (Some(cpu), Some(memory)) => format!("; {cpu:.1} s of CPU, at most {} of memory", bytes(memory)),
             _ => String::new(),
         };
+        let used = if self.spilled > 0 { format!("{used}, {} of state on the disk", bytes(self.spilled)) } else { used };
         let (taken, seconds, rate) = (thousands(self.taken), self.seconds, thousands(rate as u64));
         let _ = writeln!(out, "{}: {state}. {taken} records in {seconds:.1} s ({rate} a second{used})\n", self.pipeline);
         let _ = writeln!(out, "Ledger");

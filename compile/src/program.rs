@@ -354,6 +354,13 @@ impl JoinSpec {
 pub enum Shape {
     /// One after the other, of this length, aligned to the epoch.
     Tumbling(Duration),
+    /// Of length `size`, a new one each `slide`, which divides it; aligned to the epoch.
+    Sliding {
+        /// Their length.
+        size: Duration,
+        /// From the start of one to the start of the next.
+        slide: Duration,
+    },
     /// As long as rows of one key follow each other at most this far apart.
     Session(Duration),
 }
@@ -361,8 +368,16 @@ pub enum Shape {
 impl Shape {
     /// Length of a window, or the gap, ms.
     pub fn length(self) -> i64 {
-        let (Shape::Tumbling(length) | Shape::Session(length)) = self;
+        let (Shape::Tumbling(length) | Shape::Sliding { size: length, .. } | Shape::Session(length)) = self;
         length.millis()
+    }
+
+    /// Length of the panes that windows are made of, each row in one of them, ms; `None`: a session has none.
+    pub fn pane(self) -> Option<i64> {
+        match self {
+            Shape::Tumbling(pane) | Shape::Sliding { slide: pane, .. } => Some(pane.millis()),
+            Shape::Session(_) => None,
+        }
     }
 }
 

@@ -113,6 +113,10 @@ fn windows(step: &Step, edge: &Edge, window: &WindowSpec) -> Option<Kept> {
             parts.extend([("groupBy", group), ("tumbling", size.to_string())]);
             "its open windows"
         }
+        Shape::Sliding { size, slide } => {
+            parts.extend([("groupBy", group), ("size", size.to_string()), ("slide", slide.to_string())]);
+            "its open windows"
+        }
         Shape::Session(gap) => {
             parts.extend([("by", group), ("gap", gap.to_string())]);
             "its open sessions"

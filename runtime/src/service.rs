@@ -16,6 +16,7 @@ use leat_crds::names;
 use leat_crds::spec::Kafka;
 #[cfg(feature = "kafka")]
 use leat_crds::spec::ScramMechanism;
+use leat_crds::values::Size;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -25,9 +26,10 @@ use crate::connectors::aws::s3::{S3Files, S3Objects, Store};
 use crate::connectors::clock::SystemClock;
 use crate::connectors::sources::Sources;
 use crate::engine::coordinator;
-use crate::engine::ports::{PortError, Ports, Source, Unclear};
+use crate::engine::ports::{PortError, Ports, Source};
 use crate::engine::task::{Settings, TaskError};
-use crate::engine::worker::{Worker, WorkerError};
+use crate::engine::worker::{Shared, Worker, WorkerError};
+use crate::operators::memory::{Disk, Memory};
 
 /// Time between two rounds of a worker.
 const ROUND: Duration = Duration::from_millis(500);
@@ -84,6 +86,12 @@ pub struct Options {
     pub threads: usize,
     /// Settings of tasks.
     pub settings: Settings,
+    /// Memory of all tasks together, bytes.
+    pub memory: usize,
+    /// Folder for state that does not fit into it.
+    pub spill: PathBuf,
+    /// Most of that folder that it may use, bytes.
+    pub spill_size: u64,
 }
 
 fn read(folder: &Path, name: &str) -> Result<String, ServiceError> {
@@ -190,7 +198,28 @@ async fn ports(program: &Program, tried: &(dyn Fn() + Sync)) -> Result<Ports, Se
         streams: Arc::new(KinesisStreams::new(written)),
         clock: Arc::new(SystemClock),
         unclear: Arc::default(),
+        memory: Arc::default(),
     })
+}
+
+/// The memory of tasks.
+fn memory(options: &Options) -> Memory {
+    let disk = Disk::new(options.spill.clone(), options.spill_size);
+    let (bytes, folder) = (Size::from_bytes(options.memory as u64).to_string(), options.spill.display().to_string());
+    match disk {
+        Ok(disk) => {
+            log::info("memory of tasks", &[("bytes", &bytes), ("beyond", &folder)]);
+            Memory::new(options.memory, Some(disk))
+        }
+        Err(why) => {
+            let why = why.to_string();
+            log::warn(
+                "state cannot be moved to the disk: sources wait when it fills memory",
+                &[("bytes", &bytes), ("folder", &folder), ("why", &why)],
+            );
+            Memory::new(options.memory, None)
+        }
+    }
 }
 
 /// The sources that are topics; `group`: where it is shown how far they are read.
@@ -237,12 +266,26 @@ async fn job_before(rows: &LeaseTable, objects: &S3Objects, tried: &(dyn Fn() + 
     }
 }
 
-/// Says now and then that calls are made again: a pipeline that stands still must not be silent, and a worker that waits for
-/// AWS is not stuck.
-async fn say_unclear(unclear: Arc<Unclear>, health: Arc<web::Health>) {
+/// Says now and then that calls are made again, and that memory is full: a pipeline that stands still must not be silent, and a
+/// worker that waits for AWS is not stuck.
+async fn say(shared: Arc<Shared>, health: Arc<web::Health>) {
     let mut said = 0;
     loop {
-        let (count, last) = unclear.seen();
+        let waiting: Vec<String> = shared.sources().into_iter().filter(|(_, p)| p.waits).map(|(task, _)| task).collect();
+        if let Some(first) = waiting.first() {
+            let disk = shared.memory.disk().map_or("none", |disk| if disk.is_full() { "full" } else { "not full" });
+            log::warn(
+                "memory is full: shards that are ahead of others in event time are not read until those have come near",
+                &[
+                    ("shards", &waiting.len().to_string()),
+                    ("first", first),
+                    ("bytes", &shared.memory.used().to_string()),
+                    ("limit", &shared.memory.limit().to_string()),
+                    ("disk", disk),
+                ],
+            );
+        }
+        let (count, last) = shared.unclear.seen();
         if count > said {
             log::warn(
                 "calls had no clear answer or were throttled; they are made again",
@@ -292,13 +335,13 @@ pub async fn run(options: Options) -> Result<(), ServiceError> {
     let program = Arc::new(program);
     let tried = || health.tried();
     let ports = tokio::select! {
-        ports = ports(&program, &tried) => ports?,
+        ports = ports(&program, &tried) => Ports { memory: Arc::new(memory(&options)), ..ports? },
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
     let mut worker = Worker::new(ports, options.settings, options.session.clone(), Arc::clone(&program), revision, options.threads)?;
     health.watch(Arc::clone(&worker.shared));
-    let saying = tokio::spawn(say_unclear(Arc::clone(&worker.shared.unclear), Arc::clone(&health)));
+    let saying = tokio::spawn(say(Arc::clone(&worker.shared), Arc::clone(&health)));
     let document = &program.document;
     log::info(
         "worker starts",

@@ -32,11 +32,15 @@ visits = """SELECT user_id, min(ts)::TIMESTAMP AS session_start, max(ts)::TIMEST
   FROM (SELECT *, sum(new) OVER (PARTITION BY user_id ORDER BY ts) AS n
         FROM (SELECT *, CASE WHEN ts - lag(ts) OVER (PARTITION BY user_id ORDER BY ts) <= INTERVAL 30 MINUTE THEN 0 ELSE 1 END AS new FROM clicks))
   GROUP BY user_id, n"""
+busy = """SELECT campaign_id::BIGINT AS campaign_id, e - INTERVAL 10 MINUTE AS window_start, e AS window_end, count(*) AS impressions, min(user_id) AS users_from
+  FROM (SELECT *, unnest(generate_series(time_bucket(INTERVAL 1 MINUTE, ts) + INTERVAL 1 MINUTE, time_bucket(INTERVAL 1 MINUTE, ts) + INTERVAL 10 MINUTE, INTERVAL 1 MINUTE)) AS e
+        FROM impressions) GROUP BY 1, e"""
 print(json.dumps({
   "attributed": differ(f"SELECT impression_id, user_id, campaign_id, ts, clicked_ts FROM {files('attributed')}", attributed),
   "priced": differ(f"SELECT impression_id, user_id, campaign_id, ts, price FROM {files('priced')}", priced),
   "visits": differ(f"SELECT user_id, session_start, session_end, clicks, first FROM {files('visits')}", visits),
-  "counts": [one(f"SELECT count(*) FROM ({q})") for q in (attributed, priced, visits)],
+  "busy": differ(f"SELECT campaign_id, window_start, window_end, impressions, users_from FROM {files('busy')}", busy),
+  "counts": [one(f"SELECT count(*) FROM ({q})") for q in (attributed, priced, visits, busy)],
   "clicked": one(f"SELECT count(clicked_ts) FROM ({attributed})"),
   "worth": one(f"SELECT count(*) FROM read_json('{root}/worth/**/*.jsonl', format='newline_delimited')"),
   "ids": one(f"SELECT count(DISTINCT session_id) FROM {files('visits')}"),
@@ -92,9 +96,11 @@ fn stamp(ms: u64) -> String {
     leat::format_millis(ms as i64)
 }
 
-fn dev(folder: &Path) -> Command {
+/// A run, with so little memory that rows of joins go to the disk, or with enough.
+fn dev(folder: &Path, little: bool) -> Command {
     let mut command = leat();
     command.args(["dev", "-f", "manifests/pipelines/ads.yaml", "--until-done", "--output", "json", "--state"]).arg(folder.join("state"));
+    command.args(["--memory", if little { "1Mi" } else { "1Gi" }]);
     for name in ["impressions", "clicks", "campaigns"] {
         command.arg("--input").arg(format!("{name}={}", folder.join(format!("{name}.ndjson")).display()));
     }
@@ -107,7 +113,7 @@ fn joins_and_sessions_are_those_of_a_batch_whatever_is_killed_on_the_way() {
     write_events(folder.path());
     let mut killed = 0;
     for attempt in 1..30_u64 {
-        let mut child = dev(folder.path()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("leat starts");
+        let mut child = dev(folder.path(), attempt % 2 == 0).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("leat starts");
         let moment = Instant::now() + Duration::from_millis(150 + attempt * 137 % 500);
         while Instant::now() < moment && child.try_wait().expect("a child").is_none() {
             std::thread::yield_now();
@@ -122,18 +128,25 @@ fn joins_and_sessions_are_those_of_a_batch_whatever_is_killed_on_the_way() {
         killed += 1;
     }
     assert!(killed >= 2, "the run ended before it could be killed often enough: {killed}");
-    let output = dev(folder.path()).output().expect("leat starts");
+    let output = dev(folder.path(), true).output().expect("leat starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report: Value = serde_json::from_slice(&output.stdout).expect("a report");
+    assert!(report["spilled"].as_u64().is_some_and(|bytes| bytes > 100_000), "{}", report["spilled"]);
     let path = |path: &Path| path.display().to_string();
     let found = duckdb(QUERY, &[&path(&folder.path().join("state")), &path(folder.path())]).expect("DuckDB answers");
-    for name in ["attributed", "priced", "visits"] {
+    for name in ["attributed", "priced", "visits", "busy"] {
         assert_eq!(found[name], json!([[0], [0]]), "{name} differs from the batch: {found}");
     }
     let number = |value: &Value| value.as_u64().expect("a number");
     assert!(number(&found["counts"][0]) > SHOWN && number(&found["counts"][1]) == SHOWN, "{found}");
     assert!(number(&found["clicked"]) > SHOWN / 4 && found["worth"] == found["clicked"], "{found}");
-    assert!(number(&found["unpriced"]) > 0 && number(&found["counts"][2]) > 1_000 && found["ids"] == found["counts"][2], "{found}");
+    assert!(
+        number(&found["unpriced"]) > 0
+            && number(&found["counts"][2]) > 1_000
+            && number(&found["counts"][3]) > 10_000
+            && found["ids"] == found["counts"][2],
+        "{found}"
+    );
     // What is late is where the manifest says, once, and no dead letter.
     assert_eq!(found["late"], json!([["attributed", LATE], ["attributed.with", LATE], ["visits", LATE]]), "{found}");
     let late = |step: &str| {

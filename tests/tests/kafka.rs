@@ -361,6 +361,7 @@ async fn a_pipeline(cluster: &mut Cluster) {
         streams: Arc::new(LocalStreams::new(&folder.join("written"))),
         clock: Arc::new(SystemClock),
         unclear: Arc::default(),
+        memory: Arc::default(),
     };
     let worker =
         |session: &str| Worker::new(ports.clone(), Settings::default(), session.to_owned(), Arc::clone(&program), 1, 2).expect("a worker");

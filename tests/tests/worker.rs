@@ -135,6 +135,7 @@ fn ports(folder: &Path, rows: Arc<dyn Rows>, stream: &Arc<LocalStream>) -> Ports
         streams: Arc::new(LocalStreams::new(&folder.join("written"))),
         clock: Arc::new(SystemClock),
         unclear: Arc::default(),
+        memory: Arc::default(),
     }
 }
 

@@ -58,6 +58,7 @@ pub(super) async fn report(world: &World, done: bool, before: u64, seconds: f64)
         seconds,
         cpu_seconds,
         peak_memory,
+        spilled: world.ports.memory.disk().map_or(0, |disk| disk.written()),
         ledger: ordered(&ledger, &names),
         dead_letters,
         outputs,

@@ -368,12 +368,7 @@ fn check_step(step: &Step, path: &str, out: &mut Vec<Problem>) {
         }
     }
     if let Some(window) = &step.window {
-        for (part, present) in [
-            ("size", window.size.is_some()),
-            ("slide", window.slide.is_some()),
-            ("calendar", window.calendar.is_some()),
-            ("timeZone", window.time_zone.is_some()),
-        ] {
+        for (part, present) in [("calendar", window.calendar.is_some()), ("timeZone", window.time_zone.is_some())] {
             planned(present, format!("{path}.window.{part}"), part, out);
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field as ArrowField, Schema, SchemaRef};
-use leat_crds::spec::{EmitMode, JoinKind, JoinType, Step};
+use leat_crds::spec::{EmitMode, JoinKind, JoinType, Step, Window};
 use leat_crds::values::Duration;
 
 use super::lower::{Key, Lowering, Output, Place, TIMESTAMP, base};
@@ -12,6 +12,9 @@ use crate::program::{
     Aggregate, DeduplicateSpec, Edge, EdgeKind, From, Function, JoinSide, JoinSpec, Meets, Op, RowsSpec, Shape, Side, Then, WindowSpec,
 };
 use crate::sql::type_name;
+
+/// Most panes of a sliding window.
+const PANES: i64 = 1_440;
 
 /// What a windowed verb asks for, and where in the manifest.
 struct Wanted<'a> {
@@ -39,19 +42,14 @@ impl Lowering<'_> {
         let keyed_with = if verb.keyed_with.is_empty() { &verb.by } else { &verb.keyed_with };
         let key = self.columns(&format!("{path}.deduplicate.keyedWith"), keyed_with, &input.schema);
         let spec = DeduplicateSpec { by: by?, key: key?, within: verb.within };
-        let Place::Sources(sources) = &input.place else {
-            self.problem(path, "a second repartition does not work yet", "deduplicate events, before what joins or sums them up");
-            return None;
-        };
+        self.only_events(path, &input)?;
+        let Place::Sources(sources) = &input.place else { return None };
         let direct = sources.len() == 1 && input.partition_column.as_ref().is_some_and(|c| keyed_with == std::slice::from_ref(c));
         let place = if direct {
             self.place(path, &step.name, inputs, &input.schema, &|| Op::Deduplicate(spec.clone()))?
         } else {
-            let edge = self.program.keyed.edges.len();
-            self.place(path, &step.name, inputs, &input.schema, &|| Op::Exchange(edge))?;
             let kind = EdgeKind::Rows(RowsSpec { schema: Arc::clone(&input.schema), key: spec.key.clone(), then: Then::Deduplicate(spec) });
-            self.program.keyed.edges.push(Edge { name: step.name.clone(), kind, schema: Arc::clone(&input.schema) });
-            Place::Keyed(From::Edge(edge))
+            Place::Keyed(From::Edge(self.edge(path, &step.name, inputs, &input.schema, kind, &input.schema)?))
         };
         Some(Output { place, ..input })
     }
@@ -59,19 +57,19 @@ impl Lowering<'_> {
     pub fn aggregate(&mut self, path: &str, step: &Step, input: Output, inputs: &[(Output, Side)]) -> Option<Output> {
         let calls = step.aggregate.as_ref()?;
         let window = step.window.clone().unwrap_or_default();
-        let size = window.tumbling.filter(|s| s.millis() > 0);
-        if size.is_none() {
-            self.problem(
-                &format!("{path}.window"),
-                "an aggregate without a tumbling window does not work yet",
-                "write for example `window: {tumbling: 1m}`",
-            );
-        }
+        let shape = self.shape(&format!("{path}.window"), &window);
         let own = ["window_start", "window_end"].map(|n| ArrowField::new(n, TIMESTAMP, false));
         let on_update = step.emit.as_ref().filter(|e| e.mode == EmitMode::OnUpdate).map(|e| e.every.unwrap_or(Duration::from_millis(1000)));
+        if let (Some(Shape::Sliding { .. }), Some(_)) = (shape, on_update) {
+            self.problem(
+                &format!("{path}.emit"),
+                "sliding windows that are corrected do not work yet",
+                "let them leave once, at their end",
+            );
+        }
         let wanted = Wanted {
             at: format!("{path}.window"),
-            shape: size.map(Shape::Tumbling),
+            shape,
             own: &own,
             allowed_lateness: window.allowed_lateness,
             on_update,
@@ -80,6 +78,39 @@ impl Lowering<'_> {
         };
         let key = step.group_by.iter().cloned().chain(["window_start".to_owned()]).collect();
         self.windows(path, step, &input, inputs, wanted, Key { columns: vec![key], upsert: on_update.is_some(), version: "window_end" })
+    }
+
+    /// The windows of an aggregate.
+    fn shape(&mut self, path: &str, window: &Window) -> Option<Shape> {
+        let long = |d: Option<Duration>| d.filter(|d| d.millis() > 0);
+        match (long(window.tumbling), long(window.size), long(window.slide)) {
+            (Some(size), None, None) => Some(Shape::Tumbling(size)),
+            (None, Some(size), Some(slide)) => {
+                if size.millis() % slide.millis() != 0 || size.millis() / slide.millis() > PANES {
+                    let message = format!("a window of {size} is not a multiple of {slide}, up to {PANES} times");
+                    self.problem(&format!("{path}.slide"), message, "write for example `window: {size: 10m, slide: 1m}`");
+                    return None;
+                }
+                Some(Shape::Sliding { size, slide })
+            }
+            (Some(_), ..) => {
+                self.problem(path, "windows are either `tumbling`, or have a `size` and a `slide`", "take out one of them");
+                None
+            }
+            (None, None, None) => {
+                let hint = "write for example `window: {tumbling: 1m}` or `window: {size: 10m, slide: 1m}`";
+                self.problem(path, "an aggregate without a window does not work yet", hint);
+                None
+            }
+            (None, ..) => {
+                self.problem(
+                    path,
+                    "a sliding window has a `size` and a `slide`, both longer than nothing",
+                    "write for example `window: {size: 10m, slide: 1m}`",
+                );
+                None
+            }
+        }
     }
 
     pub fn sessionize(&mut self, path: &str, step: &Step, input: Output, inputs: &[(Output, Side)]) -> Option<Output> {
@@ -159,7 +190,7 @@ impl Lowering<'_> {
     }
 
     /// An edge, and the nodes that feed it.
-    fn edge(
+    pub fn edge(
         &mut self,
         path: &str,
         name: &str,
@@ -175,7 +206,8 @@ impl Lowering<'_> {
         Some(edge)
     }
 
-    fn only_events(&mut self, path: &str, input: &Output) -> Option<()> {
+    /// Says that what was keyed already cannot be keyed again.
+    pub fn only_events(&mut self, path: &str, input: &Output) -> Option<()> {
         if matches!(input.place, Place::Keyed(_)) {
             self.problem(path, "a second repartition does not work yet: what comes in was keyed by another step", "read events");
             return None;

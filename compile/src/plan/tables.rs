@@ -7,7 +7,7 @@ use leat_crds::problem::suggest;
 use leat_crds::spec::{DynamoDbSink, DynamoDbTable, KeyAttribute, KeyType, Sink};
 
 use super::lower::{Key, Lowering, Output, Place, TIMESTAMP, label};
-use crate::program::{Edge, EdgeKind, Expr, From, Op, RowsSpec, Side, TableSpec, Then};
+use crate::program::{EdgeKind, Expr, From, Op, RowsSpec, Side, TableSpec, Then};
 use crate::sql::type_name;
 
 /// Column that is added to single events on their way to a table.
@@ -168,23 +168,17 @@ fn events(l: &mut Lowering<'_>, path: &str, sink: &Sink, shape: Shape, input: Ou
             "give the source an `eventTime`",
         );
     }
-    if matches!(input.place, Place::Keyed(_)) {
-        l.problem(path, "a second repartition does not work yet: what comes in was keyed by another step", "read what that step reads");
-        return None;
-    }
+    l.only_events(path, &input)?;
     l.used.extend(shape.attributes.iter().flat_map(|a| a.columns.iter().cloned()));
     let fields: Vec<ArrowField> = shape.attributes.iter().map(|a| ArrowField::new(&a.name, a.data_type.clone(), true)).collect();
     let schema: SchemaRef = Arc::new(Schema::new(fields.clone()));
     let exprs: Vec<Expr> = shape.attributes.iter().map(|a| Arc::clone(&a.expr)).collect();
     let place = l.place(path, &format!("{} (items)", sink.name), inputs, &schema, &|| Op::Project(exprs.clone()))?;
-    let edge = l.program.keyed.edges.len();
-    let name = format!("{} (by key)", sink.name);
     let items = Output { schema: Arc::clone(&schema), place, ..input };
-    l.place(path, &name, &[(items.clone(), Side::Passed)], &schema, &|| Op::Exchange(edge))?;
     let stamped: SchemaRef =
         Arc::new(Schema::new(fields.into_iter().chain([ArrowField::new(EVENT_TIME, TIMESTAMP, false)]).collect::<Vec<_>>()));
-    let rows = RowsSpec { schema: Arc::clone(&schema), key: shape.key(), then: Then::Pass };
-    l.program.keyed.edges.push(Edge { name, kind: EdgeKind::Rows(rows), schema: Arc::clone(&stamped) });
+    let rows = EdgeKind::Rows(RowsSpec { schema: Arc::clone(&schema), key: shape.key(), then: Then::Pass });
+    let edge = l.edge(path, &format!("{} (by key)", sink.name), &[(items.clone(), Side::Passed)], &schema, rows, &stamped)?;
     // The time is the last column, so that those before it keep their places whatever they are called.
     let attributes = columns(l, &schema, |_| true);
     let keyed = Output { schema: stamped, place: Place::Keyed(From::Edge(edge)), ..items };

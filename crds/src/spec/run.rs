@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Planned;
-use crate::values::Duration;
+use crate::values::{Duration, Size};
 
 /// How many workers run and with what.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -42,10 +42,17 @@ pub struct Workers {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Spill {
-    /// Most that it holds, for example `50Gi`; a pod that exceeds it is evicted. Default: 10Gi.
+    /// Most that it holds, for example `50Gi`; workers use nine tenths of it, since Kubernetes evicts a pod that exceeds it.
+    /// Default: 10Gi.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 32), regex(pattern = r"^[0-9]+(\.[0-9]+)?(k|M|G|T|Ki|Mi|Gi|Ti)?$"))]
-    pub size_limit: Option<String>,
+    pub size_limit: Option<Size>,
+}
+
+impl Workers {
+    /// Size of the volume for what does not fit in memory.
+    pub fn spill_size(&self) -> Size {
+        self.spill.as_ref().and_then(|spill| spill.size_limit).unwrap_or(Size::from_bytes(10 << 30))
+    }
 }
 
 /// The ServiceAccount of the workers, named after the pipeline.

@@ -122,12 +122,13 @@ pub struct Window {
     /// How long after its end a window still takes rows. Default: 0s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allowed_lateness: Option<Duration>,
-    /// Sliding windows (not there yet).
+    /// Sliding windows of this length, in place of `tumbling`: a multiple of `slide`, 1,440 times it at most.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub size: Planned,
-    /// Sliding windows (not there yet).
+    pub size: Option<Duration>,
+    /// From the start of a sliding window to the start of the next, aligned to the epoch (UTC). A row that is too late for the
+    /// first of its windows is late.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub slide: Planned,
+    pub slide: Option<Duration>,
     /// Calendar windows (not there yet).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub calendar: Planned,

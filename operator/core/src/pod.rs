@@ -19,8 +19,6 @@ pub const PORT: u16 = 8080;
 pub const CONTAINER: &str = "worker";
 /// How long a worker may drain before it is killed, s. It gives up by itself after 25.
 const GRACE: u32 = 60;
-/// Most that the spill volume holds, unless the manifest says otherwise.
-const SPILL: &str = "10Gi";
 /// Volumes that are ours.
 const VOLUMES: [&str; 2] = ["job", "spill"];
 /// What the names of volumes of secrets begin with.
@@ -62,10 +60,11 @@ pub fn template(program: &Program, defaults: &WorkerDefaults, labels: &Value, se
     ];
     variables.extend(environment.iter().map(|(name, value)| json!({"name": name, "value": value})));
     let probe = |path: &str, period: u32| json!({"httpGet": {"path": path, "port": "http", "scheme": "HTTP"}, "periodSeconds": period, "timeoutSeconds": 5});
+    let spill = settings.spill_size().to_string();
     let mut container = json!({
         "name": CONTAINER,
         "image": settings.image.as_ref().unwrap_or(&defaults.image),
-        "args": ["--job", JOB_FOLDER, "--listen", format!("0.0.0.0:{PORT}")],
+        "args": ["--job", JOB_FOLDER, "--listen", format!("0.0.0.0:{PORT}"), "--spill", SPILL_FOLDER, "--spill-size", spill],
         "env": variables,
         "ports": [{"name": "http", "containerPort": PORT, "protocol": "TCP"}],
         "resources": settings.resources.clone().unwrap_or_default(),
@@ -85,7 +84,6 @@ pub fn template(program: &Program, defaults: &WorkerDefaults, labels: &Value, se
         container["imagePullPolicy"] = json!(policy);
     }
     let spread = |key: &str| json!({"maxSkew": 1, "topologyKey": key, "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": {"matchLabels": selector}});
-    let spill = settings.spill.as_ref().and_then(|s| s.size_limit.clone()).unwrap_or_else(|| SPILL.to_owned());
     let mut spec = json!({
         "serviceAccountName": names::workers(&document.name),
         "automountServiceAccountToken": false,

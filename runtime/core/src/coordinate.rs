@@ -156,6 +156,7 @@ fn empty_keyed() -> KeyedRow {
         inherits: Vec::new(),
         roots_version: 0,
         dirty: 0,
+        pressed: false,
         open: 0,
         ledger: Default::default(),
     }

@@ -75,9 +75,46 @@ pub fn job(hash: &str) -> String {
     format!("jobs/{hash}.json")
 }
 
-/// Name of a file that a task puts into a sink's folder. `pipeline` is unique among all pipelines that ever were, so the
-/// whole is unique for ever.
+/// What makes the names of a pipeline's files and objects its own, also beside those of one that had its name before.
+pub fn unique(namespace: &str, name: &str, born: i64) -> String {
+    format!("{namespace}-{name}-{born:x}")
+}
+
+/// Name of a file that a task puts into a sink's folder, with the cut that put the first rows into it. `pipeline` is
+/// [`unique`], so the whole is unique for ever.
 pub fn file(pipeline: &str, row: &str, cut: u64, generation: u64, index: usize, extension: &str) -> String {
-    let task = row.replace('/', "-");
-    format!("{pipeline}-{task}-{cut:012}-{generation}-{index}.{extension}")
+    format!("{pipeline}-{}-{cut:012}-{generation}-{index}.{extension}", in_names(row))
+}
+
+/// The task of a file as it stands in its name, and the cut; `None`: no task of this pipeline wrote it.
+pub fn writer_of<'a>(file: &'a str, pipeline: &str) -> Option<(&'a str, u64)> {
+    let name = file.rsplit('/').next()?.split('.').next()?;
+    let mut parts = name.rsplitn(4, '-');
+    let mut number = || parts.next().filter(|text| text.bytes().all(|b| b.is_ascii_digit())).and_then(|text| text.parse::<u64>().ok());
+    let (_index, _generation, cut) = (number()?, number()?, number()?);
+    Some((parts.next()?.strip_prefix(pipeline)?.strip_prefix('-')?, cut))
+}
+
+/// A task's row as it stands in the names of its files.
+pub fn in_names(row: &str) -> String {
+    row.replace('/', "-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_names_its_task_and_cut() {
+        let pipeline = unique("analytics", "clicks-2", 255);
+        let row = source_row(&Lineage::new("web-clicks", "1f", "shardId-000000000003"));
+        let name = file(&pipeline, &row, 41, 7, 2, "parquet");
+        assert_eq!(writer_of(&format!("dt=2026-01-01/{name}"), &pipeline), Some((&*in_names(&row), 41)));
+        for other in [unique("analytics", "clicks-2", 256), unique("analytics", "clicks", 255)] {
+            assert_eq!(writer_of(&name, &other), None, "{other}");
+        }
+        for strange in ["notes.parquet", "analytics-clicks-2-ff.parquet", &name.replace("-7-", "-x-"), ""] {
+            assert_eq!(writer_of(strange, &pipeline), None, "{strange}");
+        }
+    }
 }

@@ -210,6 +210,9 @@ pub struct KeyedRow {
     pub dirty: u64,
     /// Open windows.
     pub open: u64,
+    /// Its worker's memory is full: lineages that are ahead of others in event time wait.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pressed: bool,
     /// Where rows went.
     pub ledger: Ledger,
 }

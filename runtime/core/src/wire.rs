@@ -15,6 +15,13 @@ pub struct Damaged(pub &'static str);
 #[derive(Debug, Default, Clone)]
 pub struct Writer(Vec<u8>);
 
+impl From<Vec<u8>> for Writer {
+    /// Goes on behind these bytes.
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+}
+
 impl Writer {
     /// The bytes written.
     pub fn finish(self) -> Vec<u8> {

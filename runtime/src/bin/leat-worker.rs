@@ -4,9 +4,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use leat_crds::values::Size;
 use leat_runtime::connectors::clock::SystemClock;
 use leat_runtime::engine::ports::Clock;
 use leat_runtime::engine::task::Settings;
+use leat_runtime::operators::memory::Memory;
 use leat_runtime::service::{self, Options, log};
 
 /// Runs the job that the operator wrote. Credentials, region and endpoints of AWS come from the environment, as for every
@@ -36,7 +38,20 @@ struct Arguments {
     /// Least time between two snapshots of a task, milliseconds.
     #[arg(long, env = "LEAT_SNAPSHOT_INTERVAL", default_value_t = 10_000)]
     snapshot_interval: i64,
+    /// Memory for the state and the buffers of all tasks, for example 2Gi. What is beyond it is moved to the disk, or waited
+    /// for. Default: half of what the container may use.
+    #[arg(long, env = "LEAT_MEMORY", value_parser = Size::parse)]
+    memory: Option<Size>,
+    /// Folder for state that does not fit into memory. Default: that of temporary files.
+    #[arg(long, env = "LEAT_SPILL")]
+    spill: Option<PathBuf>,
+    /// Size of its volume. Nine tenths of it are used, since Kubernetes evicts a pod that exceeds it.
+    #[arg(long, env = "LEAT_SPILL_SIZE", default_value = "10Gi", value_parser = Size::parse)]
+    spill_size: Size,
 }
+
+/// Where it is not known how much memory there is, bytes.
+const MEMORY: usize = 1 << 30;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -52,6 +67,9 @@ async fn main() -> ExitCode {
         made_for: arguments.job_hash,
         threads,
         settings: Settings { cut_interval, snapshot_interval, poll_interval: 500, pass_every: 10, ..Settings::default() },
+        memory: arguments.memory.map_or_else(|| Memory::of_process().map_or(MEMORY, |all| all / 2), |memory| memory.bytes() as usize),
+        spill: arguments.spill.unwrap_or_else(std::env::temp_dir),
+        spill_size: arguments.spill_size.bytes() / 10 * 9,
     };
     match service::run(options).await {
         Ok(()) => ExitCode::SUCCESS,

@@ -70,6 +70,11 @@ pub fn extension(format: FileFormat) -> &'static str {
     }
 }
 
+/// Where a file of a sink is to be.
+pub fn destination(spec: &FilesSpec, folder: &str, name: &str) -> String {
+    format!("{}/{folder}{name}", spec.location.trim_end_matches('/'))
+}
+
 fn encode_error(error: impl std::fmt::Display) -> TaskError {
     TaskError::Encode(error.to_string())
 }
@@ -77,7 +82,7 @@ fn encode_error(error: impl std::fmt::Display) -> TaskError {
 impl FileWriter {
     /// A new file in `folder` of the sink, in parts of at least `least` bytes.
     pub fn new(spec: &FilesSpec, folder: &str, name: &str, now: i64, least: usize) -> Result<Self, TaskError> {
-        let destination = format!("{}/{folder}{name}", spec.location.trim_end_matches('/'));
+        let destination = destination(spec, folder, name);
         let encoder = match spec.format {
             FileFormat::JsonLines => Encoder::JsonLines,
             FileFormat::Parquet => Encoder::parquet(&spec.schema, false)?,
@@ -95,6 +100,11 @@ impl FileWriter {
             covers: Vec::new(),
         };
         Ok(Self { file, size: 0, least, held: Vec::new(), encoder })
+    }
+
+    /// Bytes that wait to be written.
+    pub fn memory(&self) -> usize {
+        self.held.capacity()
     }
 
     /// Goes on with a file of another owner: only a wrong variant does, and only where no footer is needed.

@@ -27,7 +27,11 @@ use super::ports::{PortError, Ports};
 use super::task::{self, Base, Control, Exit, Settings, TaskError};
 use crate::operators::files::write_batches;
 use crate::operators::keyed::{KeyedChain, Output};
+use crate::operators::memory::Share;
 use crate::operators::stream;
+
+/// The state is weighed when so many bytes of records have come to it.
+const WEIGHED: usize = 1 << 20;
 
 /// What a keyed task works on.
 #[derive(Clone)]
@@ -95,6 +99,7 @@ pub struct KeyedTask<C> {
     named: BTreeSet<String>,
     garbage: Vec<String>,
     behind: bool,
+    share: Share,
     progress: Arc<Mutex<Progress>>,
 }
 
@@ -128,7 +133,7 @@ impl<C: Control> KeyedTask<C> {
         let key = path::keyed_row(job.partition);
         let (fence, row): (Fence, KeyedRow) = task::take(&ports, &key, job.job, session, settings.rules).await?;
         let chain = KeyedChain::new(&job.program, job.partition, job.partitions, settings.rules);
-        let now = ports.clock.now();
+        let (now, share) = (ports.clock.now(), Share::new(&ports.memory));
         let mut task = Self {
             ports,
             control,
@@ -162,6 +167,7 @@ impl<C: Control> KeyedTask<C> {
             named: BTreeSet::new(),
             garbage: Vec::new(),
             behind: false,
+            share,
             row,
         };
         task.recover().await?;
@@ -175,7 +181,13 @@ impl<C: Control> KeyedTask<C> {
             for object in &snapshot.objects {
                 let bytes = self.ports.insist(|| self.ports.objects.get(object)).await?;
                 let runs = self.chain.restore(&bytes, mine)?;
-                task::load(&self.ports, &runs, |run, bytes| self.chain.load(run, bytes)).await?;
+                let (chain, share) = (&mut self.chain, &mut self.share);
+                task::load(&self.ports, &runs, |run, bytes| {
+                    chain.load(run, bytes)?;
+                    share.weigh(chain, 0);
+                    Ok(())
+                })
+                .await?;
                 self.named.extend(runs.into_iter().filter(|run| run.own).map(|run| run.object));
             }
         }
@@ -193,9 +205,10 @@ impl<C: Control> KeyedTask<C> {
                 self.chain.drop_outputs();
                 at = Some(offset);
             }
+            self.share.weigh(&mut self.chain, 0);
         }
         self.position = self.row.position;
-        self.chain.resume(self.row.watermark);
+        self.chain.resume(self.row.watermark)?;
         self.chain.ledger.clone_from(&self.row.ledger);
         Ok(())
     }
@@ -214,7 +227,10 @@ impl<C: Control> KeyedTask<C> {
             }
             match busy.next().await {
                 None => return Err(TaskError::Defect("the task has nothing to wait for".to_owned())),
-                Some(Event::Tick) => busy.push(self.tick()),
+                Some(Event::Tick) => {
+                    self.weigh();
+                    busy.push(self.tick());
+                }
                 Some(event) => match self.apply(event) {
                     Err(TaskError::Fenced) => return Ok(Exit::Fenced),
                     other => other?,
@@ -232,6 +248,11 @@ impl<C: Control> KeyedTask<C> {
             clock.sleep(pause).await;
             Event::Tick
         })
+    }
+
+    fn weigh(&mut self) {
+        let unread = self.unread.iter().map(|(_, record)| record.len()).sum();
+        self.share.weigh(&mut self.chain, unread);
     }
 
     fn draining(&self) -> bool {
@@ -283,7 +304,8 @@ impl<C: Control> KeyedTask<C> {
             self.last_update = now;
             self.chain.emit_updates();
         }
-        self.changed |= self.chain.has_outputs();
+        // Lineages that are ahead begin or cease to wait with the cut that says so.
+        self.changed |= self.chain.has_outputs() || self.share.pressed() != self.row.pressed;
         let due = now - self.last_cut >= self.settings.cut_interval || self.closing() || self.chain.crowded();
         if now - self.last_snapshot >= self.settings.snapshot_interval
             && self.row.snapshot.as_ref().and_then(|s| s.position) != self.position
@@ -406,11 +428,11 @@ impl<C: Control> KeyedTask<C> {
                 self.behind = !records.is_empty();
                 self.unread.extend(records);
                 self.take_unread()?;
-                self.advance();
+                self.advance()?;
             }
             Event::Looked(look) => {
                 self.looking = false;
-                self.seen(&*look?);
+                self.seen(&*look?)?;
             }
             Event::Cut(done) => {
                 let done = *done?;
@@ -447,17 +469,24 @@ impl<C: Control> KeyedTask<C> {
 
     /// Takes what was read, record by record, until much waits for a cut.
     fn take_unread(&mut self) -> Result<(), TaskError> {
+        let mut taken = 0;
         while let Some((offset, record)) = self.unread.pop_front_if(|_| !self.chain.crowded()) {
             self.chain.take(message::decode(&record)?)?;
             self.position = Some(offset);
             self.changed = true;
+            taken += record.len();
+            // As often as it may have grown by much.
+            if taken >= WEIGHED {
+                taken = 0;
+                self.weigh();
+            }
         }
         Ok(())
     }
 
-    fn seen(&mut self, look: &Look) {
+    fn seen(&mut self, look: &Look) -> Result<(), TaskError> {
         self.looked = look.number;
-        let Some((_, pipeline)) = &look.pipeline else { return };
+        let Some((_, pipeline)) = &look.pipeline else { return Ok(()) };
         self.looked_draining = pipeline.draining_for.is_some();
         let join = self.rules().hold(Rule::Join);
         // A newcomer: hold the watermark until its row says where it starts.
@@ -467,20 +496,22 @@ impl<C: Control> KeyedTask<C> {
             self.roots_version = pipeline.roots_version;
             self.changed = true;
         }
-        self.advance();
+        self.advance()?;
         if !self.rules().hold(Rule::Retain) {
             let retired = look.sources.iter().filter(|(_, (_, row))| row.status == Status::Retired);
             retired.for_each(|(lineage, _)| self.chain.forget(lineage));
         }
+        Ok(())
     }
 
-    fn advance(&mut self) {
+    fn advance(&mut self) -> Result<(), TaskError> {
         let chain = &self.chain;
         let to = self.merge.advance(&chain.cursors, &|group| chain.mine(group));
         if let Some(to) = to.filter(|to| *to > chain.watermark) {
-            self.chain.advance(to);
+            self.chain.advance(to)?;
             self.changed = true;
         }
+        Ok(())
     }
 
     fn object(&self, kind: path::Kind, cut: u64, index: usize) -> String {
@@ -499,6 +530,7 @@ impl<C: Control> KeyedTask<C> {
         row.roots_version = self.roots_version;
         row.ledger = self.chain.ledger.clone();
         (row.open, row.dirty) = self.chain.open();
+        row.pressed = self.share.pressed();
         row.unsent.retain(|s| !self.acknowledged.contains(&s.object));
         row.complete.retain(|f| !self.acknowledged.contains(&f.destination));
         if !self.rules().hold(Rule::Unsent) {
@@ -528,7 +560,7 @@ impl<C: Control> KeyedTask<C> {
             let saved = self.chain.snapshot(self.settings.run_ids, &mut || {
                 runs += 1;
                 path::object(path::Kind::Ids, pipeline, key, number, generation, runs)
-            });
+            })?;
             let base = Base::new(&head, self.position, &saved);
             row.snapshot = Some(base.snapshot.clone());
             row.inherits.clear();

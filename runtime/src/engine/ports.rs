@@ -12,6 +12,7 @@ use leat_runtime_core::row::{Expect, Fence, OpenFile, Part};
 use thiserror::Error;
 
 use crate::batch::SourceBatch;
+use crate::operators::memory::Memory;
 use crate::output::{Item, StreamRecord};
 
 /// A call under way. Tasks run on one thread each, so it need not be sent to another.
@@ -230,6 +231,7 @@ pub struct Ports {
     pub streams: Arc<dyn Streams>,
     pub clock: Arc<dyn Clock>,
     pub unclear: Arc<Unclear>,
+    pub memory: Arc<Memory>,
 }
 
 /// Calls that had no clear answer, or were put off, and are made again: nothing is lost by them, but whoever waits wants to

@@ -3,6 +3,7 @@
 mod cut;
 mod recover;
 mod send;
+mod wait;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -24,10 +25,12 @@ use leat_runtime_core::watermark::Watermark;
 #[cfg(feature = "ablation")]
 use self::send::computed_again;
 use self::send::{Queue, append, leave};
+use self::wait::lowest_of_others;
 use super::file::{self, FileWriter};
 use super::looks::{Look, Looks};
 use super::ports::{Place, PortError, Ports, Read};
 use super::task::{self, Base, Control, Exit, Settings, TaskError};
+use crate::operators::memory::Share;
 use crate::operators::saved::Saved;
 use crate::operators::source::{Replayable, SourceChain};
 
@@ -127,6 +130,7 @@ pub struct SourceTask<C> {
     children: Vec<Lineage>,
     changed: bool,
     garbage: Vec<String>,
+    share: Share,
     progress: Arc<Mutex<Progress>>,
 }
 
@@ -143,6 +147,8 @@ pub struct Progress {
     pub settled: bool,
     /// Where records went, as of the last cut.
     pub ledger: Ledger,
+    /// Reading waits for lineages that are behind in event time, since memory is full.
+    pub waits: bool,
 }
 
 impl<C: Control> SourceTask<C> {
@@ -159,7 +165,7 @@ impl<C: Control> SourceTask<C> {
         let key = path::source_row(&job.lineage);
         let (fence, row): (Fence, SourceRow) = task::take(&ports, &key, job.job, session, settings.rules).await?;
         let chain = SourceChain::new(&job.program, job.source, &job.lineage, job.range, job.job, settings.rules);
-        let now = ports.clock.now();
+        let (now, share) = (ports.clock.now(), Share::new(&ports.memory));
         let mut task = Self {
             ports,
             control,
@@ -199,6 +205,7 @@ impl<C: Control> SourceTask<C> {
             children: row.children.clone(),
             changed: false,
             garbage: Vec::new(),
+            share,
             row,
         };
         task.recover().await?;
@@ -229,7 +236,10 @@ impl<C: Control> SourceTask<C> {
             }
             match busy.next().await {
                 None => return Err(TaskError::Defect("the task has nothing to wait for".to_owned())),
-                Some(Event::Tick) => busy.push(self.tick()),
+                Some(Event::Tick) => {
+                    self.weigh();
+                    busy.push(self.tick());
+                }
                 Some(event) => match self.apply(event) {
                     Err(TaskError::Fenced) => return Ok(Exit::Fenced),
                     other => other?,
@@ -310,12 +320,22 @@ impl<C: Control> SourceTask<C> {
             }
             return Ok(None);
         }
+        let waits = self.waits();
+        if waits {
+            // Whether it is at the tip is not known while nothing is read, so it is not idle either.
+            self.at_tip_since = None;
+        }
+        let waited = std::mem::replace(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner).waits, waits);
+        if waits && !waited {
+            self.ports.memory.wait();
+        }
         if !self.reading
             && !draining
             && self.replayable.waiting.len() < QUEUE_ROWS
             && self.replayable.bytes < QUEUE_BYTES
             && self.pending.len() < 64
             && self.buffered() < 4 * self.settings.part_bytes
+            && !waits
         {
             self.reading = true;
             let (source, lineage, from) = (Arc::clone(&self.ports.source), self.job.lineage.clone(), self.place(self.position));
@@ -343,7 +363,7 @@ impl<C: Control> SourceTask<C> {
             } else if self.idle(now) != self.row.idle {
                 // Others stop or begin to wait for this lineage with the cut that says so.
                 busy.push(self.cut(Status::Live, false)?);
-            } else if self.idle(now) && !self.looking {
+            } else if (self.idle(now) || self.asks(now)) && !self.looking {
                 self.looking = true;
                 let (ports, looks, behind, settings) = (self.ports.clone(), Arc::clone(&self.looks), self.looked, self.settings);
                 let pause = looks.pause(settings.poll_interval);
@@ -544,7 +564,8 @@ impl<C: Control> SourceTask<C> {
         if let Some(last) = read.batch.positions.last() {
             #[cfg(feature = "ablation")]
             self.judge_by_others();
-            self.replayable.extend(self.chain.process(&read.batch));
+            self.replayable.extend(self.chain.process(&read.batch)?);
+            self.weigh();
             self.position = Some(*last);
             self.changed = true;
             self.at_tip_since = None;
@@ -598,20 +619,4 @@ impl<C: Control> SourceTask<C> {
         let at_end = seal.ends.get(&self.job.lineage).is_some_and(|end| self.position >= *end);
         seal.watermark.filter(|_| at_end).unwrap_or(Watermark::MIN)
     }
-
-    fn idle(&self, now: i64) -> bool {
-        let spec = &self.job.program.sources[self.job.source];
-        let timeout = spec.event_time.and_then(|t| t.idle_timeout);
-        let bounded = self.control.pipeline().seal.is_some();
-        let silent = self.at_tip_since.zip(timeout).is_some_and(|(since, timeout)| now - since >= timeout.millis());
-        silent && !bounded && !self.ended && self.row.position == self.position
-    }
-}
-
-/// What an idle lineage may raise its watermark to: the lowest of the others that are live and not idle; when all are
-/// idle the highest, since then nobody is waited for.
-fn lowest_of_others(look: &Look, mine: &Lineage) -> Option<Watermark> {
-    let others = || look.sources.iter().filter(|(lineage, (_, row))| *lineage != mine && row.status == Status::Live);
-    let busy = others().filter(|(_, (_, row))| !row.idle).map(|(_, (_, row))| row.watermark).min();
-    busy.or_else(|| others().map(|(_, (_, row))| row.watermark).max())
 }

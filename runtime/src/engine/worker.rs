@@ -26,6 +26,7 @@ use super::looks::{Look, Looks};
 use super::ports::{PortError, Ports, Shard, StoredRow, Unclear};
 use super::source::{SourceJob, SourceTask};
 use super::task::{self, Control, Exit, Settings, TaskError};
+use crate::operators::memory::Memory;
 
 /// A worker that has not shown a heartbeat for so long is dead, ms.
 const SESSION_TIMEOUT: i64 = 5_000;
@@ -89,6 +90,8 @@ pub struct Shared {
     looks: Arc<Looks>,
     /// Calls of all tasks that had no clear answer.
     pub unclear: Arc<Unclear>,
+    /// Memory of its tasks.
+    pub memory: Arc<Memory>,
 }
 
 impl Shared {
@@ -197,7 +200,7 @@ impl Worker {
             })?;
             joins.push(thread);
         }
-        let shared = Arc::new(Shared { unclear: Arc::clone(&ports.unclear), ..Shared::default() });
+        let shared = Arc::new(Shared { unclear: Arc::clone(&ports.unclear), memory: Arc::clone(&ports.memory), ..Shared::default() });
         Ok(Self {
             ports,
             settings,
@@ -574,7 +577,6 @@ impl Worker {
     }
 }
 
-/// What makes the names of a pipeline's files its own, also beside those of one that had its name before.
 fn unique(program: &Program, pipeline: &PipelineRow) -> String {
-    format!("{}-{}-{:x}", program.document.namespace, program.document.name, pipeline.born)
+    path::unique(&program.document.namespace, &program.document.name, pipeline.born)
 }

@@ -33,7 +33,12 @@ pub struct Cells<'a>(Vec<Column<'a>>);
 impl<'a> Cells<'a> {
     /// Those of `rows`.
     pub fn of(rows: &'a RecordBatch) -> Self {
-        Self(rows.columns().iter().map(Column::of).collect())
+        Self::among(rows.columns())
+    }
+
+    /// These columns.
+    pub fn among(columns: impl IntoIterator<Item = &'a ArrayRef>) -> Self {
+        Self(columns.into_iter().map(Column::of).collect())
     }
 
     /// Writes the cells of a row.
@@ -41,12 +46,13 @@ impl<'a> Cells<'a> {
         self.0.iter().for_each(|column| column.cell(row, |cell| cell.write(out)));
     }
 
-    /// Writes the cells of some columns of a row as a key, in place of what was written there; `rows` has their types.
-    pub fn key<'k>(&self, row: usize, columns: &[usize], rows: &Schema, key: &'k mut KeyWriter) -> &'k [u8] {
+    /// Writes the cells of some columns of a row as a key, in place of what was written there.
+    pub fn key<'k>(&self, row: usize, columns: impl IntoIterator<Item = &'k usize>, key: &'k mut KeyWriter) -> &'k [u8] {
         key.clear();
         for index in columns {
-            let scale = scale_of(rows.field(*index).data_type());
-            self.0[*index].cell(row, |cell| cell.write_key(scale, key));
+            let column = &self.0[*index];
+            let scale = if let Column::Decimal(decimals) = column { decimals.scale() } else { 0 };
+            column.cell(row, |cell| cell.write_key(scale, key));
         }
         key.bytes()
     }
@@ -146,27 +152,28 @@ impl Builders {
         self.rows
     }
 
-    /// Adds a row; cells that are missing at its end are NULL.
-    pub fn push<'a>(&mut self, cells: impl IntoIterator<Item = Cell<'a>>) {
-        let mut cells = cells.into_iter();
-        for builder in &mut self.columns {
-            match (builder, cells.next().unwrap_or(Cell::Null)) {
-                (Builder::Boolean(b), Cell::Boolean(v)) => b.append_value(v),
-                (Builder::Integer(b), Cell::Integer(v)) => b.append_value(v),
-                (Builder::Double(b), Cell::Double(v)) => b.append_value(v),
-                (Builder::Decimal(b), Cell::Decimal(v)) => b.append_value(v),
-                (Builder::Text(b), Cell::Text(v)) => b.append_value(v),
-                (Builder::Timestamp(b), Cell::Timestamp(v)) => b.append_value(v),
-                (Builder::Date(b), Cell::Date(v)) => b.append_value(v),
-                (Builder::Boolean(b), _) => b.append_null(),
-                (Builder::Integer(b), _) => b.append_null(),
-                (Builder::Double(b), _) => b.append_null(),
-                (Builder::Decimal(b), _) => b.append_null(),
-                (Builder::Text(b), _) => b.append_null(),
-                (Builder::Timestamp(b), _) => b.append_null(),
-                (Builder::Date(b), _) => b.append_null(),
-            }
+    /// Adds a cell to a column. Each column gets one before [`Self::row`].
+    pub fn cell(&mut self, column: usize, cell: Cell<'_>) {
+        match (&mut self.columns[column], cell) {
+            (Builder::Boolean(b), Cell::Boolean(v)) => b.append_value(v),
+            (Builder::Integer(b), Cell::Integer(v)) => b.append_value(v),
+            (Builder::Double(b), Cell::Double(v)) => b.append_value(v),
+            (Builder::Decimal(b), Cell::Decimal(v)) => b.append_value(v),
+            (Builder::Text(b), Cell::Text(v)) => b.append_value(v),
+            (Builder::Timestamp(b), Cell::Timestamp(v)) => b.append_value(v),
+            (Builder::Date(b), Cell::Date(v)) => b.append_value(v),
+            (Builder::Boolean(b), _) => b.append_null(),
+            (Builder::Integer(b), _) => b.append_null(),
+            (Builder::Double(b), _) => b.append_null(),
+            (Builder::Decimal(b), _) => b.append_null(),
+            (Builder::Text(b), _) => b.append_null(),
+            (Builder::Timestamp(b), _) => b.append_null(),
+            (Builder::Date(b), _) => b.append_null(),
         }
+    }
+
+    /// The row is whole.
+    pub fn row(&mut self) {
         self.rows += 1;
     }
 

@@ -9,11 +9,15 @@
 //! that are written once and named by every snapshot until all that is in them has expired. So a snapshot costs what
 //! came since the last ones, not what is remembered (`docs/adr/0014`).
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use leat_runtime_core::rules::{Rule, Rules};
 use leat_runtime_core::wire::{Damaged, Reader, Writer};
 
-use super::ids::{Entry, LATEST, Table};
+use super::cold::Cold;
+use super::ids::{Entry, LATEST, PARTS, Table};
+use super::memory::{Disk, Spill};
 use super::saved::{Run, Saving};
 
 /// An id: where it belongs, and which of the events there.
@@ -45,7 +49,7 @@ const RUNS: usize = 256;
 /// Largest run, in least ones.
 const LARGEST: usize = 16;
 /// Room is made for so many ids at most before they are there: a head is not trusted with memory.
-const EXPECTED: usize = 64 << 20;
+const EXPECTED: usize = 8 << 20;
 
 /// Ids that were stored as an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +67,8 @@ struct Stored {
 struct Epoch {
     number: i64,
     table: Table,
+    /// By part: those that were moved to the disk.
+    cold: [Vec<Cold>; PARTS],
     /// In the order in which they were seen: those that are in no run.
     fresh: Vec<Entry>,
     /// Runs that exist.
@@ -76,6 +82,24 @@ impl Epoch {
         self.table.insert(entry, floor);
         self.fresh.push(entry);
     }
+
+    /// Whether an id is there with a time for which `holds` is true.
+    fn any(&self, event: u64, place: u32, mut holds: impl FnMut(u32) -> bool) -> Result<bool, Damaged> {
+        if self.table.any(event, place, &mut holds) {
+            return Ok(true);
+        }
+        let event = self.table.mixed(event);
+        for cold in &self.cold[(event >> (u64::BITS - PARTS.ilog2())) as usize] {
+            if cold.any(event, place, &mut holds)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn cold(&self) -> impl Iterator<Item = &Cold> {
+        self.cold.iter().flatten()
+    }
 }
 
 /// The ids seen.
@@ -85,11 +109,12 @@ pub struct Seen {
     epochs: Vec<Epoch>,
     /// What is older may be forgotten, ms.
     horizon: i64,
+    spill: Spill,
 }
 
 impl Default for Seen {
     fn default() -> Self {
-        Self { epochs: Vec::new(), horizon: i64::MIN }
+        Self { epochs: Vec::new(), horizon: i64::MIN, spill: Spill::default() }
     }
 }
 
@@ -101,25 +126,25 @@ impl Seen {
 
     /// Judges an event at `time` (ms), against its lineage's watermark before it. The verdict does not depend on when
     /// ids are really forgotten.
-    pub fn judge(&mut self, id: Id, time: i64, watermark: i64, within: i64, rules: Rules) -> Verdict {
+    pub fn judge(&mut self, id: Id, time: i64, watermark: i64, within: i64, rules: Rules) -> Result<Verdict, Damaged> {
         if late(time, watermark, within) && rules.hold(Rule::Horizon) {
-            return Verdict::Late;
+            return Ok(Verdict::Late);
         }
         let (event, place) = (id.1, (id.0 >> 32) as u32);
         let (number, at) = split(time);
         let near = epoch_of(time.saturating_sub(within))..=epoch_of(time.saturating_add(within));
-        let known = self.epochs.iter().filter(|e| near.contains(&e.number)).any(|epoch| {
-            epoch.table.any(event, place, |at| {
+        for epoch in self.epochs.iter().filter(|e| near.contains(&e.number)) {
+            let known = epoch.any(event, place, |at| {
                 let first = join(epoch.number, at);
                 first.saturating_add(within) >= watermark && time.saturating_sub(first).saturating_abs() <= within
-            })
-        });
-        if known {
-            return Verdict::Repeat;
+            })?;
+            if known {
+                return Ok(Verdict::Repeat);
+            }
         }
         let floor = floor(number, self.horizon);
         self.epoch(number).add(Entry { event, place, at }, floor);
-        Verdict::New
+        Ok(Verdict::New)
     }
 
     fn epoch(&mut self, number: i64) -> &mut Epoch {
@@ -138,12 +163,13 @@ impl Seen {
             let floor = floor(epoch.number, horizon);
             epoch.table.sweep(SWEPT, floor);
             epoch.runs.retain(|run| run.newest >= floor);
+            epoch.cold.iter_mut().for_each(|part| part.retain(|cold| cold.newest() >= floor));
         }
     }
 
     /// Number of ids, those included that are not forgotten yet.
     pub fn len(&self) -> usize {
-        self.epochs.iter().map(|e| e.table.len()).sum()
+        self.epochs.iter().map(|e| e.table.len() + e.cold().map(Cold::ids).sum::<usize>()).sum()
     }
 
     /// Whether there are none.
@@ -152,9 +178,25 @@ impl Seen {
     }
 
     /// Memory, bytes.
-    pub fn bytes(&self) -> usize {
-        let one = |e: &Epoch| e.table.bytes() + e.fresh.capacity() * size_of::<Entry>();
+    pub fn memory(&self) -> usize {
+        let one = |e: &Epoch| e.table.bytes() + e.fresh.capacity() * size_of::<Entry>() + e.cold().map(Cold::memory).sum::<usize>();
         self.epochs.iter().map(one).sum()
+    }
+
+    /// Moves ids to the disk, part by part.
+    pub fn spill(&mut self, disk: &Arc<Disk>, least: usize) {
+        let (horizon, spill) = (self.horizon, &mut self.spill);
+        for epoch in self.epochs.iter_mut().filter(|epoch| epoch.table.len() * size_of::<Entry>() > least) {
+            let floor = floor(epoch.number, horizon);
+            for (part, cold) in epoch.cold.iter_mut().enumerate() {
+                epoch.table.take_part(part, floor, |entries| {
+                    let written = if entries.is_empty() { None } else { Cold::write(entries, disk, spill) };
+                    let gone = entries.is_empty() || written.is_some();
+                    cold.extend(written);
+                    gone
+                });
+            }
+        }
     }
 
     /// Writes what a snapshot says of the ids: the names of the runs, new ones among them, and those that are in none.
@@ -304,10 +346,12 @@ mod tests {
 
     /// Two lineages take turns, one of them behind the other; their ids stand in one table. Whatever is forgotten, written
     /// and read again on the way, each verdict is the one of a list that remembers everything.
-    fn verdicts_are_those_of_a_list(events: &[(bool, i64, u64, bool)], start: i64) -> Result<(), TestCaseError> {
+    fn verdicts_are_those_of_a_list(events: &[(bool, i64, u64, u8)], start: i64) -> Result<(), TestCaseError> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let disk = Arc::new(Disk::new(folder.path().to_owned(), 2_000).expect("a disk"));
         let (mut seen, mut all, mut watermarks) = (Seen::default(), Vec::<(u64, i64)>::new(), [i64::MIN; 2]);
         let mut objects: Vec<(String, Bytes)> = Vec::new();
-        for (n, (ahead, step, id, store)) in events.iter().enumerate() {
+        for (n, (ahead, step, id, what)) in events.iter().enumerate() {
             // The one ahead is further than everything that may be remembered for itself.
             let time = start + n as i64 * 2 + if *ahead { 3 * WITHIN } else { 0 } - step;
             let watermark = watermarks[usize::from(*ahead)];
@@ -320,12 +364,15 @@ mod tests {
                 Verdict::New
             };
             // Ids of one segment, which is made anew again and again.
-            let found = seen.judge((*id << 32, *id << 40), time, watermark, WITHIN, Rules::all());
+            let found = seen.judge((*id << 32, *id << 40), time, watermark, WITHIN, Rules::all()).expect("a disk");
             prop_assert_eq!(found, wanted, "{:?} of id {} at {} with watermark {}", found, id, time, watermark);
             let mine = &mut watermarks[usize::from(*ahead)];
             *mine = (*mine).max(time - 5);
             seen.advance(watermarks[0].min(watermarks[1]), WITHIN);
-            if *store {
+            if *what == 1 {
+                seen.spill(&disk, 20);
+            }
+            if *what == 2 {
                 let mut made = 0;
                 let mut name = || {
                     made += 1;
@@ -353,7 +400,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_forgotten_is_missed_by_no_event(
-            events in proptest::collection::vec((any::<bool>(), 0..60_i64, 0..6_u64, prop::bool::weighted(0.1)), 1..300),
+            events in proptest::collection::vec((any::<bool>(), 0..60_i64, 0..6_u64, prop_oneof![8 => Just(0_u8), 1 => 1..3_u8]), 1..300),
             start in prop_oneof![Just(0_i64), Just((1_i64 << EPOCH_BITS) - 300), Just(-100_i64), Just(1_790_000_000_000)],
         ) {
             verdicts_are_those_of_a_list(&events, start)?;

@@ -24,6 +24,8 @@ pub const LATEST: u32 = u32::MAX >> 1;
 
 const EMPTY: Entry = Entry { event: 0, place: 0, at: u32::MAX };
 
+/// Parts that are taken out by themselves: ids of one have the same first four bits.
+pub const PARTS: usize = 16;
 /// Segments of a table.
 const SEGMENTS: usize = 256;
 /// A segment is made anew when so many of a hundred places are taken.
@@ -167,6 +169,21 @@ impl Table {
                 segment.renew(floor);
             }
             self.next = (self.next + 1) % SEGMENTS;
+        }
+    }
+
+    /// As ids stand in the table.
+    pub fn mixed(&self, event: u64) -> u64 {
+        self.mix(event)
+    }
+
+    /// Takes out the ids of one of [`PARTS`] parts that are not older than `floor`, as they stand, in the order of their events,
+    /// if `put` has put them elsewhere.
+    pub fn take_part(&mut self, part: usize, floor: u32, put: impl FnOnce(&[Entry]) -> bool) {
+        let segments = &mut self.segments[part * SEGMENTS / PARTS..(part + 1) * SEGMENTS / PARTS];
+        let entries: Vec<Entry> = segments.iter().flat_map(|s| &s.slots).filter(|e| e.lives(floor)).copied().collect();
+        if put(&entries) {
+            segments.fill(Segment::default());
         }
     }
 

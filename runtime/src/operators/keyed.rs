@@ -16,16 +16,15 @@ use leat_runtime_core::merge::Cursors;
 use leat_runtime_core::message::Message;
 use leat_runtime_core::position::Lineage;
 use leat_runtime_core::rules::{Rule, Rules};
-use leat_runtime_core::value::Value;
+use leat_runtime_core::value::{Cell, Value};
 use leat_runtime_core::watermark::Watermark;
 use leat_runtime_core::wire::{Damaged, Reader};
 
-use super::cells::{self, Builders};
+use super::cells::{Builders, Cells};
 use super::deduplicate::{Seen, Verdict};
 use super::evaluate::{self, Failure};
 use super::rows::Rows;
 use super::session::Sessions;
-use super::source::{event_hash, key_bytes};
 use super::stream::{self, StreamRow};
 use super::table;
 use super::versions::Versions;
@@ -34,6 +33,8 @@ use crate::output::Item;
 
 /// Rows that wait for a cut when no more are taken.
 const CROWDED: usize = 200_000;
+/// The same in bytes.
+const CROWDED_BYTES: usize = 64 << 20;
 
 /// State of an edge.
 #[derive(Debug, Clone)]
@@ -73,6 +74,8 @@ pub struct KeyedChain {
     /// Where rows went.
     pub ledger: Ledger,
     outputs: BTreeMap<usize, Output>,
+    /// Bytes of the rows in `outputs`, about.
+    waiting_bytes: usize,
     /// A partial result met a window that was closed: the protocol was broken. Never true.
     pub broken: Option<String>,
 }
@@ -100,6 +103,7 @@ impl KeyedChain {
             watermark: Watermark::MIN,
             ledger: Ledger::default(),
             outputs: BTreeMap::new(),
+            waiting_bytes: 0,
             broken: None,
         }
     }
@@ -174,13 +178,15 @@ impl KeyedChain {
         }
         let edge = &program.keyed.edges[i];
         let mut times = Vec::with_capacity(messages.len());
-        let (width, mut cells) = (spec.schema.fields().len(), Vec::new());
+        let width = spec.schema.fields().len();
         let mut builders = Builders::new(&spec.schema, width);
         for message in messages {
             let mut body = Reader::new(&message.body);
             times.push((body.signed()?, body.signed()?));
-            cells::split(body.rest(), width, &mut cells)?;
-            builders.push(cells.drain(..));
+            for column in 0..width {
+                builders.cell(column, Cell::read(&mut body)?);
+            }
+            builders.row();
         }
         let mut columns = builders.finish();
         if spec.then == Then::Pass {
@@ -190,15 +196,15 @@ impl KeyedChain {
         let rows = RecordBatch::try_new(Arc::clone(&edge.schema), columns).map_err(|_| Damaged("a row does not fit its step"))?;
         let (mut keep, mut late, mut repeats) = (vec![true; messages.len()], 0, 0);
         if let (Then::Deduplicate(deduplicate), State::Seen(seen)) = (&spec.then, &mut self.states[i]) {
-            let mut writer = KeyWriter::default();
+            let (cells, mut writer) = (Cells::of(&rows), KeyWriter::default());
             // Rows of all lineages that are still to come have this watermark or a higher one.
             seen.advance(self.watermark.0, deduplicate.within.millis());
             for (row, (time, watermark)) in times.iter().enumerate() {
-                let place = key::hash(key_bytes(&rows, row, &spec.key, &mut writer));
-                let id = (place, event_hash(&rows, row, &spec.key, &deduplicate.by, &mut writer));
+                let place = key::hash(cells.key(row, &spec.key, &mut writer));
+                let id = (place, key::hash(cells.key(row, spec.key.iter().chain(&deduplicate.by), &mut writer)));
                 // Judged against the watermark that the row's lineage had before it, so that the verdict is a function of
                 // the log alone.
-                let verdict = seen.judge(id, *time, *watermark, deduplicate.within.millis(), self.rules);
+                let verdict = seen.judge(id, *time, *watermark, deduplicate.within.millis(), self.rules)?;
                 keep[row] = verdict == Verdict::New;
                 late += u64::from(verdict == Verdict::Late);
                 repeats += u64::from(verdict == Verdict::Repeat);
@@ -216,9 +222,9 @@ impl KeyedChain {
     }
 
     /// Applies a watermark: windows that it closes are emitted.
-    pub fn advance(&mut self, watermark: Watermark) {
+    pub fn advance(&mut self, watermark: Watermark) -> Result<(), Damaged> {
         if watermark <= self.watermark {
-            return;
+            return Ok(());
         }
         self.watermark = watermark;
         for i in 0..self.states.len() {
@@ -232,7 +238,7 @@ impl KeyedChain {
             };
             self.emit(i, edge, spec, &closed);
         }
-        self.advance_joins(true);
+        self.advance_joins(true)
     }
 
     /// Emits early and corrected rows of windows that changed.
@@ -258,7 +264,7 @@ impl KeyedChain {
             .map(|g| {
                 let time = |ms: i64| Value::Timestamp(ms.saturating_mul(1000));
                 let own = match spec.shape {
-                    Shape::Tumbling(size) => vec![time(g.start), time(g.start.saturating_add(size.millis()))],
+                    Shape::Tumbling(size) | Shape::Sliding { size, .. } => vec![time(g.start), time(g.start.saturating_add(size.millis()))],
                     Shape::Session(_) => {
                         let id = [g.key_bytes(spec), g.start.to_le_bytes().to_vec()].concat();
                         vec![Value::Text(key::name(&id)), time(g.start), time(g.last)]
@@ -288,6 +294,9 @@ impl KeyedChain {
 
     fn node(&mut self, n: usize, node: &Node, rows: &RecordBatch) {
         let taken = rows.num_rows() as u64;
+        if let Op::Files(_) | Op::Table(_) | Op::Stream(_) = node.op {
+            self.waiting_bytes += rows.get_array_memory_size();
+        }
         let (output, failures) = match &node.op {
             Op::Filter(condition) => {
                 let (holds, failures) = evaluate::condition(condition, rows);
@@ -381,6 +390,7 @@ impl KeyedChain {
 
     /// What sinks get with the next cut, by node; nothing is left.
     pub fn take_outputs(&mut self) -> BTreeMap<usize, Output> {
+        self.waiting_bytes = 0;
         let mut outputs = std::mem::take(&mut self.outputs);
         for output in outputs.values_mut() {
             if let Output::Items(items) = output {
@@ -392,6 +402,7 @@ impl KeyedChain {
 
     /// Rows that come out on the way to a cut that was made were staged with it: they are not kept.
     pub fn drop_outputs(&mut self) {
+        self.waiting_bytes = 0;
         self.outputs.clear();
     }
 
@@ -402,7 +413,7 @@ impl KeyedChain {
             Output::Items(items) => items.len(),
             Output::Records(records) => records.len(),
         };
-        self.outputs.values().map(rows).sum::<usize>() >= CROWDED
+        self.waiting_bytes >= CROWDED_BYTES || self.outputs.values().map(rows).sum::<usize>() >= CROWDED
     }
 
     /// Whether something waits for a cut.

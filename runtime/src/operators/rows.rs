@@ -5,6 +5,7 @@
 //! not what is kept (`docs/adr/0014`, `docs/adr/0017`).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use hashbrown::HashTable;
@@ -12,6 +13,7 @@ use leat_runtime_core::key;
 use leat_runtime_core::wire::{Damaged, Reader, Writer};
 
 use super::deduplicate::Heir;
+use super::memory::{Disk, Packed, Spill};
 use super::saved::{Run, Saving};
 
 /// Version of the encoding of runs.
@@ -33,10 +35,17 @@ struct Entry {
     hash: u64,
     /// Event time, ms.
     time: i64,
-    /// Where its bytes end.
-    end: usize,
     /// The entry of the same hash before it.
     before: u32,
+}
+
+/// Whether more rows are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// The next one.
+    More,
+    /// None.
+    Enough,
 }
 
 /// Rows that were stored as an object.
@@ -51,8 +60,8 @@ struct Stored {
 struct Bucket {
     /// In the order in which they came.
     entries: Vec<Entry>,
-    /// Of each its key, counted, and what it holds.
-    bytes: Vec<u8>,
+    /// Of each its key, and what it holds.
+    rows: Packed,
     /// The last entry of each hash.
     index: HashTable<u32>,
     /// In the order in which they came: those that are in no run.
@@ -63,29 +72,17 @@ struct Bucket {
 }
 
 impl Bucket {
-    /// Key and content of an entry.
-    fn get(&self, at: usize) -> (&[u8], &[u8]) {
-        let start = if at == 0 { 0 } else { self.entries[at - 1].end };
-        let mut bytes = Reader::new(&self.bytes[start..self.entries[at].end]);
-        // What `push` wrote.
-        let key = bytes.blob().unwrap_or_default();
-        (key, bytes.rest())
-    }
-
     /// `fresh`: it stands in no run.
     fn push(&mut self, time: i64, hash: u64, key: &[u8], row: &[u8], fresh: bool) {
         let at = self.entries.len() as u32;
-        let mut counted = Writer::default();
-        counted.blob(key);
-        self.bytes.extend(counted.bytes());
-        self.bytes.extend(row);
+        self.rows.push(key, row);
         let mut before = NONE;
         let entries = &self.entries;
         match self.index.find_mut(hash, |i| entries[*i as usize].hash == hash) {
             Some(last) => before = std::mem::replace(last, at),
             None => drop(self.index.insert_unique(hash, at, |i| entries[*i as usize].hash)),
         }
-        self.entries.push(Entry { hash, time, end: self.bytes.len(), before });
+        self.entries.push(Entry { hash, time, before });
         if fresh {
             self.fresh.push(at);
         }
@@ -102,6 +99,7 @@ pub struct Rows {
     /// Rows at `done` or behind it.
     waiting: usize,
     buckets: BTreeMap<i64, Bucket>,
+    spill: Spill,
 }
 
 impl Rows {
@@ -109,7 +107,7 @@ impl Rows {
     pub fn new(span: i64) -> Self {
         let least = if span == 0 || span >= SHORT { SHORT } else { 1 };
         let width = (span / 8).max(least);
-        Self { width, done: i64::MIN, waiting: 0, buckets: BTreeMap::new() }
+        Self { width, done: i64::MIN, waiting: 0, buckets: BTreeMap::new(), spill: Spill::default() }
     }
 
     /// Rows before this time are not taken any more.
@@ -123,9 +121,14 @@ impl Rows {
     }
 
     /// Memory, bytes.
-    pub fn bytes(&self) -> usize {
-        let one = |b: &Bucket| b.bytes.capacity() + b.entries.capacity() * size_of::<Entry>() + b.index.allocation_size();
-        self.buckets.values().map(one).sum()
+    pub fn memory(&self) -> usize {
+        let lists = |b: &Bucket| b.entries.capacity() * size_of::<Entry>() + b.fresh.capacity() * size_of::<u32>();
+        self.buckets.values().map(|b| b.rows.memory() + lists(b) + b.index.allocation_size()).sum()
+    }
+
+    /// Moves rows to the disk; what tells where they are stays in memory.
+    pub fn spill(&mut self, disk: &Arc<Disk>, least: usize) {
+        self.buckets.values_mut().for_each(|bucket| bucket.rows.spill(disk, least, &mut self.spill));
     }
 
     /// Adds a row.
@@ -138,36 +141,45 @@ impl Rows {
         self.buckets.entry(time.div_euclid(self.width)).or_default().push(time, key::hash(key), key, row, fresh);
     }
 
-    /// The rows of a key from one time to another, both included.
-    pub fn of<'a>(&'a self, key: &'a [u8], from: i64, to: i64) -> impl Iterator<Item = (i64, &'a [u8])> {
-        let hash = key::hash(key);
-        let buckets = self.buckets.range(from.div_euclid(self.width)..=to.div_euclid(self.width).max(from.div_euclid(self.width)));
-        buckets.flat_map(move |(_, bucket)| {
+    /// Hands over the rows of a key from one time to another, both included, until `each` wants no more.
+    pub fn of(&self, key: &[u8], from: i64, to: i64, mut each: impl FnMut(i64, &[u8]) -> Result<Wanted, Damaged>) -> Result<(), Damaged> {
+        let (hash, mut scratch) = (key::hash(key), Vec::new());
+        let first = from.div_euclid(self.width);
+        for bucket in self.buckets.range(first..=to.div_euclid(self.width).max(first)).map(|(_, bucket)| bucket) {
             let last = bucket.index.find(hash, |i| bucket.entries[*i as usize].hash == hash).copied();
-            std::iter::successors(last, |at| Some(bucket.entries[*at as usize].before).filter(|before| *before != NONE)).filter_map(
-                move |at| {
-                    let time = bucket.entries[at as usize].time;
-                    let (found, row) = bucket.get(at as usize);
-                    ((from..=to).contains(&time) && found == key).then_some((time, row))
-                },
-            )
-        })
+            let same = std::iter::successors(last, |at| Some(bucket.entries[*at as usize].before).filter(|before| *before != NONE));
+            for (at, time) in same.map(|at| (at as usize, bucket.entries[at as usize].time)).filter(|(_, t)| (from..=to).contains(t)) {
+                let (found, row) = bucket.rows.get(at, &mut scratch)?;
+                if found == key && each(time, row)? == Wanted::Enough {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Rows before `bound` are needed no more: each is handed over once, with its time and key.
-    pub fn finish(&mut self, bound: i64, mut each: impl FnMut(i64, &[u8], &[u8])) {
+    pub fn finish(&mut self, bound: i64, mut each: impl FnMut(i64, &[u8], &[u8]) -> Result<(), Damaged>) -> Result<(), Damaged> {
+        let mut scratch = Vec::new();
+        if bound > self.done {
+            for bucket in self.buckets.range(..=(bound - 1).div_euclid(self.width)).map(|(_, bucket)| bucket) {
+                for (at, entry) in bucket.entries.iter().enumerate().filter(|(_, e)| (self.done..bound).contains(&e.time)) {
+                    let (key, row) = bucket.rows.get(at, &mut scratch)?;
+                    each(entry.time, key, row)?;
+                }
+            }
+        }
+        self.forget(bound);
+        Ok(())
+    }
+
+    /// Rows before `bound` are needed no more.
+    pub fn forget(&mut self, bound: i64) {
         if bound <= self.done {
             return;
         }
-        let mut gone = 0;
-        for bucket in self.buckets.range(..=(bound - 1).div_euclid(self.width)).map(|(_, bucket)| bucket) {
-            for (at, entry) in bucket.entries.iter().enumerate().filter(|(_, e)| (self.done..bound).contains(&e.time)) {
-                let (key, row) = bucket.get(at);
-                each(entry.time, key, row);
-                gone += 1;
-            }
-        }
-        self.waiting -= gone;
+        let ended = self.buckets.range(..=(bound - 1).div_euclid(self.width)).flat_map(|(_, bucket)| &bucket.entries);
+        self.waiting -= ended.filter(|e| (self.done..bound).contains(&e.time)).count();
         self.done = bound;
         let width = self.width;
         while self.buckets.first_key_value().is_some_and(|(number, _)| number.saturating_add(1).saturating_mul(width) <= bound) {
@@ -176,16 +188,16 @@ impl Rows {
     }
 
     /// Writes what a snapshot says of the rows: the names of the runs, new ones among them, and the rows that are in none.
-    pub fn write(&mut self, out: &mut Writer, saving: &mut Saving<'_>) {
+    pub fn write(&mut self, out: &mut Writer, saving: &mut Saving<'_>) -> Result<(), Damaged> {
         out.signed(self.done);
         out.signed(self.width);
         out.number(self.buckets.len() as u64);
         for (number, bucket) in &mut self.buckets {
             out.signed(*number);
             let mut rest = Writer::default();
-            entries(&mut rest, bucket);
+            entries(&mut rest, bucket)?;
             bucket.pending = None;
-            if rest.bytes().len() >= (bucket.bytes.len() / SHARE).max(saving.least * ROW) {
+            if rest.bytes().len() >= (bucket.rows.size() / SHARE).max(saving.least * ROW) {
                 let mut run = Writer::default();
                 run.byte(VERSION);
                 run.signed(*number);
@@ -202,6 +214,7 @@ impl Rows {
             }
             out.raw(rest.bytes());
         }
+        Ok(())
     }
 
     /// The new runs of a snapshot are written.
@@ -263,14 +276,16 @@ impl Rows {
 }
 
 /// The rows of a bucket that are in no run.
-fn entries(out: &mut Writer, bucket: &Bucket) {
+fn entries(out: &mut Writer, bucket: &Bucket) -> Result<(), Damaged> {
     out.number(bucket.fresh.len() as u64);
+    let mut scratch = Vec::new();
     for at in bucket.fresh.iter().map(|at| *at as usize) {
-        let (key, row) = bucket.get(at);
+        let (key, row) = bucket.rows.get(at, &mut scratch)?;
         out.signed(bucket.entries[at].time);
         out.blob(key);
         out.blob(row);
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -284,25 +299,38 @@ mod tests {
         /// row is finished once.
         #[test]
         fn rows_are_those_of_a_list(
-            events in proptest::collection::vec((0..40_i64, 0..4_u8, prop_oneof![4 => Just(0_u8), 1 => 1..4_u8]), 1..200),
+            events in proptest::collection::vec((0..40_i64, 0..4_u8, prop_oneof![4 => Just(0_u8), 1 => 1..5_u8]), 1..200),
             span in 0..60_i64,
             least in 1..20_usize,
         ) {
+            let folder = tempfile::tempdir().expect("a folder");
+            let disk = Arc::new(Disk::new(folder.path().to_owned(), u64::MAX).expect("a disk"));
             let (mut rows, mut list, mut finished) = (Rows::new(span), Vec::<(i64, u8, usize)>::new(), Vec::new());
             let mut objects: BTreeMap<String, Bytes> = BTreeMap::new();
             for (n, (behind, key, what)) in events.iter().enumerate() {
                 let time = n as i64 * 2 + 40 - behind;
                 rows.push(time, &[*key], &n.to_le_bytes());
                 list.push((time, *key, n));
-                let met: BTreeMap<Vec<u8>, i64> = rows.of(&[*key], time - span, time + 3).map(|(t, row)| (row.to_vec(), t)).collect();
+                let mut met: BTreeMap<Vec<u8>, i64> = BTreeMap::new();
+                rows.of(&[*key], time - span, time + 3, |t, row| {
+                    met.insert(row.to_vec(), t);
+                    Ok(Wanted::More)
+                }).expect("rows");
                 let near = list.iter().filter(|(t, k, _)| k == key && (time - span..=time + 3).contains(t) && *t >= rows.done());
                 let wanted: BTreeMap<Vec<u8>, i64> = near.map(|(t, _, n)| (n.to_le_bytes().to_vec(), *t)).collect();
                 // Rows that are done with may still be there.
                 prop_assert!(wanted.iter().all(|(row, t)| met.get(row) == Some(t)), "{:?} of {:?}", met, wanted);
                 prop_assert!(met.iter().all(|(row, t)| *t < rows.done() || wanted.contains_key(row)), "{:?} of {:?}", met, wanted);
                 // No row to come lies before this time.
-                rows.finish(n as i64 * 2 - span, |time, key, row| finished.push((time, key[0], row.to_vec())));
-                if *what == 0 {
+                let finish = |time, key: &[u8], row: &[u8]| {
+                    finished.push((time, key[0], row.to_vec()));
+                    Ok(())
+                };
+                rows.finish(n as i64 * 2 - span, finish).expect("rows");
+                if *what == 4 {
+                    rows.spill(&disk, 20);
+                }
+                if *what == 0 || *what == 4 {
                     continue;
                 }
                 let mut made = 0;
@@ -312,7 +340,7 @@ mod tests {
                 };
                 let mut saving = Saving::new(least, &mut name);
                 let mut head = Writer::default();
-                rows.write(&mut head, &mut saving);
+                rows.write(&mut head, &mut saving).expect("rows");
                 let saved = saving.finish(head.finish());
                 objects.extend(saved.new.iter().cloned());
                 rows.stored(&saved.named);
@@ -327,10 +355,14 @@ mod tests {
                             rows.load(&run, &objects[&run.object], heir.unwrap_or(&|_, _| true)).expect("a run");
                         }
                     }
-                    rows.finish(n as i64 * 2 - span, |_, _, _| {});
+                    rows.forget(n as i64 * 2 - span);
                 }
             }
-            rows.finish(i64::MAX, |time, key, row| finished.push((time, key[0], row.to_vec())));
+            let finish = |time, key: &[u8], row: &[u8]| {
+                finished.push((time, key[0], row.to_vec()));
+                Ok(())
+            };
+            rows.finish(i64::MAX, finish).expect("rows");
             prop_assert_eq!((rows.waiting(), rows.buckets.len()), (0, 0));
             let mut wanted: Vec<(i64, u8, Vec<u8>)> = list.iter().map(|(t, k, n)| (*t, *k, n.to_le_bytes().to_vec())).collect();
             wanted.sort();

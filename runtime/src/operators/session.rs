@@ -13,7 +13,7 @@ use leat_runtime_core::key::KeyGroup;
 use leat_runtime_core::watermark::Watermark;
 use leat_runtime_core::wire::{Damaged, Reader, Writer};
 
-use super::window::{Group, read_groups, write_groups};
+use super::window::{Group, average, read_groups, write_groups};
 
 /// Open sessions.
 #[derive(Debug, Clone, Default)]
@@ -28,6 +28,11 @@ impl Sessions {
     /// Number of open sessions.
     pub fn len(&self) -> usize {
         self.ends.len()
+    }
+
+    /// Memory, bytes, about.
+    pub fn memory(&self) -> usize {
+        average(self.open.values().flat_map(BTreeMap::values)) * self.len()
     }
 
     /// Whether none is open.

@@ -14,13 +14,13 @@ use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Date32Type, Int64Type, TimestampMicrosecondType};
 use bytes::Bytes;
 use leat_compile::program::{EdgeKind, From, Op, Port, Program, Side, SourceProgram, Then, WindowSpec};
-use leat_runtime_core::key::{HashRange, KeyGroup, KeyWriter, partition_hash};
+use leat_runtime_core::key::{self, HashRange, KeyGroup, KeyWriter, partition_hash};
 use leat_runtime_core::ledger::Ledger;
 use leat_runtime_core::message::Message;
 use leat_runtime_core::numbers::Numbers;
 use leat_runtime_core::position::{Lineage, Offset};
 use leat_runtime_core::rules::{Rule, Rules};
-use leat_runtime_core::wire::Writer;
+use leat_runtime_core::wire::{Damaged, Writer};
 
 use self::rows::Rows;
 use super::cells::Cells;
@@ -45,6 +45,9 @@ struct Refused {
     reason: String,
     detail: String,
 }
+
+/// What a step made of rows: those that passed, those that it refused, and those that came too late.
+type Stepped = (Option<Rows>, Vec<Refused>, Vec<Refused>);
 
 /// State of a node.
 #[derive(Debug, Clone)]
@@ -154,7 +157,7 @@ impl SourceChain {
     }
 
     /// Takes records; answers what leaves without being staged.
-    pub fn process(&mut self, batch: &SourceBatch) -> Vec<Replayable> {
+    pub fn process(&mut self, batch: &SourceBatch) -> Result<Vec<Replayable>, Damaged> {
         let program = Arc::clone(&self.program);
         let spec = &program.sources[self.source];
         let widened = (spec.drop_strays && !batch.strays.is_empty()).then(|| batch.with_whole_aggregates_astray());
@@ -197,13 +200,13 @@ impl SourceChain {
                 })
                 .collect();
             let Some(input) = Rows::union(&inputs) else { continue };
-            let (output, rejected, late) = self.step(i, &input, batch, &mut replayable);
+            let (output, rejected, late) = self.step(i, &input, batch, &mut replayable)?;
             sides.insert((i, false), rejected);
             sides.insert((i, true), late);
             passed[i] = output;
         }
         self.batch_watermark = self.watermark;
-        replayable
+        Ok(replayable)
     }
 
     /// Decodes, checks partition key and event time, and moves the watermark record by record.
@@ -288,13 +291,7 @@ impl SourceChain {
         None
     }
 
-    fn step(
-        &mut self,
-        i: usize,
-        input: &Rows,
-        batch: &SourceBatch,
-        replayable: &mut Vec<Replayable>,
-    ) -> (Option<Rows>, Vec<Refused>, Vec<Refused>) {
+    fn step(&mut self, i: usize, input: &Rows, batch: &SourceBatch, replayable: &mut Vec<Replayable>) -> Result<Stepped, Damaged> {
         let program = Arc::clone(&self.program);
         let node = &program.sources[self.source].nodes[i];
         let refuse = |row: usize, reason: &str, detail: String| Refused {
@@ -354,15 +351,15 @@ impl SourceChain {
             }
             Op::Deduplicate(spec) => {
                 let rules = self.rules;
-                let State::Seen(seen) = &mut self.states[i] else { return (None, rejected, late) };
-                let mut key = KeyWriter::default();
+                let State::Seen(seen) = &mut self.states[i] else { return Ok((None, rejected, late)) };
+                let (cells, mut key) = (Cells::of(&input.batch), KeyWriter::default());
                 let mut keep = vec![false; input.len()];
                 for row in 0..input.len() {
                     // The place of an id is the upper half of its partition key's hash, so that a split can divide ids.
                     let place = batch.key(input.origins[row] as usize).map_or(0, |k| (partition_hash(k) >> 64) as u64);
-                    let id = (place, event_hash(&input.batch, row, &spec.key, &spec.by, &mut key));
+                    let id = (place, key::hash(cells.key(row, spec.key.iter().chain(&spec.by), &mut key)));
                     seen.advance(input.watermarks[row], spec.within.millis());
-                    match seen.judge(id, input.times[row], input.watermarks[row], spec.within.millis(), rules) {
+                    match seen.judge(id, input.times[row], input.watermarks[row], spec.within.millis(), rules)? {
                         Verdict::New => keep[row] = true,
                         Verdict::Repeat => deduplicated += 1,
                         Verdict::Late => late.push(refuse(row, "late", "behind the horizon of deduplication".to_owned())),
@@ -371,8 +368,8 @@ impl SourceChain {
                 Some(input.keep(&keep))
             }
             Op::Partial(edge) => {
-                let EdgeKind::Partial(spec) = &program.keyed.edges[*edge].kind else { return (None, rejected, late) };
-                let State::Groups(groups) = &mut self.states[i] else { return (None, rejected, late) };
+                let EdgeKind::Partial(spec) = &program.keyed.edges[*edge].kind else { return Ok((None, rejected, late)) };
+                let State::Groups(groups) = &mut self.states[i] else { return Ok((None, rejected, late)) };
                 let mut keep = vec![true; input.len()];
                 for row in 0..input.len() {
                     if window::late(input.times[row], input.watermarks[row], spec) {
@@ -392,7 +389,7 @@ impl SourceChain {
                 None
             }
             Op::Exchange(edge) => {
-                let EdgeKind::Rows(spec) = &program.keyed.edges[*edge].kind else { return (None, rejected, late) };
+                let EdgeKind::Rows(spec) = &program.keyed.edges[*edge].kind else { return Ok((None, rejected, late)) };
                 let mut keep = vec![true; input.len()];
                 for row in 0..input.len() {
                     let horizon = spec.horizon(&program.keyed.joins);
@@ -450,7 +447,7 @@ impl SourceChain {
         for r in &rejected {
             counts.reject(&r.reason, 1);
         }
-        (output, rejected, late)
+        Ok((output, rejected, late))
     }
 
     /// One message per row, numbered per key group; answers the rows that are too large for one.
@@ -481,10 +478,10 @@ impl SourceChain {
             }
             ends.push((row, start, bodies.bytes().len()));
         }
-        let (bodies, schema) = (Bytes::from(bodies.finish()), rows.batch.schema());
+        let bodies = Bytes::from(bodies.finish());
         let edge: Arc<str> = self.program.keyed.edges[edge].name.as_str().into();
         out.extend(ends.into_iter().map(|(row, start, end)| {
-            let group = KeyGroup::of(cells.key(row, key_columns, &schema, &mut key), groups);
+            let group = KeyGroup::of(cells.key(row, key_columns, &mut key), groups);
             let message = Message {
                 edge: Arc::clone(&edge),
                 lineage: self.lineage.clone(),
@@ -593,26 +590,6 @@ pub fn millis(column: &Arc<dyn Array>, row: usize) -> Option<i64> {
         DataType::Date32 => i64::from(column.as_primitive::<Date32Type>().value(row)) * 86_400_000,
         _ => column.as_primitive::<TimestampMicrosecondType>().value(row).div_euclid(1000),
     })
-}
-
-/// The canonical bytes of a row's key.
-pub fn key_bytes<'a>(rows: &RecordBatch, row: usize, columns: &[usize], writer: &'a mut KeyWriter) -> &'a [u8] {
-    writer.clear();
-    for column in columns {
-        let array = rows.column(*column);
-        window::write_key(array, row, array.data_type(), writer);
-    }
-    writer.bytes()
-}
-
-/// Hash that tells apart the events of one key.
-pub fn event_hash(rows: &RecordBatch, row: usize, key: &[usize], by: &[usize], writer: &mut KeyWriter) -> u64 {
-    writer.clear();
-    for column in key.iter().chain(by) {
-        let array = rows.column(*column);
-        window::write_key(array, row, array.data_type(), writer);
-    }
-    leat_runtime_core::key::hash(writer.bytes())
 }
 
 #[cfg(test)]

@@ -52,16 +52,15 @@ fn records_in_the_wrong_shard_are_dead_letters_or_left_out_and_always_counted() 
         |archive: usize, out: usize, dead: usize| -> Value { json!({"archive (sink)": archive, "out (sink)": out, "dead letters": dead}) };
     for (kpl, dead, passed, filtered) in [(None, 3, 2, 0), (Some("DeadLetter"), 3, 2, 0), (Some("Drop"), 0, 0, 5)] {
         let mut chain = chain(kpl);
-        drop(chain.process(&records));
+        chain.process(&records).expect("records");
         assert_eq!(
             serde_json::to_value(rows(&mut chain)).expect("JSON"),
             file(5 - filtered - if filtered == 0 { 2 } else { 0 }, passed, dead)
         );
         // An aggregate that is all the shard's own, and a plain record, are taken either way.
-        drop(chain.process(&SourceBatch {
-            positions: vec![Offset::new(8), Offset::new(8).inside(1), Offset::new(9)],
-            ..batch(&["{\"id\":5}"; 3], &[])
-        }));
+        let more =
+            SourceBatch { positions: vec![Offset::new(8), Offset::new(8).inside(1), Offset::new(9)], ..batch(&["{\"id\":5}"; 3], &[]) };
+        chain.process(&more).expect("records");
         let counts = chain.ledger.of("events").clone();
         assert!(
             counts.adds_up() && counts.taken == 8 && counts.passed == passed as u64 + 3 && counts.filtered == filtered as u64,

@@ -76,7 +76,7 @@ fn events() -> SourceBatch {
 /// The state of both kinds of task after the events.
 fn snapshots(program: &Arc<Program>) -> (Saved, Saved) {
     let (mut source, mut keyed) = (source(program), keyed(program));
-    let rows = source.process(&events()).into_iter().filter_map(|r| match r.what {
+    let rows = source.process(&events()).expect("records").into_iter().filter_map(|r| match r.what {
         super::source::Leaving::Message(message) => Some(message),
         super::source::Leaving::Record { .. } => None,
     });
@@ -85,9 +85,9 @@ fn snapshots(program: &Arc<Program>) -> (Saved, Saved) {
     let record = message::encode(&messages).into();
     keyed.take(message::decode(&record).expect("what was encoded")).expect("what was sent");
     // Some windows are closed, some are open.
-    keyed.advance(Watermark(1_793_491_200_000 + 5 * 60_000));
+    keyed.advance(Watermark(1_793_491_200_000 + 5 * 60_000)).expect("state");
     assert!(keyed.open().0 > 0);
-    (saved(|name| source.snapshot(8, name)), saved(|name| keyed.snapshot(8, name)))
+    (saved(|name| source.snapshot(8, name)), saved(|name| keyed.snapshot(8, name).expect("state")))
 }
 
 /// A snapshot, its objects named by their numbers.
@@ -130,13 +130,13 @@ fn state_is_read_back_as_it_was_written() {
         b.load(&run, object(&of_keyed, &run)).expect("a run");
     }
     assert!(of_source.new.len() >= 3 && of_keyed.new.len() >= 3, "ids stand in objects of their own");
-    b.resume(Watermark(1_793_491_200_000 + 5 * 60_000));
+    b.resume(Watermark(1_793_491_200_000 + 5 * 60_000)).expect("state");
     // Ids are known: the same events again are repeats, every one.
     let before = a.ledger.of("unique").deduplicated;
-    drop(a.process(&events()));
+    a.process(&events()).expect("records");
     assert_eq!(a.ledger.of("unique").deduplicated, before + 40);
     // What resumes counts as changed, which is all that differs; ids and cursors are the same.
-    let again = saved(|name| b.snapshot(8, name));
+    let again = saved(|name| b.snapshot(8, name).expect("state"));
     assert_eq!(again.named, of_keyed.named, "what is stored is not written again");
     assert_eq!((again.head.len(), again.new.len()), (of_keyed.head.len(), 0));
 }
@@ -160,7 +160,7 @@ fn later() -> SourceBatch {
 fn a_snapshot_costs_what_came_since_the_last_one() {
     let program = program();
     let mut first = source(&program);
-    drop(first.process(&events()));
+    first.process(&events()).expect("records");
     let mut number = 0;
     let mut name = || {
         number += 1;
@@ -173,7 +173,7 @@ fn a_snapshot_costs_what_came_since_the_last_one() {
     assert!(two.new.len() == 5 && !two.named.iter().any(|n| one.named.contains(n)), "{:?}", two.named);
     first.stored(&one.named);
     first.stored(&two.named);
-    drop(first.process(&later()));
+    first.process(&later()).expect("records");
     let three = first.snapshot(8, &mut name);
     assert!(three.named.starts_with(&two.named) && three.new.len() == 5, "{:?}", three.named);
     first.stored(&three.named);
@@ -183,8 +183,8 @@ fn a_snapshot_costs_what_came_since_the_last_one() {
     let mut second = source(&program);
     restore_source(&mut second, &all);
     let known = second.ledger.of("unique").deduplicated;
-    drop(second.process(&events()));
-    drop(second.process(&later()));
+    second.process(&events()).expect("records");
+    second.process(&later()).expect("records");
     assert_eq!(second.ledger.of("unique").deduplicated, known + 80);
     let four = second.snapshot(8, &mut name);
     assert_eq!((&four.named, four.new.len()), (&three.named, 0));
@@ -205,8 +205,8 @@ fn a_snapshot_costs_what_came_since_the_last_one() {
             assert!(!run.own);
             heir.load(&run, object(&all, &run)).expect("a run");
         }
-        drop(heir.process(&events()));
-        drop(heir.process(&later()));
+        heir.process(&events()).expect("records");
+        heir.process(&later()).expect("records");
         found += heir.ledger.of("unique").deduplicated;
     }
     assert_eq!(found, 80, "each id has one heir");

@@ -13,6 +13,7 @@ use leat_runtime_core::key;
 use leat_runtime_core::wire::{Damaged, Reader, Writer};
 
 use super::deduplicate::Heir;
+use super::memory::{Disk, Packed, Spill};
 use super::saved::{Run, Saving};
 
 /// Version of the encoding of runs.
@@ -34,16 +35,14 @@ type Age = (u64, i64, Arc<str>, u64);
 #[derive(Debug, Clone)]
 struct Entry {
     age: Age,
-    /// Where its bytes end.
-    end: usize,
     alive: bool,
 }
 
 #[derive(Debug, Clone, Default)]
 struct Segment {
     entries: Vec<Entry>,
-    /// Of each its key, counted, and what it holds.
-    bytes: Vec<u8>,
+    /// Of each its key, and what it holds.
+    rows: Packed,
     alive: usize,
     /// The object in which it stands; one that is being written is not there yet.
     object: Option<String>,
@@ -51,14 +50,6 @@ struct Segment {
 }
 
 impl Segment {
-    fn get(&self, at: usize) -> (&[u8], &[u8]) {
-        let start = if at == 0 { 0 } else { self.entries[at - 1].end };
-        let mut bytes = Reader::new(&self.bytes[start..self.entries[at].end]);
-        // What `push` wrote.
-        let key = bytes.blob().unwrap_or_default();
-        (key, bytes.rest())
-    }
-
     /// Whether more of it is dead than alive.
     fn mostly_dead(&self) -> bool {
         self.alive * 2 < self.entries.len()
@@ -74,32 +65,41 @@ pub struct Versions {
     /// All rows that live, those of a key one after the other.
     rows: BTreeMap<Age, At>,
     lineages: BTreeSet<Arc<str>>,
+    /// No lineage: it stands before all of them.
+    none: Arc<str>,
     /// Nobody asks any more for what was before this time.
     done: i64,
     /// Rows that replace others when `done` has come to them, by time.
     unsettled: BTreeSet<(i64, Age)>,
+    spill: Spill,
 }
 
 impl Default for Versions {
     fn default() -> Self {
-        let (segments, rows, lineages, unsettled) = Default::default();
-        Self { segments, next: 0, rows, lineages, done: i64::MIN, unsettled }
+        let (segments, rows, lineages, unsettled, spill) = Default::default();
+        Self { segments, next: 0, rows, lineages, none: "".into(), done: i64::MIN, unsettled, spill }
     }
 }
 
 impl Versions {
-    fn key_of(&self, at: At) -> &[u8] {
-        self.segments.get(&at.0).map_or(&[], |segment| segment.get(at.1 as usize).0)
+    /// Key and content of a row.
+    fn get<'a>(&'a self, at: At, scratch: &'a mut Vec<u8>) -> Result<(&'a [u8], &'a [u8]), Damaged> {
+        self.segments.get(&at.0).ok_or(Damaged("a segment is missing"))?.rows.get(at.1 as usize, scratch)
     }
 
-    /// The row of a key that was the newest at a time, ms.
-    pub fn newest(&self, key: &[u8], time: i64) -> Option<&[u8]> {
-        let hash = key::hash(key);
-        let behind = (hash, time.checked_add(1)?, Arc::from(""), 0);
-        let mut known = self.rows.range((hash, i64::MIN, Arc::from(""), 0)..behind).rev().map(|(_, at)| *at);
-        // Another key may have the same hash.
-        let at = known.find(|at| self.key_of(*at) == key)?;
-        Some(self.segments.get(&at.0)?.get(at.1 as usize).1)
+    /// Hands over the row of a key that was the newest at a time, ms.
+    pub fn newest<R>(&self, key: &[u8], time: i64, take: impl FnOnce(Option<&[u8]>) -> R) -> Result<R, Damaged> {
+        let (hash, mut scratch) = (key::hash(key), Vec::new());
+        let Some(after) = time.checked_add(1) else { return Ok(take(None)) };
+        let known = self.rows.range((hash, i64::MIN, Arc::clone(&self.none), 0)..(hash, after, Arc::clone(&self.none), 0));
+        for at in known.rev().map(|(_, at)| *at) {
+            // Another key may have the same hash.
+            let (found, row) = self.get(at, &mut scratch)?;
+            if found == key {
+                return Ok(take(Some(row)));
+            }
+        }
+        Ok(take(None))
     }
 
     /// Rows before this time are not asked for any more.
@@ -107,20 +107,15 @@ impl Versions {
         self.done
     }
 
-    /// Number of rows.
-    pub fn len(&self) -> usize {
-        self.rows.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
     /// Memory, bytes, about.
-    pub fn bytes(&self) -> usize {
-        let one = |s: &Segment| s.bytes.capacity() + s.entries.capacity() * size_of::<Entry>();
+    pub fn memory(&self) -> usize {
+        let one = |s: &Segment| s.rows.memory() + s.entries.capacity() * size_of::<Entry>();
         self.segments.values().map(one).sum::<usize>() + self.rows.len() * size_of::<(Age, At)>() * 4 / 3
+    }
+
+    /// Moves rows to the disk; what tells where they are stays in memory.
+    pub fn spill(&mut self, disk: &Arc<Disk>, least: usize) {
+        self.segments.values_mut().for_each(|segment| segment.rows.spill(disk, least, &mut self.spill));
     }
 
     /// Adds a row: the `number`th of a lineage.
@@ -153,11 +148,8 @@ impl Versions {
         self.next = self.next.max(segment + 1);
         let into = self.segments.entry(segment).or_default();
         let at = (segment, into.entries.len() as u32);
-        let mut counted = Writer::default();
-        counted.blob(key);
-        into.bytes.extend(counted.bytes());
-        into.bytes.extend(row);
-        into.entries.push(Entry { age: age.clone(), end: into.bytes.len(), alive: true });
+        into.rows.push(key, row);
+        into.entries.push(Entry { age: age.clone(), alive: true });
         into.alive += 1;
         // It replaces the one before it, and the one behind it replaces it.
         if self.rows.range(..&age).next_back().is_some_and(|(before, _)| before.0 == age.0) {
@@ -171,59 +163,66 @@ impl Versions {
     }
 
     /// Nobody asks any more for what was before `bound`: of the rows up to it, only the newest of each key is kept.
-    pub fn finish(&mut self, bound: i64) {
+    pub fn finish(&mut self, bound: i64) -> Result<(), Damaged> {
         if bound <= self.done {
-            return;
+            return Ok(());
         }
         self.done = bound;
+        let mut scratch = Vec::new();
         while self.unsettled.first().is_some_and(|(time, _)| *time <= bound) {
             let Some((_, age)) = self.unsettled.pop_first() else { break };
             let Some(at) = self.rows.get(&age).copied() else { continue };
-            let same = |other: &At| self.key_of(*other) == self.key_of(at);
-            let all = self.rows.range((age.0, i64::MIN, Arc::from(""), 0)..age.clone()).rev();
-            let older: Vec<Age> = all.filter(|(_, other)| same(other)).map(|(age, _)| age.clone()).collect();
-            older.into_iter().for_each(|age| self.kill(&age));
+            let key = self.get(at, &mut scratch)?.0.to_vec();
+            let mut older = Vec::new();
+            for (age, other) in self.rows.range((age.0, i64::MIN, Arc::clone(&self.none), 0)..age) {
+                if self.get(*other, &mut scratch)?.0 == key {
+                    older.push(age.clone());
+                }
+            }
+            older.iter().try_for_each(|age| self.kill(age))?;
         }
+        Ok(())
     }
 
     /// Takes a row out.
-    fn kill(&mut self, age: &Age) {
+    fn kill(&mut self, age: &Age) -> Result<(), Damaged> {
         self.unsettled.remove(&(age.1, age.clone()));
-        let Some(at) = self.rows.remove(age) else { return };
-        let Some(segment) = self.segments.get_mut(&at.0) else { return };
+        let Some(at) = self.rows.remove(age) else { return Ok(()) };
+        let Some(segment) = self.segments.get_mut(&at.0) else { return Ok(()) };
         segment.entries[at.1 as usize].alive = false;
         segment.alive -= 1;
         let open = segment.object.is_none();
         if segment.alive == 0 && (!open || segment.entries.len() > FEW) {
             self.segments.remove(&at.0);
         } else if open && segment.entries.len() > FEW && segment.mostly_dead() {
-            self.renew(at.0);
+            self.renew(at.0)?;
         }
+        Ok(())
     }
 
     /// Moves what lives of a segment to the newest one.
-    fn renew(&mut self, id: u32) {
-        let Some(old) = self.segments.remove(&id) else { return };
+    fn renew(&mut self, id: u32) -> Result<(), Damaged> {
+        let Some(old) = self.segments.remove(&id) else { return Ok(()) };
         self.next = self.next.max(id + 1);
+        let mut scratch = Vec::new();
         for (at, entry) in old.entries.iter().enumerate().filter(|(_, e)| e.alive) {
-            let (key, row) = old.get(at);
+            let (key, row) = old.rows.get(at, &mut scratch)?;
             self.rows.remove(&entry.age);
             self.append(entry.age.clone(), key, row);
         }
+        Ok(())
     }
 
     /// One segment that is mostly dead.
-    fn clean(&mut self) {
+    fn clean(&mut self) -> Result<(), Damaged> {
         let worst = self.segments.iter().filter(|(_, s)| s.written && s.mostly_dead()).min_by_key(|(_, s)| s.alive);
-        if let Some(id) = worst.map(|(id, _)| *id) {
-            self.renew(id);
-        }
+        worst.map(|(id, _)| *id).map_or(Ok(()), |id| self.renew(id))
     }
 
     /// Writes what a snapshot says of the rows: the objects, a new one among them, and the rows that are in none.
-    pub fn write(&mut self, out: &mut Writer, saving: &mut Saving<'_>) {
-        self.clean();
-        let all: usize = self.segments.values().filter(|s| !s.mostly_dead()).map(|s| s.bytes.len()).sum();
+    pub fn write(&mut self, out: &mut Writer, saving: &mut Saving<'_>) -> Result<(), Damaged> {
+        self.clean()?;
+        let all: usize = self.segments.values().filter(|s| !s.mostly_dead()).map(|s| s.rows.size()).sum();
         let large = (all / SHARE).max(saving.least * ROW);
         // One that another snapshot was to write is written with this one.
         let mut rest: Vec<u32> = Vec::new();
@@ -233,7 +232,7 @@ impl Versions {
         }
         let mut inline = Vec::new();
         for id in rest {
-            let Some(bytes) = self.segments.get(&id).map(|segment| self.encode(segment)) else { continue };
+            let Some(bytes) = self.segments.get(&id).map(encode).transpose()? else { continue };
             if bytes.len() < large {
                 inline.push(bytes);
                 continue;
@@ -255,26 +254,7 @@ impl Versions {
         }
         out.number(inline.len() as u64);
         inline.iter().for_each(|bytes| out.raw(bytes));
-    }
-
-    /// The rows of a segment that live, with the names of their lineages.
-    fn encode(&self, segment: &Segment) -> Vec<u8> {
-        let mut out = Writer::default();
-        let alive = || segment.entries.iter().enumerate().filter(|(_, e)| e.alive);
-        let lineages: BTreeSet<&str> = alive().map(|(_, e)| &*e.age.2).collect();
-        let lineages: BTreeMap<&str, u64> = lineages.into_iter().zip(0..).collect();
-        out.number(lineages.len() as u64);
-        lineages.keys().for_each(|name| out.blob(name.as_bytes()));
-        out.number(segment.alive as u64);
-        for (at, entry) in alive() {
-            let (key, row) = segment.get(at);
-            out.signed(entry.age.1);
-            out.number(lineages.get(&*entry.age.2).copied().unwrap_or_default());
-            out.number(entry.age.3);
-            out.blob(key);
-            out.blob(row);
-        }
-        out.finish()
+        Ok(())
     }
 
     /// The new objects of a snapshot are written.
@@ -344,6 +324,26 @@ impl Versions {
     }
 }
 
+/// The rows of a segment that live, with the names of their lineages.
+fn encode(segment: &Segment) -> Result<Vec<u8>, Damaged> {
+    let (mut out, mut scratch) = (Writer::default(), Vec::new());
+    let alive = || segment.entries.iter().enumerate().filter(|(_, e)| e.alive);
+    let lineages: BTreeSet<&str> = alive().map(|(_, e)| &*e.age.2).collect();
+    let lineages: BTreeMap<&str, u64> = lineages.into_iter().zip(0..).collect();
+    out.number(lineages.len() as u64);
+    lineages.keys().for_each(|name| out.blob(name.as_bytes()));
+    out.number(segment.alive as u64);
+    for (at, entry) in alive() {
+        let (key, row) = segment.rows.get(at, &mut scratch)?;
+        out.signed(entry.age.1);
+        out.number(lineages.get(&*entry.age.2).copied().unwrap_or_default());
+        out.number(entry.age.3);
+        out.blob(key);
+        out.blob(row);
+    }
+    Ok(out.finish())
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -355,24 +355,30 @@ mod tests {
         /// no more is kept than can be asked for.
         #[test]
         fn the_newest_row_is_that_of_a_list(
-            events in proptest::collection::vec((0..12_i64, 0..5_u8, 0..2_u8, prop_oneof![4 => Just(0_u8), 1 => 1..4_u8]), 1..250),
+            events in proptest::collection::vec((0..12_i64, 0..5_u8, 0..2_u8, prop_oneof![4 => Just(0_u8), 1 => 1..5_u8]), 1..250),
             least in 1..12_usize,
         ) {
+            let folder = tempfile::tempdir().expect("a folder");
+            let disk = Arc::new(Disk::new(folder.path().to_owned(), u64::MAX).expect("a disk"));
             let (mut versions, mut list) = (Versions::default(), Vec::<(u8, (i64, String, u64))>::new());
             let mut objects: BTreeMap<String, Bytes> = BTreeMap::new();
             for (n, (behind, key, lineage, what)) in events.iter().enumerate() {
                 let (time, lineage) = (n as i64 + 12 - behind, format!("shard-{lineage}"));
                 versions.push(time, &lineage, n as u64, &[*key], &n.to_le_bytes());
                 list.push((*key, (time, lineage, n as u64)));
-                versions.finish(n as i64);
+                versions.finish(n as i64).expect("rows");
                 for at in n as i64..n as i64 + 14 {
                     let newest = list.iter().filter(|(k, (t, ..))| k == key && *t <= at).map(|(_, age)| age).max();
                     let wanted = newest.map(|(_, _, n)| (*n as usize).to_le_bytes().to_vec());
-                    prop_assert_eq!(versions.newest(&[*key], at).map(<[u8]>::to_vec), wanted, "key {} at {}", key, at);
+                    let found = versions.newest(&[*key], at, |row| row.map(<[u8]>::to_vec)).expect("rows");
+                    prop_assert_eq!(found, wanted, "key {} at {}", key, at);
                 }
                 let later = list.iter().filter(|(_, (t, ..))| *t > n as i64).count();
-                prop_assert!(versions.len() <= later + 5, "{} rows of {}", versions.len(), later);
-                if *what == 0 {
+                prop_assert!(versions.rows.len() <= later + 5, "{} rows of {}", versions.rows.len(), later);
+                if *what == 4 {
+                    versions.spill(&disk, 20);
+                }
+                if *what == 0 || *what == 4 {
                     continue;
                 }
                 let mut made = 0;
@@ -382,7 +388,7 @@ mod tests {
                 };
                 let mut saving = Saving::new(least, &mut name);
                 let mut head = Writer::default();
-                versions.write(&mut head, &mut saving);
+                versions.write(&mut head, &mut saving).expect("rows");
                 let saved = saving.finish(head.finish());
                 objects.extend(saved.new.iter().cloned());
                 if *what < 3 {
@@ -397,12 +403,12 @@ mod tests {
                             versions.load(&run, &objects[&run.object], heir.unwrap_or(&|_, _| true)).expect("a run");
                         }
                     }
-                    versions.finish(n as i64);
+                    versions.finish(n as i64).expect("rows");
                 }
             }
             let entries: usize = versions.segments.values().map(|s| s.entries.len()).sum();
             let alive: usize = versions.segments.values().map(|s| s.alive).sum();
-            prop_assert_eq!(alive, versions.len());
+            prop_assert_eq!(alive, versions.rows.len());
             // What is being written stays as it is until it is there.
             prop_assert!(entries <= 2 * alive + 4 * FEW, "{} entries, {} alive", entries, alive);
         }

@@ -1,6 +1,8 @@
 //! Windowed aggregates: partial results in source tasks, merged in keyed tasks. All partial results merge exactly in any
 //! order, so the result does not depend on how events were cut into batches.
 
+use std::collections::BTreeMap;
+
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::{Decimal128Type, Int64Type};
 use hashbrown::HashMap;
@@ -9,10 +11,14 @@ use leat_runtime_core::key::{KeyGroup, KeyWriter};
 use leat_runtime_core::value::Value;
 use leat_runtime_core::wire::{Damaged, Reader, Writer};
 
+use super::cells::{Cells, scale_of};
 use super::evaluate::{self, Failure};
 
 /// Most bytes of a row's texts that make a group or a result of it; two of them fit into one message.
 const LONGEST_TEXTS: usize = 256 << 10;
+
+/// Groups of many that are weighed.
+const WEIGHED: usize = 64;
 
 /// A result under way.
 #[derive(Debug, Clone, PartialEq)]
@@ -177,13 +183,17 @@ impl Group {
         (0..self.accumulators.len().max(1)).map(part).collect()
     }
 
+    /// Memory, bytes, about.
+    pub fn memory(&self) -> usize {
+        let values = self.accumulators.iter().filter_map(|a| if let Accumulator::Extreme(value) = a { Some(value) } else { None });
+        let texts = self.key.iter().chain(values).map(|value| if let Value::Text(text) = value { text.len() } else { 0 });
+        size_of::<Self>() + size_of_val(&*self.accumulators) + size_of_val(&*self.key) + texts.sum::<usize>()
+    }
+
     /// The canonical bytes of its key.
     pub fn key_bytes(&self, spec: &WindowSpec) -> Vec<u8> {
         let mut key = KeyWriter::default();
-        for (value, data_type) in self.key.iter().zip(&spec.group_types) {
-            let scale = if let arrow::datatypes::DataType::Decimal128(_, s) = data_type { *s } else { 0 };
-            value.write_key(scale, &mut key);
-        }
+        self.key.iter().zip(&spec.group_types).for_each(|(value, data_type)| value.write_key(scale_of(data_type), &mut key));
         key.bytes().to_vec()
     }
 }
@@ -193,6 +203,8 @@ impl Group {
 pub struct Groups {
     index: HashMap<Box<[u8]>, usize>,
     groups: Vec<Group>,
+    /// Places of the key's columns among those of the key.
+    columns: Vec<usize>,
     scratch: KeyWriter,
     bytes: Vec<u8>,
 }
@@ -212,6 +224,11 @@ impl Groups {
     /// All groups.
     pub fn iter(&self) -> impl Iterator<Item = &Group> {
         self.groups.iter()
+    }
+
+    /// Memory, bytes, about.
+    pub fn memory(&self) -> usize {
+        average(self.groups.iter()) * self.groups.len()
     }
 
     /// Adds rows to their windows. `times` has each row's event time in ms. Rows for which an argument or filter fails
@@ -239,6 +256,8 @@ impl Groups {
         failures.extend(too_long(keys.iter().copied().chain(extremes.filter_map(|(_, (argument, ..))| argument.as_ref())), times.len()));
         failures.sort_by_key(|f| f.row);
         failures.dedup_by_key(|f| f.row);
+        let cells = Cells::among(keys.iter().copied());
+        self.columns = (0..keys.len()).collect();
         let mut failed = failures.iter().map(|f| f.row).peekable();
         let mut at: Vec<usize> = Vec::with_capacity(times.len());
         for (row, time) in times.iter().enumerate() {
@@ -246,7 +265,7 @@ impl Groups {
                 at.push(usize::MAX);
                 continue;
             }
-            let group = self.find(*time, &keys, row, spec, key_groups);
+            let group = self.find(*time, &keys, &cells, row, spec, key_groups);
             self.groups[group].rows += 1;
             at.push(group);
         }
@@ -257,31 +276,23 @@ impl Groups {
     }
 
     /// Index of the group of a row, made when it is new. Of a session there may be several that the keyed task makes one.
-    fn find(&mut self, time: i64, keys: &[&ArrayRef], row: usize, spec: &WindowSpec, key_groups: u16) -> usize {
-        self.scratch.clear();
-        for (array, data_type) in keys.iter().zip(&spec.group_types) {
-            write_key(array, row, data_type, &mut self.scratch);
-        }
+    fn find(&mut self, time: i64, keys: &[&ArrayRef], cells: &Cells<'_>, row: usize, spec: &WindowSpec, key_groups: u16) -> usize {
         self.bytes.clear();
-        let start = match spec.shape {
-            Shape::Tumbling(_) => start_of(time, spec.shape.length()),
-            Shape::Session(_) => time,
+        let start = match spec.shape.pane() {
+            Some(pane) => {
+                let start = start_of(time, pane);
+                self.bytes.extend(start.to_le_bytes());
+                start
+            }
+            None => time,
         };
-        if let Shape::Tumbling(_) = spec.shape {
-            self.bytes.extend(start.to_le_bytes());
-        }
-        self.bytes.extend(self.scratch.bytes());
-        if let Some(found) = self.index.get(&self.bytes[..]) {
-            let (Shape::Tumbling(length) | Shape::Session(length)) = spec.shape;
-            let group = &mut self.groups[*found];
-            let near = group.start.saturating_sub(length.millis())..=group.last.saturating_add(length.millis());
-            match spec.shape {
-                Shape::Tumbling(_) => return *found,
-                Shape::Session(_) if near.contains(&time) => {
-                    (group.start, group.last) = (group.start.min(time), group.last.max(time));
-                    return *found;
-                }
-                Shape::Session(_) => {}
+        self.bytes.extend(cells.key(row, &self.columns, &mut self.scratch));
+        if let Some(found) = self.index.get(&self.bytes[..]).copied() {
+            let Shape::Session(gap) = spec.shape else { return found };
+            let group = &mut self.groups[found];
+            if (group.start.saturating_sub(gap.millis())..=group.last.saturating_add(gap.millis())).contains(&time) {
+                (group.start, group.last) = (group.start.min(time), group.last.max(time));
+                return found;
             }
         }
         let group = Group {
@@ -352,29 +363,20 @@ fn start_of(time: i64, length: i64) -> i64 {
 /// lies further behind than allowed, whatever session it might belong to: so the verdict hangs on its lineage alone.
 pub fn late(time: i64, watermark: i64, spec: &WindowSpec) -> bool {
     let lateness = spec.allowed_lateness.millis();
-    match spec.shape {
-        Shape::Tumbling(length) => start_of(time, length.millis()).saturating_add(length.millis()).saturating_add(lateness) <= watermark,
-        Shape::Session(_) => time.saturating_add(lateness) < watermark,
-    }
-}
-
-/// Adds a row's value to a key.
-pub fn write_key(array: &dyn Array, row: usize, data_type: &arrow::datatypes::DataType, key: &mut KeyWriter) {
-    use arrow::datatypes::DataType::{Decimal128, Utf8};
-    if array.is_null(row) {
-        return key.null();
-    }
-    match data_type {
-        Utf8 => key.text(array.as_string::<i32>().value(row).as_bytes()),
-        Decimal128(_, scale) => evaluate::value(array, row).write_key(*scale, key),
-        _ => evaluate::value(array, row).write_key(0, key),
+    match spec.shape.pane() {
+        // Of several windows the first, so that a row is in all of its windows or in none.
+        Some(pane) => start_of(time, pane).saturating_add(pane).saturating_add(lateness) <= watermark,
+        None => time.saturating_add(lateness) < watermark,
     }
 }
 
 /// Windows of a keyed task, open until the watermark closes them.
 #[derive(Debug, Clone, Default)]
 pub struct Windows {
-    open: std::collections::BTreeMap<(i64, Vec<u8>), Open>,
+    /// By start and key: windows, or the panes that several windows share.
+    open: BTreeMap<(i64, Vec<u8>), Open>,
+    /// Of windows that slide: those that end up to here have left; `None`: nobody knows yet.
+    left: Option<i64>,
 }
 
 #[derive(Debug, Clone)]
@@ -388,6 +390,11 @@ impl Windows {
     /// Number of open windows.
     pub fn len(&self) -> usize {
         self.open.len()
+    }
+
+    /// Memory, bytes, about.
+    pub fn memory(&self) -> usize {
+        average(self.open.values().map(|o| &o.group)) * self.len()
     }
 
     /// Whether none is open.
@@ -414,6 +421,9 @@ impl Windows {
 
     /// The windows that `watermark` closes, in the order of their starts; they are gone.
     pub fn close(&mut self, watermark: leat_runtime_core::watermark::Watermark, spec: &WindowSpec) -> Vec<Group> {
+        if let Shape::Sliding { size, slide } = spec.shape {
+            return self.slide(watermark.0.saturating_sub(spec.allowed_lateness.millis()), size.millis(), slide.millis(), spec);
+        }
         let mut closed = Vec::new();
         while let Some(first) = self.open.first_entry() {
             let end = first.key().0.saturating_add(spec.shape.length());
@@ -422,6 +432,35 @@ impl Windows {
             }
             closed.push(first.remove().group);
         }
+        closed
+    }
+
+    /// The windows that slide and end up to `until`, in the order of their ends. A pane is there until the last of its windows
+    /// has left.
+    fn slide(&mut self, until: i64, size: i64, slide: i64, spec: &WindowSpec) -> Vec<Group> {
+        let mut closed = Vec::new();
+        let mut end = self.left.unwrap_or(i64::MIN);
+        while let Some(first) = self.open.first_key_value().map(|((start, _), _)| *start) {
+            // The next one, or, where nothing lies between, the first that has rows.
+            end = end.saturating_add(slide).max(first.saturating_add(slide));
+            if end > until {
+                break;
+            }
+            let start = end.saturating_sub(size);
+            let mut window: BTreeMap<&[u8], Group> = BTreeMap::new();
+            for ((_, key), pane) in self.open.range((start, Vec::new())..(end, Vec::new())) {
+                match window.get_mut(&**key) {
+                    Some(group) => group.merge(&pane.group, spec),
+                    None => drop(window.insert(key, pane.group.clone())),
+                }
+            }
+            closed.extend(window.into_values().map(|group| Group { start, last: start, ..group }));
+            while let Some(pane) = self.open.first_entry().filter(|pane| pane.key().0.saturating_add(size) <= end) {
+                pane.remove();
+            }
+        }
+        // Aligned as ends are.
+        self.left = self.left.max(Some(start_of(until, slide)));
         closed
     }
 
@@ -444,6 +483,13 @@ impl Windows {
     pub fn read(&mut self, from: &mut Reader<'_>, spec: &WindowSpec, mine: &dyn Fn(KeyGroup) -> bool) -> Result<(), Damaged> {
         read_groups(from, spec, mine, |group| self.merge(group, spec))
     }
+}
+
+/// Memory that one of many groups takes where it is kept, by the first of them.
+pub fn average<'a>(groups: impl Iterator<Item = &'a Group>) -> usize {
+    let (count, bytes) = groups.take(WEIGHED).fold((0_usize, 0_usize), |(count, bytes), group| (count + 1, bytes + group.memory()));
+    // Its key stands in an index too, in which there is some air.
+    bytes.checked_div(count).map_or(0, |bytes| bytes * 3 / 2 + 64)
 }
 
 /// Writes groups, each with its key group.
@@ -476,8 +522,65 @@ pub fn read_groups(
 mod tests {
     use arrow::datatypes::DataType;
     use leat_crds::values::Duration;
+    use leat_runtime_core::watermark::Watermark;
+    use proptest::prelude::*;
 
     use super::*;
+
+    proptest! {
+        /// Whatever the order of rows and watermarks, and whatever is written and read again on the way: windows that slide
+        /// hold the rows of their time, and each leaves once.
+        #[test]
+        fn sliding_windows_hold_the_rows_of_their_time(
+            events in proptest::collection::vec((0..30_i64, 0..3_u8, prop_oneof![6 => Just(0_u8), 1 => 1..3_u8]), 1..150),
+            (slide, panes) in (1..9_i64, 1..6_i64),
+            lateness in 0..12_i64,
+            start in -40..40_i64,
+        ) {
+            let size = slide * panes;
+            let spec = WindowSpec {
+                shape: Shape::Sliding { size: Duration::from_millis(size), slide: Duration::from_millis(slide) },
+                allowed_lateness: Duration::from_millis(lateness),
+                on_update: None,
+                group_by: vec![0],
+                group_types: vec![DataType::Int64],
+                aggregates: Vec::new(),
+            };
+            let (mut windows, mut watermark, mut found) = (Windows::default(), Watermark::MIN, Vec::new());
+            let mut wanted: BTreeMap<(i64, i64), u64> = BTreeMap::new();
+            for (n, (behind, key, what)) in events.iter().enumerate() {
+                let time = start + n as i64 - behind;
+                if !late(time, watermark.0, &spec) {
+                    let pane = start_of(time, slide);
+                    let key = Value::Integer(i64::from(*key));
+                    windows.merge(Group { start: pane, last: pane, key: vec![key], group: KeyGroup(0), accumulators: Vec::new(), rows: 1 }, &spec);
+                    for end in (1..=panes).map(|nth| pane + nth * slide) {
+                        *wanted.entry((end - size, i64::from(events[n].1))).or_default() += 1;
+                    }
+                }
+                if *what == 2 {
+                    let mut out = Writer::default();
+                    windows.write(&mut out, &spec);
+                    windows = Windows::default();
+                    windows.read(&mut Reader::new(out.bytes()), &spec, &|_| true).expect("windows");
+                    // As after a restart: what the row's watermark closes has left before.
+                    drop(windows.close(watermark, &spec));
+                }
+                if *what > 0 || n % 3 == 0 {
+                    watermark = watermark.max(Watermark(start + n as i64 - 20));
+                    found.extend(windows.close(watermark, &spec));
+                }
+            }
+            found.extend(windows.close(Watermark::MAX, &spec));
+            prop_assert!(windows.is_empty());
+            let ends: Vec<i64> = found.iter().map(|g| g.start).collect();
+            prop_assert!(ends.is_sorted(), "{:?}", ends);
+            let count = found.len();
+            let found: BTreeMap<(i64, i64), u64> = found.iter().map(|g| ((g.start, if let Value::Integer(k) = g.key[0] { k } else { -1 }), g.rows)).collect();
+            prop_assert_eq!(found.len(), count, "a window left twice");
+            prop_assert_eq!(found, wanted);
+        }
+    }
 
     #[test]
     fn parts_of_a_group_are_the_whole_when_they_are_merged() {

@@ -47,6 +47,13 @@ pub const ROWS: Metric = Metric {
     help: "Rows by what a step or sink did with them, as of the last cuts; in equals the sum of the others but emitted.",
     labels: &["step", "outcome"],
 };
+/// Whether reading waits.
+pub const WAITS: Metric = Metric {
+    name: "leat_source_waits_ratio",
+    kind: "gauge",
+    help: "1 when a shard is not read, since memory is full and another shard is further behind in event time, else 0.",
+    labels: &["source", "partition"],
+};
 /// Open windows.
 pub const WINDOWS: Metric = Metric {
     name: "leat_windows_open",
@@ -80,8 +87,31 @@ pub const UNCLEAR: Metric = Metric {
     labels: &[],
 };
 
+/// Memory in use.
+pub const MEMORY: Metric = Metric {
+    name: "leat_tasks_memory_bytes",
+    kind: "gauge",
+    help: "Memory that the state and the buffers of all tasks take, about.",
+    labels: &[],
+};
+/// Memory that may be used.
+pub const MEMORY_LIMIT: Metric = Metric {
+    name: "leat_tasks_memory_limit_bytes",
+    kind: "gauge",
+    help: "Memory that the state and the buffers of all tasks may take.",
+    labels: &[],
+};
+/// State on the local disk.
+pub const DISK: Metric = Metric {
+    name: "leat_tasks_disk_bytes",
+    kind: "gauge",
+    help: "State on the local disk, since it does not fit into memory.",
+    labels: &[],
+};
+
 /// All of them.
-pub const ALL: [Metric; 9] = [TAKEN, WATERMARK, AT_TIP, ROWS, WINDOWS, KEYED_WATERMARK, TASKS, FENCED, UNCLEAR];
+pub const ALL: [Metric; 13] =
+    [TAKEN, WATERMARK, AT_TIP, WAITS, ROWS, WINDOWS, KEYED_WATERMARK, TASKS, FENCED, UNCLEAR, MEMORY, MEMORY_LIMIT, DISK];
 
 fn head(out: &mut String, metric: Metric) {
     out.push_str(&format!("# HELP {} {}\n# TYPE {} {}\n", metric.name, metric.help, metric.name, metric.kind));
@@ -103,10 +133,11 @@ pub fn text(shared: &Shared) -> String {
     let (sources, keyed) = (shared.sources(), shared.keyed());
     let lineages: Vec<_> = sources.iter().map(|(task, progress)| (lineage_of(task), progress)).collect();
     type Value = fn(&crate::engine::source::Progress) -> Option<f64>;
-    let per_lineage: [(Metric, Value); 3] = [
+    let per_lineage: [(Metric, Value); 4] = [
         (TAKEN, |p| Some(p.taken as f64)),
         (WATERMARK, |p| (p.watermark > i64::MIN && p.watermark < i64::MAX).then(|| p.watermark as f64 / 1_000.0)),
         (AT_TIP, |p| Some(f64::from(u8::from(p.at_tip)))),
+        (WAITS, |p| Some(f64::from(u8::from(p.waits)))),
     ];
     for (metric, value) in per_lineage {
         head(&mut out, metric);
@@ -156,6 +187,13 @@ pub fn text(shared: &Shared) -> String {
     sample(&mut out, FENCED, &[], shared.fenced() as f64);
     head(&mut out, UNCLEAR);
     sample(&mut out, UNCLEAR, &[], shared.unclear.seen().0 as f64);
+    let memory = &shared.memory;
+    let bytes =
+        [(MEMORY, memory.used() as f64), (MEMORY_LIMIT, memory.limit() as f64), (DISK, memory.disk().map_or(0, |d| d.used()) as f64)];
+    for (metric, value) in bytes {
+        head(&mut out, metric);
+        sample(&mut out, metric, &[], value);
+    }
     out
 }
 

@@ -49,6 +49,7 @@ impl Sim {
             streams: Arc::clone(self) as _,
             clock: Arc::clone(self) as _,
             unclear: Arc::default(),
+            memory: Arc::clone(&self.world.lock().unwrap_or_else(PoisonError::into_inner).memory),
         }
     }
 

@@ -10,6 +10,7 @@ use leat_runtime::engine::keyed::{KeyedJob, KeyedTask};
 use leat_runtime::engine::looks::Looks;
 use leat_runtime::engine::source::{SourceJob, SourceTask};
 use leat_runtime::engine::task::{Settings, TaskError};
+use leat_runtime::operators::memory::{Disk, Memory};
 use leat_runtime_core::key::HashRange;
 use leat_runtime_core::path;
 use leat_runtime_core::position::Lineage;
@@ -106,12 +107,21 @@ fn plan(random: &mut Random, aim: Aim, rules: Rules) -> (Plan, f64) {
     (plan, faults)
 }
 
+/// Memory that is enough, or hardly for anything: then state goes to the disk, or lineages wait for each other.
+fn memory(random: &mut Random) -> Memory {
+    let limit = random.pick(&[usize::MAX, usize::MAX, 1, 500, 4_000]);
+    let room = random.pick(&[0, 2_000, u64::MAX, u64::MAX]);
+    let disk = if limit == usize::MAX { None } else { Disk::new(std::env::temp_dir(), room).ok() };
+    Memory::new(limit, disk)
+}
+
 /// Runs one seed.
 pub fn run(seed: u64, kind: Kind, aim: Aim, rules: Rules, programs: &Programs) -> Outcome {
     let mut random = Random::new(seed ^ 0xA11CE);
     let (plan, faults) = plan(&mut random, aim, rules);
     let mut world = World::new(seed, rules);
     world.faults = faults;
+    world.memory = Arc::new(memory(&mut Random::new(seed ^ 0xD15C)));
     world.slow_until = if aim == Aim::SlowStart { 1_300 } else { 0 };
     for (i, range) in HashRange::split_evenly(if aim == Aim::SlowStart { 3 } else { 1 + random.below(3) as u32 }).into_iter().enumerate() {
         world.shards.push(SimShard {
@@ -143,7 +153,9 @@ pub fn run(seed: u64, kind: Kind, aim: Aim, rules: Rules, programs: &Programs) -
     };
     run.go();
     let Run { world, step, .. } = run;
-    let world = lock(&world);
+    let mut world = lock(&world);
+    let (spilled, waited) = (world.memory.disk().map_or(0, |disk| disk.written()), world.memory.waited());
+    world.counts.extend([("spilled", spilled), ("waited", waited)]);
     let mut violations = world.violations.clone();
     if violations.is_empty() {
         violations = match kind {

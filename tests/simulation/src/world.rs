@@ -7,6 +7,7 @@ use std::task::Waker;
 
 use bytes::Bytes;
 use leat_runtime::engine::ports::{PortError, StoredRow};
+use leat_runtime::operators::memory::Memory;
 use leat_runtime::output::{Item, StreamRecord};
 use leat_runtime_core::key::{HashRange, partition_hash};
 use leat_runtime_core::path;
@@ -165,6 +166,8 @@ pub struct World {
     pub counts: BTreeMap<&'static str, u64>,
     /// Rows of lineages hardly come into being until this time: a slow start.
     pub slow_until: i64,
+    /// Memory of all tasks.
+    pub memory: Arc<Memory>,
 }
 
 impl World {
@@ -192,6 +195,7 @@ impl World {
             violations: Vec::new(),
             counts: BTreeMap::new(),
             slow_until: 0,
+            memory: Arc::default(),
         }
     }
 

@@ -21,7 +21,7 @@ fn the_protocol_holds() {
     let programs = Programs::default();
     let next = AtomicU64::new(0);
     let failed: Mutex<Vec<(u64, Outcome)>> = Mutex::default();
-    let done = AtomicU64::new(0);
+    let (done, spilled, waited) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for _ in 0..threads() {
             scope.spawn(|| {
@@ -34,6 +34,9 @@ fn the_protocol_holds() {
                     let outcome = run(seed, kind, Aim::ALL[(seed % 7) as usize], Rules::all(), &programs);
                     assert!(outcome.counts.get("cuts").is_some_and(|n| *n > 0), "seed {seed} did nothing");
                     done.fetch_add(1, Ordering::Relaxed);
+                    for (what, seeds) in [("spilled", &spilled), ("waited", &waited)] {
+                        seeds.fetch_add(u64::from(outcome.counts.get(what).is_some_and(|n| *n > 0)), Ordering::Relaxed);
+                    }
                     if !outcome.violations.is_empty() {
                         failed.lock().expect("a list").push((seed, outcome));
                     }
@@ -44,6 +47,8 @@ fn the_protocol_holds() {
     let failed = failed.into_inner().expect("a list");
     let shown: Vec<String> = failed.iter().take(5).map(|(seed, o)| format!("seed {seed}: {}", o.violations[0])).collect();
     assert_eq!(done.into_inner(), SEEDS);
+    let (spilled, waited) = (spilled.into_inner(), waited.into_inner());
+    assert!(spilled > SEEDS / 10 && waited > SEEDS / 10, "state went to the disk in {spilled} seeds, lineages waited in {waited}");
     assert!(failed.is_empty(), "{} of {SEEDS} seeds failed:\n{}", failed.len(), shown.join("\n"));
 }
 

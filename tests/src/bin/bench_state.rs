@@ -49,11 +49,12 @@ fn run(ids: usize) {
         for n in part * ids / SNAPSHOTS..(part + 1) * ids / SNAPSHOTS {
             let id = hash(n as u64);
             seen.advance(time(n), DAY);
-            let verdict = seen.judge((hash(id), id), time(n), time(n), DAY, Rules::all());
+            let verdict = seen.judge((hash(id), id), time(n), time(n), DAY, Rules::all()).expect("a verdict");
             assert_eq!(verdict, Verdict::New, "{n}");
             if n % REPEATS == 0 {
                 let id = hash(n as u64 / 2);
-                repeats += usize::from(seen.judge((hash(id), id), time(n / 2), time(n), DAY, Rules::all()) == Verdict::Repeat);
+                repeats +=
+                    usize::from(seen.judge((hash(id), id), time(n / 2), time(n), DAY, Rules::all()).expect("a verdict") == Verdict::Repeat);
             }
         }
         judging += began.elapsed();
@@ -86,7 +87,7 @@ fn run(ids: usize) {
         "{:>10} {:>12.0} {:>10.1} {:>11.1} ms {:>11.1} ms {:>11.2} MB {:>12} {:>10.2} s",
         ids,
         (ids + repeats) as f64 / judging.as_secs_f64(),
-        seen.bytes() as f64 / ids as f64,
+        seen.memory() as f64 / ids as f64,
         pauses[SNAPSHOTS / 2].as_secs_f64() * 1e3,
         pauses[SNAPSHOTS - 1].as_secs_f64() * 1e3,
         sizes[SNAPSHOTS / 2] as f64 / 1e6,

@@ -212,12 +212,16 @@ impl<C: Control> SourceTask<C> {
                 .files()
                 .find(|(i, _)| *i == index)
                 .and_then(|(_, rows)| Some(rows.buffers().find(|(f, _)| **f == folder)?.1.bytes));
+            let name = path::file(&self.job.unique, &self.key, cut, self.fence.generation, nth, file::extension(spec.format));
             let mut writer = match self.writers.remove(&(index, folder.clone())) {
-                Some(writer) => writer,
-                None => {
-                    let name = path::file(&self.job.unique, &self.key, cut, self.fence.generation, nth, file::extension(spec.format));
-                    FileWriter::new(spec, &folder, &name, now, self.ports.files.smallest_part())?
+                Some(mut writer) => {
+                    // One that has nothing yet, so that no row says of it, gets its first rows with this cut at the earliest.
+                    if !has_content(&writer.file) {
+                        writer.file.destination = file::destination(spec, &folder, &name);
+                    }
+                    writer
                 }
+                None => FileWriter::new(spec, &folder, &name, now, self.ports.files.smallest_part())?,
             };
             let (mut part, mut rows) = (Vec::new(), 0);
             if close || waits.is_some_and(|bytes| bytes >= part_bytes) {

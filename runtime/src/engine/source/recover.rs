@@ -11,8 +11,19 @@ use super::{QUEUE_BYTES, SourceTask};
 use crate::batch::SourceBatch;
 use crate::engine::file::FileWriter;
 use crate::engine::task::{self, Control, TaskError};
+use crate::operators::saved::Run;
 
 impl<C: Control> SourceTask<C> {
+    async fn load(&mut self, runs: &[Run]) -> Result<(), TaskError> {
+        let (chain, share) = (&mut self.chain, &mut self.share);
+        let load = |run: &Run, bytes: &[u8]| {
+            chain.load(run, bytes)?;
+            share.weigh(chain, 0);
+            Ok(())
+        };
+        task::load(&self.ports, runs, load).await
+    }
+
     /// Brings the state to the row's cut. What is computed again and was staged is dropped; what was merely sent after
     /// a cut is sent again (rule `ack`).
     pub(super) async fn recover(&mut self) -> Result<(), TaskError> {
@@ -23,7 +34,7 @@ impl<C: Control> SourceTask<C> {
                 for object in &snapshot.objects {
                     let bytes = self.ports.insist(|| self.ports.objects.get(object)).await?;
                     let runs = self.chain.restore(&bytes)?;
-                    task::load(&self.ports, &runs, |run, bytes| self.chain.load(run, bytes)).await?;
+                    self.load(&runs).await?;
                     self.named.extend(runs.into_iter().filter(|run| run.own).map(|run| run.object));
                 }
                 at = snapshot.position;
@@ -36,7 +47,7 @@ impl<C: Control> SourceTask<C> {
                     for object in snapshots.iter().flat_map(|s| &s.objects) {
                         let bytes = self.ports.insist(|| self.ports.objects.get(object)).await?;
                         let runs = self.chain.inherit(&bytes, range)?;
-                        task::load(&self.ports, &runs, |run, bytes| self.chain.load(run, bytes)).await?;
+                        self.load(&runs).await?;
                     }
                     self.chain.watermark = watermark.0;
                 }
@@ -65,7 +76,8 @@ impl<C: Control> SourceTask<C> {
             while !batch.is_empty() {
                 let stop = raises.iter().filter_map(|(p, _)| *p).filter(|p| Some(*p) > at && Some(p) < batch.positions.last()).min();
                 let (now, rest) = split(&batch, stop);
-                let again = self.chain.process(&now);
+                let again = self.chain.process(&now)?;
+                self.weigh();
                 if self.rules().hold(Rule::Ack) {
                     self.replayable.extend(again);
                 }

@@ -17,7 +17,7 @@ use leat_runtime_core::wire::{Damaged, Reader};
 
 use super::{KeyedChain, State};
 use crate::operators::cells::{self, Builders, scale_of};
-use crate::operators::rows::Rows;
+use crate::operators::rows::{Rows, Wanted};
 use crate::operators::versions::Versions;
 
 /// Pairs that leave together, about.
@@ -59,27 +59,36 @@ fn rows_of(program: &Program, edge: usize) -> Option<&RowsSpec> {
 /// Pairs on their way out.
 struct Pairs<'a> {
     join: &'a JoinSpec,
-    /// Columns of left and of right rows.
-    widths: [usize; 2],
+    /// Number of columns of left rows.
+    width: usize,
+    /// The column in which each one of a right row leaves; `None`: it does not.
+    places: Vec<Option<usize>>,
     rows: Builders,
 }
 
 impl<'a> Pairs<'a> {
     fn new(program: &Program, join: &'a JoinSpec, left: &RowsSpec, right: &RowsSpec) -> Self {
         let schema = &program.keyed.edges[join.edges[0]].schema;
-        let widths = [left, right].map(|rows| rows.schema.fields().len());
-        Self { join, widths, rows: Builders::new(schema, schema.fields().len()) }
+        let width = left.schema.fields().len();
+        let place = |column| join.taken.iter().position(|taken| *taken == column).map(|at| width + at);
+        let places = (0..right.schema.fields().len()).map(place).collect();
+        Self { join, width, places, rows: Builders::new(schema, schema.fields().len()) }
     }
 
     /// A left row, and the columns of a right one that leave with it.
     fn push(&mut self, left: &[u8], right: Option<&[u8]>) -> Result<(), Damaged> {
-        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-        cells::split(left, self.widths[0], &mut ours)?;
-        if let Some(right) = right {
-            cells::split(right, self.widths[1], &mut theirs)?;
+        let mut left = Reader::new(left);
+        for column in 0..self.width {
+            self.rows.cell(column, Cell::read(&mut left)?);
         }
-        let taken = self.join.taken.iter().map(|i| theirs.get(*i).copied().unwrap_or(Cell::Null));
-        self.rows.push(ours.iter().copied().chain(taken));
+        let mut right = right.map(Reader::new);
+        for place in &self.places {
+            let cell = right.as_mut().map_or(Ok(Cell::Null), Cell::read)?;
+            if let Some(column) = place {
+                self.rows.cell(*column, cell);
+            }
+        }
+        self.rows.row();
         Ok(())
     }
 }
@@ -108,9 +117,9 @@ impl KeyedChain {
             let expected = match (&mut *lefts, &mut *rights, join.meets, side) {
                 (State::Rows(lefts), State::Rows(rights), Meets::Interval { before, after }, JoinSide::Left) => {
                     if !unknown {
-                        for (_, other) in rights.of(key, time.saturating_sub(before), time.saturating_add(after)) {
-                            out.push(row, Some(other))?;
-                        }
+                        rights.of(key, time.saturating_sub(before), time.saturating_add(after), |_, other| {
+                            out.push(row, Some(other)).map(|()| Wanted::More)
+                        })?;
                     }
                     // One that meets nothing is kept only where it leaves all the same.
                     if !unknown || join.outer {
@@ -120,9 +129,9 @@ impl KeyedChain {
                 }
                 (State::Rows(lefts), State::Rows(rights), Meets::Interval { before, after }, JoinSide::Right) => {
                     if !unknown {
-                        for (_, other) in lefts.of(key, time.saturating_sub(after), time.saturating_add(before)) {
-                            out.push(other, Some(row))?;
-                        }
+                        lefts.of(key, time.saturating_sub(after), time.saturating_add(before), |_, other| {
+                            out.push(other, Some(row)).map(|()| Wanted::More)
+                        })?;
                         rights.push(time, key, row);
                     }
                     rights.done()
@@ -158,7 +167,7 @@ impl KeyedChain {
     }
 
     /// Applies the watermark to all joins. `emits`: left rows that wait for it leave; else they have left before.
-    pub(super) fn advance_joins(&mut self, emits: bool) {
+    pub(super) fn advance_joins(&mut self, emits: bool) -> Result<(), Damaged> {
         let program = Arc::clone(&self.program);
         for join in &program.keyed.joins {
             let [left, right] = join.edges.map(|edge| rows_of(&program, edge));
@@ -166,31 +175,32 @@ impl KeyedChain {
             let (lefts_done, rights_done) = bounds(join, self.watermark, self.rules);
             let Ok([State::Rows(lefts), rights]) = self.states.get_disjoint_mut(join.edges) else { continue };
             let mut out = Pairs::new(&program, join, left, right);
-            lefts.finish(lefts_done, |time, key, row| {
-                if !emits || (!join.outer && join.meets != Meets::Newest) {
-                    return;
-                }
-                let found = match (&*rights, join.meets) {
+            if !emits || (!join.outer && join.meets != Meets::Newest) {
+                lefts.forget(lefts_done);
+            }
+            lefts.finish(lefts_done, |time, key, row| match (&*rights, join.meets) {
+                (State::Rows(rights), Meets::Interval { before, after }) => {
+                    let mut met = false;
+                    rights.of(key, time.saturating_sub(before), time.saturating_add(after), |_, _| {
+                        met = true;
+                        Ok(Wanted::Enough)
+                    })?;
                     // Those that met one have left with it.
-                    (State::Rows(rights), Meets::Interval { before, after }) => {
-                        let meets = rights.of(key, time.saturating_sub(before), time.saturating_add(after)).next().is_some();
-                        if meets { return } else { None }
-                    }
-                    (State::Versions(versions), Meets::Newest) => versions.newest(key, time),
-                    _ => None,
-                };
-                if join.outer || found.is_some() {
-                    // Both were read when they came.
-                    drop(out.push(row, found));
+                    if met { Ok(()) } else { out.push(row, None) }
                 }
-            });
+                (State::Versions(versions), Meets::Newest) => {
+                    versions.newest(key, time, |found| if join.outer || found.is_some() { out.push(row, found) } else { Ok(()) })?
+                }
+                _ => Ok(()),
+            })?;
             match rights {
-                State::Rows(rights) => rights.finish(rights_done, |_, _, _| {}),
-                State::Versions(versions) => versions.finish(rights_done),
+                State::Rows(rights) => rights.forget(rights_done),
+                State::Versions(versions) => versions.finish(rights_done)?,
                 _ => {}
             }
             self.leave(&program, out);
         }
+        Ok(())
     }
 
     fn leave(&mut self, program: &Program, pairs: Pairs<'_>) {

@@ -1,6 +1,7 @@
-//! The state of a keyed task as bytes.
+//! The state of a keyed task where it lies: in memory, on the local disk, and as bytes that outlive it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use leat_compile::program::{EdgeKind, RowsSpec, Then};
 use leat_runtime_core::key::KeyGroup;
@@ -12,6 +13,7 @@ use leat_runtime_core::wire::{Damaged, Reader, Writer};
 
 use super::{KeyedChain, State};
 use crate::operators::deduplicate::Heir;
+use crate::operators::memory::{Disk, Spills};
 use crate::operators::saved::{Run, Saved, Saving};
 
 /// Version of the encoding.
@@ -20,7 +22,7 @@ const VERSION: u8 = 4;
 impl KeyedChain {
     /// The state as it is now; rows that wait for a cut are no part of it. `ids`: so many ids go into an object of their
     /// own, whose name `name` makes.
-    pub fn snapshot(&mut self, ids: usize, name: &mut dyn FnMut() -> String) -> Saved {
+    pub fn snapshot(&mut self, ids: usize, name: &mut dyn FnMut() -> String) -> Result<Saved, Damaged> {
         let mut saving = Saving::new(ids, name);
         let mut out = Writer::default();
         out.byte(VERSION);
@@ -49,11 +51,11 @@ impl KeyedChain {
                 }
                 (State::Rows(rows), _) => {
                     one.byte(4);
-                    rows.write(&mut one, &mut saving);
+                    rows.write(&mut one, &mut saving)?;
                 }
                 (State::Versions(versions), _) => {
                     one.byte(5);
-                    versions.write(&mut one, &mut saving);
+                    versions.write(&mut one, &mut saving)?;
                 }
                 (State::Seen(seen), EdgeKind::Rows(RowsSpec { then: Then::Deduplicate(spec), .. })) => {
                     one.byte(2);
@@ -65,7 +67,7 @@ impl KeyedChain {
             out.number(fingerprint(&self.prints, &edge.name));
             out.blob(one.bytes());
         }
-        saving.finish(out.sealed())
+        Ok(saving.finish(out.sealed()))
     }
 
     /// The objects of a snapshot are written.
@@ -112,7 +114,7 @@ impl KeyedChain {
         while !from.is_empty() {
             let (name, print) = (from.text()?, from.number()?);
             let mut one = Reader::new(from.blob()?);
-            let program = std::sync::Arc::clone(&self.program);
+            let program = Arc::clone(&self.program);
             let Some(i) = program.keyed.edges.iter().position(|e| e.name == name) else { continue };
             // The step was changed so that its state means something else: it is dropped, as the plan said.
             if print != fingerprint(&self.prints, name) {
@@ -148,7 +150,7 @@ impl KeyedChain {
 
     /// After a restart: the watermark of the row is applied without emitting, since its rows were staged; what is still
     /// open may have been emitted or not, so it is emitted again.
-    pub fn resume(&mut self, watermark: Watermark) {
+    pub fn resume(&mut self, watermark: Watermark) -> Result<(), Damaged> {
         self.watermark = watermark;
         for (edge, state) in self.program.keyed.edges.iter().zip(&mut self.states) {
             match (state, &edge.kind) {
@@ -160,8 +162,35 @@ impl KeyedChain {
                 _ => {}
             }
         }
-        self.advance_joins(false);
-        self.outputs.clear();
+        self.advance_joins(false)?;
+        self.drop_outputs();
+        Ok(())
+    }
+}
+
+impl Spills for KeyedChain {
+    fn memory(&self) -> usize {
+        let one = |state: &State| match state {
+            State::Stateless => 0,
+            State::Windows(windows) => windows.memory(),
+            State::Sessions(sessions) => sessions.memory(),
+            State::Seen(seen) => seen.memory(),
+            State::Rows(rows) => rows.memory(),
+            State::Versions(versions) => versions.memory(),
+        };
+        self.states.iter().map(one).sum::<usize>() + self.waiting_bytes
+    }
+
+    fn spill(&mut self, disk: &Arc<Disk>, least: usize) {
+        for state in &mut self.states {
+            match state {
+                State::Seen(seen) => seen.spill(disk, least),
+                State::Rows(rows) => rows.spill(disk, least),
+                State::Versions(versions) => versions.spill(disk, least),
+                // A window is whole in memory when it closes.
+                State::Stateless | State::Windows(_) | State::Sessions(_) => {}
+            }
+        }
     }
 }
 

@@ -1,4 +1,6 @@
-//! The state of a source task as bytes: snapshots, and what children take over.
+//! The state of a source task where it lies: in memory, on the local disk, and as bytes: snapshots, and what children take over.
+
+use std::sync::Arc;
 
 use leat_compile::program::Op;
 use leat_runtime_core::key::{HashRange, KeyGroup};
@@ -7,10 +9,31 @@ use leat_runtime_core::wire::{Damaged, Reader, Writer};
 
 use super::{SourceChain, State};
 use crate::operators::files::FileRows;
+use crate::operators::memory::{Disk, Spills};
 use crate::operators::saved::{Run, Saved, Saving};
 
 /// Version of the encoding. 2: ids stand in runs. 3: each step's state says what it depends on.
 const VERSION: u8 = 3;
+
+impl Spills for SourceChain {
+    fn memory(&self) -> usize {
+        let one = |state: &State| match state {
+            State::Stateless | State::Numbers(_) => 0,
+            State::Seen(seen) => seen.memory(),
+            State::Groups(groups) => groups.memory(),
+            State::Files(rows) => rows.buffers().map(|(_, buffer)| buffer.bytes).sum(),
+        };
+        self.states.iter().map(one).sum()
+    }
+
+    fn spill(&mut self, disk: &Arc<Disk>, least: usize) {
+        for state in &mut self.states {
+            if let State::Seen(seen) = state {
+                seen.spill(disk, least);
+            }
+        }
+    }
+}
 
 impl SourceChain {
     /// The state as it is now. Partial results are no part of it: a snapshot is taken when a cut has taken them. `ids`: so
@@ -25,7 +48,7 @@ impl SourceChain {
         // The ledger is small, and its shape grows: JSON.
         out.blob(&serde_json::to_vec(&self.ledger).unwrap_or_default());
         let watermark = self.watermark;
-        let program = std::sync::Arc::clone(&self.program);
+        let program = Arc::clone(&self.program);
         for (node, state) in program.sources[self.source].nodes.iter().zip(&mut self.states) {
             let mut one = Writer::default();
             match (state, &node.op) {

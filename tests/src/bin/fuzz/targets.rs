@@ -243,8 +243,8 @@ fn messages() -> Run {
         };
         let mut chain = KeyedChain::new(&program, 0, 1, Rules::all());
         let taken = chain.take(messages);
-        chain.advance(Watermark(1_793_491_200_000));
-        chain.advance(Watermark::MAX);
+        chain.advance(Watermark(1_793_491_200_000)).expect("state");
+        chain.advance(Watermark::MAX).expect("state");
         Ok(format!("{taken:?} {}", chain.take_outputs().len()))
     })
 }
@@ -278,7 +278,7 @@ fn source(program: &Arc<Program>) -> SourceChain {
 
 /// What a source task sends for the events.
 fn sent(chain: &mut SourceChain) -> Vec<Message> {
-    let rows = chain.process(&events()).into_iter().filter_map(|r| match r.what {
+    let rows = chain.process(&events()).expect("records").into_iter().filter_map(|r| match r.what {
         Leaving::Message(message) => Some(message),
         Leaving::Record { .. } => None,
     });
@@ -303,8 +303,8 @@ fn states() -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
     let program = program("Json");
     let (mut source, mut keyed) = (source(&program), KeyedChain::new(&program, 0, 1, Rules::all()));
     keyed.take(sent(&mut source)).expect("what was sent");
-    keyed.advance(Watermark(1_793_491_200_000 + 5 * 60_000));
-    (saved(|name| source.snapshot(8, name)), saved(|name| keyed.snapshot(8, name)))
+    keyed.advance(Watermark(1_793_491_200_000 + 5 * 60_000)).expect("state");
+    (saved(|name| source.snapshot(8, name)), saved(|name| keyed.snapshot(8, name).expect("state")))
 }
 
 /// An input is a head, and an object of each step.
@@ -328,16 +328,16 @@ fn keyed_state() -> Run {
     Box::new(move |input| {
         let mut chain = KeyedChain::new(&program, 0, 1, Rules::all());
         let restored = chain.restore(input, true).map(|runs| runs.len().min(9));
-        chain.resume(Watermark(1_793_491_200_000 + 6 * 60_000));
-        chain.advance(Watermark::MAX);
+        chain.resume(Watermark(1_793_491_200_000 + 6 * 60_000)).expect("state");
+        chain.advance(Watermark::MAX).expect("state");
         let mut chain = KeyedChain::new(&program, 1, 3, Rules::all());
         let inherited = chain.restore(input, false).map(|runs| runs.len().min(9));
         let mut chain = KeyedChain::new(&program, 0, 1, Rules::all());
         let mut runs = chain.restore(&head, true).expect("a snapshot");
         runs.dedup_by_key(|run| run.step);
         let loaded: Vec<_> = runs.iter().map(|run| chain.load(run, input)).collect();
-        chain.resume(Watermark(1_793_491_200_000 + 6 * 60_000));
-        chain.advance(Watermark::MAX);
+        chain.resume(Watermark(1_793_491_200_000 + 6 * 60_000)).expect("state");
+        chain.advance(Watermark::MAX).expect("state");
         Ok(format!("{restored:?} {inherited:?} {loaded:?}"))
     })
 }
@@ -359,7 +359,7 @@ fn rows() -> Run {
 fn row_bodies() -> Vec<Vec<u8>> {
     let mut chain = source(&program("Json"));
     let mut assigned = BTreeMap::new();
-    drop(chain.process(&events()));
+    chain.process(&events()).expect("records");
     drop(chain.take_partials(&mut assigned));
     let staged = Staged { to: "sums".to_owned(), object: "staged/p/source/1".to_owned(), cut: 7, rows: 3 };
     let file = OpenFile {
@@ -410,6 +410,7 @@ fn row_bodies() -> Vec<Vec<u8>> {
         roots_version: 2,
         dirty: 1,
         open: 3,
+        pressed: true,
         ledger: chain.ledger.clone(),
     };
     let json = |row: serde_json::Result<Vec<u8>>| row.expect("JSON");
