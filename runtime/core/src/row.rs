@@ -210,7 +210,7 @@ pub struct KeyedRow {
     pub dirty: u64,
     /// Open windows.
     pub open: u64,
-    /// Its worker's memory is full: lineages that are ahead of others in event time wait.
+    /// Its worker's memory is full.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pressed: bool,
     /// Where rows went.
@@ -251,6 +251,9 @@ pub struct PipelineRow {
     pub joining: Vec<Lineage>,
     /// Partitions of the repartition stream under the active job.
     pub partitions: u16,
+    /// The memory of a keyed task's worker is full: lineages that are ahead of others in event time wait.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pressed: bool,
     /// Bounded input: when every lineage has taken its records up to here, all windows close.
     pub seal: Option<Seal>,
 }

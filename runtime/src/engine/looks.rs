@@ -35,8 +35,6 @@ pub struct Look {
     pub keyed: BTreeMap<u16, (Fence, Arc<KeyedRow>)>,
     /// The lineages that count for watermarks.
     pub view: Arc<BTreeMap<Lineage, Seen>>,
-    /// The memory of a keyed task's worker is full.
-    pub pressed: bool,
 }
 
 /// Bodies of rows, and what they say.
@@ -135,8 +133,7 @@ impl Looks {
         let keyed = read(&mut decoded.keyed, rows, |key| key[path::KEYED.len()..].parse().unwrap_or_default())?;
         let view = pipeline.as_ref().map(|(_, pipeline)| Arc::new(merge::view(pipeline, &sources, rules))).unwrap_or_default();
         let live = sources.values().filter(|(_, row)| row.status != Status::Retired).count() + keyed.len();
-        let pressed = keyed.values().any(|(fence, row)| row.pressed && !fence.drained);
-        Ok(Look { number, began, live, pipeline, sources, keyed, view, pressed })
+        Ok(Look { number, began, live, pipeline, sources, keyed, view })
     }
 }
 

@@ -321,14 +321,6 @@ impl<C: Control> SourceTask<C> {
             return Ok(None);
         }
         let waits = self.waits();
-        if waits {
-            // Whether it is at the tip is not known while nothing is read, so it is not idle either.
-            self.at_tip_since = None;
-        }
-        let waited = std::mem::replace(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner).waits, waits);
-        if waits && !waited {
-            self.ports.memory.wait();
-        }
         if !self.reading
             && !draining
             && self.replayable.waiting.len() < QUEUE_ROWS

@@ -112,18 +112,22 @@ fn sums(job: u64, event_time: &Value) -> Value {
 
 /// The programs that a campaign needs, compiled once.
 #[derive(Clone)]
-pub struct Programs([Arc<Program>; 8]);
+pub struct Programs([(Arc<Program>, String); 8]);
 
 impl Default for Programs {
     fn default() -> Self {
-        let of = |i: usize| program(if i < 4 { Kind::Sums } else { Kind::Joins }, 1 + (i % 2) as u64, i % 4 >= 2);
+        let of = |i: usize| {
+            let program = program(if i < 4 { Kind::Sums } else { Kind::Joins }, 1 + (i % 2) as u64, i % 4 >= 2);
+            let hash = leat_compile::job_hash(&program.document);
+            (program, hash)
+        };
         Self(std::array::from_fn(of))
     }
 }
 
 impl Programs {
-    /// The program of a job.
-    pub fn of(&self, kind: Kind, job: u64, idle: bool) -> &Arc<Program> {
+    /// The program of a job, and its hash.
+    pub fn of(&self, kind: Kind, job: u64, idle: bool) -> &(Arc<Program>, String) {
         &self.0[usize::from(job > 1) + 2 * usize::from(idle) + 4 * usize::from(kind == Kind::Joins)]
     }
 }

@@ -14,7 +14,6 @@ use leat_runtime::operators::memory::{Disk, Memory};
 use leat_runtime_core::key::HashRange;
 use leat_runtime_core::path;
 use leat_runtime_core::position::Lineage;
-use leat_runtime_core::row::Status;
 use leat_runtime_core::rules::Rules;
 
 use crate::pipeline::{Kind, Programs};
@@ -372,7 +371,7 @@ impl Run {
                 .and_then(|l| world.shards.iter().find(|s| s.lineage.as_str() == l).map(|s| (s.lineage.clone(), s.range)));
             (world.pipeline(), shard)
         };
-        let program = Arc::clone(self.programs.of(self.kind, pipeline.job, !self.plan.bounded));
+        let program = Arc::clone(&self.programs.of(self.kind, pipeline.job, !self.plan.bounded).0);
         let (ports, settings, job, partitions) = (sim.ports(), self.plan.settings, pipeline.job, pipeline.partitions);
         let name = session.clone();
         let control = std::rc::Rc::new(sim.as_ref().clone());
@@ -392,8 +391,8 @@ impl Run {
                     let mut begins = Begins::new(&name);
                     loop {
                         let job = *desired.lock().unwrap_or_else(PoisonError::into_inner);
-                        let program = programs.of(kind, job, idle);
-                        let wanted = coordinator::desired(program, &leat_compile::job_hash(&program.document), job, ports.clock.now());
+                        let (program, hash) = programs.of(kind, job, idle);
+                        let wanted = coordinator::desired(program, hash, job, ports.clock.now());
                         coordinator::pass(&ports, program, &wanted, &mut begins, &looks, settings.rules).await?;
                         ports.clock.sleep(2).await;
                     }
@@ -432,17 +431,14 @@ impl Run {
         let job = world.pipeline().job;
         let partitions = world.pipeline().partitions;
         let open = |fence: &leat_runtime_core::row::Fence| !(fence.drained && fence.job == job);
-        let sources = world
-            .sources()
-            .into_iter()
-            .filter(|(_, (s, r))| r.status != Status::Retired && open(&s.fence))
-            .map(|(l, _)| path::source_row(&l));
-        let keyed = world
-            .keyed()
-            .into_iter()
-            .filter(|(k, (s, _))| open(&s.fence) && k[path::KEYED.len()..].parse::<u16>().is_ok_and(|p| p < partitions))
-            .map(|(k, _)| k);
-        sources.chain(keyed).collect()
+        let is_one = |key: &str| match key.strip_prefix(path::KEYED) {
+            Some(partition) => partition.parse::<u16>().is_ok_and(|p| p < partitions),
+            None => key.starts_with(path::SOURCES) && !world.retired.contains(&path::lineage_of(key)),
+        };
+        // Sources first.
+        let mut tasks: Vec<String> = world.rows.iter().filter(|(k, r)| is_one(k) && open(&r.fence)).map(|(k, _)| k.clone()).collect();
+        tasks.sort_by_key(|key| !key.starts_with(path::SOURCES));
+        tasks
     }
 
     fn change_job(&mut self) {

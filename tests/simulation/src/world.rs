@@ -1,7 +1,7 @@
 //! The simulated world: stores, log, shards, and the calls that are on their way to them.
 
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -12,7 +12,7 @@ use leat_runtime::output::{Item, StreamRecord};
 use leat_runtime_core::key::{HashRange, partition_hash};
 use leat_runtime_core::path;
 use leat_runtime_core::position::{Lineage, Offset};
-use leat_runtime_core::row::{Expect, KeyedRow, PipelineRow, SourceRow};
+use leat_runtime_core::row::{Expect, KeyedRow, PipelineRow, SourceRow, Status};
 use leat_runtime_core::rules::{Rule, Rules};
 use leat_runtime_core::watermark::Watermark;
 
@@ -166,6 +166,8 @@ pub struct World {
     pub counts: BTreeMap<&'static str, u64>,
     /// Rows of lineages hardly come into being until this time: a slow start.
     pub slow_until: i64,
+    /// Lineages that are over.
+    pub retired: BTreeSet<Lineage>,
     /// Memory of all tasks.
     pub memory: Arc<Memory>,
 }
@@ -195,6 +197,7 @@ impl World {
             violations: Vec::new(),
             counts: BTreeMap::new(),
             slow_until: 0,
+            retired: BTreeSet::new(),
             memory: Arc::default(),
         }
     }
@@ -321,6 +324,9 @@ impl World {
     fn note_source(&mut self, text: &str, before: Option<StoredRow>, after: &StoredRow) {
         let lineage = leat_runtime_core::path::lineage_of(&format!("source/{text}"));
         let Ok(row) = serde_json::from_slice::<SourceRow>(&after.body) else { return };
+        if row.status == Status::Retired {
+            self.retired.insert(lineage.clone());
+        }
         let Some(before) = before else { return };
         if after.fence.cut > before.fence.cut {
             self.count("cuts");

@@ -1,5 +1,7 @@
 //! When a lineage waits for others, and when others need not wait for it.
 
+use std::sync::PoisonError;
+
 use leat_runtime_core::position::Lineage;
 use leat_runtime_core::row::{SourceRow, Status};
 use leat_runtime_core::watermark::Watermark;
@@ -13,25 +15,40 @@ use crate::engine::task::Control;
 const SEEN: i64 = 4;
 
 impl<C: Control> SourceTask<C> {
+    /// Says how much memory the task takes.
     pub(super) fn weigh(&mut self) {
         let staged: usize = self.pending.iter().flat_map(|p| &p.left).flatten().map(|m| m.body.len()).sum();
         let held: usize = self.writers.values().map(FileWriter::memory).sum();
         self.share.weigh(&mut self.chain, self.replayable.bytes + staged + held);
     }
 
-    /// Whether to look how others do, for no look is recent: a worker that has no keyed tasks does not see how those of others do.
+    /// Whether memory is full, here or where state is kept.
+    fn pressed(&self) -> bool {
+        self.share.pressed() || self.control.pipeline().pressed
+    }
+
+    /// Whether to look how far others are, for no look is recent: one may be alone in its worker.
     pub(super) fn asks(&self, now: i64) -> bool {
-        !self.job.program.keyed.edges.is_empty() && now - self.looks.newest().began > SEEN * self.looks.pause(self.settings.poll_interval)
+        self.pressed() && now - self.looks.newest().began > SEEN * self.looks.pause(self.settings.poll_interval)
     }
 
-    /// Whether reading waits: memory is full, here or where state is kept, and another lineage is further behind in event time.
-    /// What that one brings lets state go; what this one would bring has to be kept for it.
-    pub(super) fn waits(&self) -> bool {
-        let look = self.looks.newest();
-        (self.share.pressed() || look.pressed)
-            && lowest_that_moves(&look, &self.job.lineage).is_some_and(|lowest| lowest.0 < self.chain.watermark)
+    /// Whether reading waits: memory is full, and another lineage is further behind in event time. What that one brings lets
+    /// state go; what this one would bring has to be kept for it.
+    pub(super) fn waits(&mut self) -> bool {
+        let ahead = || lowest_that_moves(&self.looks.newest(), &self.job.lineage).is_some_and(|lowest| lowest.0 < self.chain.watermark);
+        let waits = self.pressed() && ahead();
+        if waits {
+            // Whether it is at the tip is not known while nothing is read, so it is not idle either.
+            self.at_tip_since = None;
+        }
+        let waited = std::mem::replace(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner).waits, waits);
+        if waits && !waited {
+            self.ports.memory.wait();
+        }
+        waits
     }
 
+    /// Whether nothing newer came for the source's time-out.
     pub(super) fn idle(&self, now: i64) -> bool {
         let spec = &self.job.program.sources[self.job.source];
         let timeout = spec.event_time.and_then(|t| t.idle_timeout);
