@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::spec::{StreamingPipelineSpec, Window};
 
-/// Newest version of the document that this code knows. 2: `start` and `kpl` of sources, topics of Kafka, sessions and
-/// joins.
+/// Newest version of the document that this code knows. 2: `start` and `kpl` of sources, topics of Kafka, sessions, joins and
+/// windows that slide.
 pub const JOB_VERSION: u32 = 2;
 
 /// The oldest version that can say what a spec says: what a worker of the version before can run, it gets.

@@ -65,7 +65,11 @@ fn a_template_adds_and_takes_nothing_away() {
     for member in ["securityContext", "serviceAccountName", "topologySpreadConstraints"] {
         assert_eq!(full["spec"][member], plain["spec"][member]);
     }
-    for member in ["args", "livenessProbe", "readinessProbe", "securityContext", "ports"] {
+    let args = |container: &Value| container["args"].as_array().expect("arguments").clone();
+    let (with, without) = (args(worker), args(&plain["spec"]["containers"][0]));
+    assert_eq!((with.last(), without.last()), (Some(&json!("50Gi")), Some(&json!("10Gi"))));
+    assert_eq!(with[..with.len() - 1], without[..without.len() - 1]);
+    for member in ["livenessProbe", "readinessProbe", "securityContext", "ports"] {
         assert_eq!(worker[member], plain["spec"]["containers"][0][member]);
     }
 }

@@ -326,7 +326,7 @@ impl<C: Control> SourceTask<C> {
             && self.replayable.waiting.len() < QUEUE_ROWS
             && self.replayable.bytes < QUEUE_BYTES
             && self.pending.len() < 64
-            && self.buffered() < 4 * self.settings.part_bytes
+            && self.buffered() < 4 * self.part_bytes()
             && !waits
         {
             self.reading = true;

@@ -1,7 +1,7 @@
 //! Nexmark on one machine, as far as the manifest can say it: each query as a pipeline of `leat dev`, the same by DuckDB over the
 //! same files, and by Flink's SQL when it is there. Prints one table; the rows of Leat and DuckDB are compared.
 //!
-//! `cargo build && cargo run -p leat-tests --bin bench_nexmark -- [--events N] [--only q0,q7] [--flink PYTHON]`. The generator
+//! `cargo build && cargo run -p leat-tests --bin bench_nexmark -- [--events N] [--only q0,q7] [--memory SIZE] [--flink PYTHON]`. The generator
 //! is our own, with the proportions and hot keys that the benchmark describes
 //! (<https://datalab.cs.pdx.edu/niagara/NEXMark/>; 1 person, 3 auctions and 46 bids of 50 events).
 
@@ -34,7 +34,7 @@ struct Query {
 
 const FILES_SINK: &str = "  sinks: [{name: out, from: [q], s3: {location: out/, format: Parquet}}]";
 
-const QUERIES: [Query; 9] = [
+const QUERIES: [Query; 10] = [
     Query {
         name: "q0",
         what: "pass through",
@@ -69,6 +69,16 @@ const QUERIES: [Query; 9] = [
             "SELECT a.id, a.seller, p.name, p.city, p.state FROM auctions a JOIN persons p ON a.seller = p.id WHERE a.category = 10 AND p.state IN ('OR', 'ID', 'CA')",
         ),
         check: "sum(a_id), sum(seller)",
+    },
+    Query {
+        name: "q5",
+        what: "bids per auction in 10 s, each 2 s (without the most)",
+        flow: "  steps: [{name: q, from: [bids], window: {size: 10s, slide: 2s}, groupBy: [auction], aggregate: {bids: \"count(*)\"}}]\n",
+        sql: "SELECT auction, e AS w, count(*) AS bids FROM (SELECT auction, unnest(generate_series(time_bucket(INTERVAL 2 SECONDS, ts) + INTERVAL 2 SECONDS, time_bucket(INTERVAL 2 SECONDS, ts) + INTERVAL 10 SECONDS, INTERVAL 2 SECONDS)) AS e FROM bids) GROUP BY 1, 2",
+        flink: Some(
+            "SELECT auction, window_start, count(*) AS bids FROM TABLE(HOP(TABLE bids, DESCRIPTOR(ts), INTERVAL '2' SECONDS, INTERVAL '10' SECONDS)) GROUP BY auction, window_start, window_end",
+        ),
+        check: "sum(auction), sum(bids)",
     },
     Query {
         name: "q7",
@@ -138,7 +148,7 @@ fn main() {
     println!("{events} events, {} bytes each on average; events a CPU second, and peak memory", bytes / events);
     println!("{:<4} {:<48} {:>20} {:>20} {:>20} {:>12}", "", "", "Leat", "DuckDB", "Flink", "rows");
     for query in QUERIES.iter().filter(|q| only.as_ref().is_none_or(|names| names.contains(&q.name))) {
-        let ours = leat(folder.path(), query);
+        let ours = leat(folder.path(), query, value("--memory"));
         let theirs = python(folder.path(), query, "duckdb", DUCKDB, &leat_tests_python());
         assert_eq!(ours.answer, theirs.answer, "{}: Leat and DuckDB differ", query.name);
         let flink = flink.map(|python_| python(folder.path(), query, "flink", FLINK, Path::new(python_)));
@@ -175,13 +185,14 @@ fn manifest(query: &Query) -> String {
     text + query.flow + FILES_SINK
 }
 
-fn leat(folder: &Path, query: &Query) -> Run {
+fn leat(folder: &Path, query: &Query, memory: Option<&String>) -> Run {
     let leat = std::env::current_exe().expect("myself").parent().expect("a folder").join("leat");
     let state = folder.join("state");
     drop(std::fs::remove_dir_all(&state));
     std::fs::write(folder.join("nexmark.yaml"), manifest(query)).expect("a manifest");
     let mut command = Command::new(leat);
     command.args(["dev", "--until-done", "--output", "json", "-f"]).arg(folder.join("nexmark.yaml")).arg("--state").arg(&state);
+    command.args(memory.iter().flat_map(|size| ["--memory", size]));
     let output = command.stdin(Stdio::null()).output().expect("leat starts: run `cargo build` first");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report: Value = serde_json::from_slice(&output.stdout).expect("a report");

@@ -62,7 +62,7 @@ const CROWDED: usize = 2;
 impl<C: Control> SourceTask<C> {
     /// Whether a file is old enough to be closed, or enough rows wait for it.
     pub(super) fn files_due(&mut self, now: i64) -> bool {
-        let part = self.settings.part_bytes;
+        let part = self.part_bytes();
         let program = std::sync::Arc::clone(&self.job.program);
         let full = self.buffered() >= CROWDED * part || self.chain.files().any(|(_, rows)| rows.buffers().any(|(_, b)| b.bytes >= part));
         full || self.writers.iter().any(|((i, _), w)| now - w.file.opened >= program.files[*i].roll_interval.millis())
@@ -178,11 +178,11 @@ impl<C: Control> SourceTask<C> {
     fn flushes(&mut self, now: i64, cut: u64, last: bool) -> Result<Vec<Flush>, TaskError> {
         let program = std::sync::Arc::clone(&self.job.program);
         // Many folders with little each: the largest are written early, so that reading goes on.
-        let part_bytes = if self.buffered() >= CROWDED * self.settings.part_bytes {
+        let part_bytes = if self.buffered() >= CROWDED * self.part_bytes() {
             let largest = self.chain.files().filter_map(|(_, rows)| rows.buffers().map(|(_, b)| b.bytes).max()).max();
-            largest.map_or(self.settings.part_bytes, |l| l.div_ceil(2)).min(self.settings.part_bytes)
+            largest.map_or(self.part_bytes(), |l| l.div_ceil(2)).min(self.part_bytes())
         } else {
-            self.settings.part_bytes
+            self.part_bytes()
         };
         let mut due: Vec<(usize, String, bool)> = Vec::new();
         for (index, rows) in self.chain.files() {

@@ -11,6 +11,8 @@ use crate::engine::file::FileWriter;
 use crate::engine::looks::Look;
 use crate::engine::task::Control;
 
+/// When memory is full, a part is so many times smaller.
+const SMALLER: usize = 8;
 /// A look is recent for so many times what is good enough for tasks that need looks.
 const SEEN: i64 = 4;
 
@@ -20,6 +22,12 @@ impl<C: Control> SourceTask<C> {
         let staged: usize = self.pending.iter().flat_map(|p| &p.left).flatten().map(|m| m.body.len()).sum();
         let held: usize = self.writers.values().map(FileWriter::memory).sum();
         self.share.weigh(&mut self.chain, self.replayable.bytes + staged + held);
+    }
+
+    /// A part is written when so many bytes of its rows are in memory: earlier when that is full.
+    pub(super) fn part_bytes(&self) -> usize {
+        let whole = self.settings.part_bytes;
+        if self.share.pressed() { (whole / SMALLER).max(1) } else { whole }
     }
 
     /// Whether memory is full, here or where state is kept.
