@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use leat_compile::program::{Encoding, Input, Program, Start};
 use leat_crds::spec::Stream;
+use leat_crds::values::Size;
 use leat_operator_core::plan::{Found, Observed};
 use leat_operator_core::resource::{self, Owner, Resource, Wish};
 use leat_operator_core::{desired, plan};
@@ -324,7 +325,7 @@ async fn rounds(
     before: u64,
 ) -> Result<bool> {
     let mut progress = Progress::new(&world.program, before);
-    let mut done = false;
+    let (mut done, mut waited) = (false, false);
     while !stop.load(Ordering::Relaxed) && !done {
         worker.round().await?;
         for (_, thread) in feeds.iter_mut() {
@@ -335,6 +336,10 @@ async fn rounds(
         let fed = feeds.iter().all(|(_, thread)| thread.is_none());
         if options.until_done && fed {
             done = seal(world, &worker.shared).await?;
+        }
+        if options.talk && world.ports.memory.waited() > 0 && !std::mem::replace(&mut waited, true) {
+            let limit = Size::from_bytes(options.memory as u64);
+            eprintln!("  memory is full ({limit}): shards that are ahead of others in event time wait for them; see --memory");
         }
         if options.talk {
             progress.show(&worker.shared, feeds.iter().map(|(fed, _)| fed.records.load(Ordering::Relaxed)).sum());
@@ -416,7 +421,9 @@ async fn seal(world: &World, shared: &Shared) -> Result<bool> {
         change_pipeline(world, &|_| Some(Some(Seal { ends: ends.clone(), watermark: None }))).await?;
         return Ok(false);
     };
-    let rows = sources(world).await?;
+    let mut rows = sources(world).await?;
+    // Nobody runs lineages of sources that an earlier job had.
+    rows.retain(|lineage, _| world.program.sources.iter().any(|s| s.name == lineage.source()));
     // Files end by themselves.
     for source in world.program.sources.iter().filter(|s| matches!(s.input, Input::Files(_))) {
         let shards = world.ports.source.shards(&source.name).await?;

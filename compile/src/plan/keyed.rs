@@ -82,12 +82,21 @@ impl Lowering<'_> {
 
     /// The windows of an aggregate.
     fn shape(&mut self, path: &str, window: &Window) -> Option<Shape> {
-        let long = |d: Option<Duration>| d.filter(|d| d.millis() > 0);
-        match (long(window.tumbling), long(window.size), long(window.slide)) {
+        let all = [("tumbling", window.tumbling), ("size", window.size), ("slide", window.slide)];
+        if let Some((name, _)) = all.iter().find(|(_, d)| d.is_some_and(|d| d.millis() <= 0)) {
+            self.problem(&format!("{path}.{name}"), "a window has a length", "write for example `1m`");
+            return None;
+        }
+        match (window.tumbling, window.size, window.slide) {
             (Some(size), None, None) => Some(Shape::Tumbling(size)),
             (None, Some(size), Some(slide)) => {
-                if size.millis() % slide.millis() != 0 || size.millis() / slide.millis() > PANES {
-                    let message = format!("a window of {size} is not a multiple of {slide}, up to {PANES} times");
+                let panes = size.millis() / slide.millis();
+                if size.millis() % slide.millis() != 0 || panes > PANES {
+                    let message = if panes > PANES {
+                        format!("a window of {size} is {panes} times as long as {slide}; {PANES} times is the most")
+                    } else {
+                        format!("a window of {size} is not a multiple of {slide}")
+                    };
                     self.problem(&format!("{path}.slide"), message, "write for example `window: {size: 10m, slide: 1m}`");
                     return None;
                 }
@@ -103,11 +112,7 @@ impl Lowering<'_> {
                 None
             }
             (None, ..) => {
-                self.problem(
-                    path,
-                    "a sliding window has a `size` and a `slide`, both longer than nothing",
-                    "write for example `window: {size: 10m, slide: 1m}`",
-                );
+                self.problem(path, "a sliding window has a `size` and a `slide`", "write for example `window: {size: 10m, slide: 1m}`");
                 None
             }
         }

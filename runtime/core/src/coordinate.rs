@@ -117,7 +117,7 @@ pub fn decide(view: &View, desired: &Desired, rules: Rules) -> Vec<Change> {
         return vec![Change::Pipeline(Some(fence.clone()), draining)];
     }
     // Every worker reads the pipeline's row anyway, and seldom those of keyed tasks that are not its own.
-    let pressed = view.keyed.values().any(|(_, row)| row.pressed);
+    let pressed = view.keyed.iter().any(|(partition, (_, row))| *partition < pipeline.partitions && row.pressed);
     if changes.is_empty() && pressed != pipeline.pressed {
         return vec![Change::Pipeline(Some(fence.clone()), PipelineRow { pressed, ..PipelineRow::clone(pipeline) })];
     }

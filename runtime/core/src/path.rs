@@ -88,10 +88,10 @@ pub fn file(pipeline: &str, row: &str, cut: u64, generation: u64, index: usize, 
 
 /// The task of a file as it stands in its name, and the cut; `None`: no task of this pipeline wrote it.
 pub fn writer_of<'a>(file: &'a str, pipeline: &str) -> Option<(&'a str, u64)> {
-    let name = file.rsplit('/').next()?.split('.').next()?;
-    let mut parts = name.rsplitn(4, '-');
-    let mut number = || parts.next().filter(|text| text.bytes().all(|b| b.is_ascii_digit())).and_then(|text| text.parse::<u64>().ok());
-    let (_index, _generation, cut) = (number()?, number()?, number()?);
+    // Names of lineages have dots and dashes too.
+    let mut parts = file.rsplit('/').next()?.rsplitn(4, '-');
+    let number = |text: &str| if text.bytes().all(|b| b.is_ascii_digit()) { text.parse::<u64>().ok() } else { None };
+    let (_index, _generation, cut) = (number(parts.next()?.split('.').next()?)?, number(parts.next()?)?, number(parts.next()?)?);
     Some((parts.next()?.strip_prefix(pipeline)?.strip_prefix('-')?, cut))
 }
 
@@ -107,7 +107,7 @@ mod tests {
     #[test]
     fn a_file_names_its_task_and_cut() {
         let pipeline = unique("analytics", "clicks-2", 255);
-        let row = source_row(&Lineage::new("web-clicks", "1f", "shardId-000000000003"));
+        let row = source_row(&Lineage::new("web-clicks", "1f", "part-1.2.jsonl"));
         let name = file(&pipeline, &row, 41, 7, 2, "parquet");
         assert_eq!(writer_of(&format!("dt=2026-01-01/{name}"), &pipeline), Some((&*in_names(&row), 41)));
         for other in [unique("analytics", "clicks-2", 256), unique("analytics", "clicks", 255)] {

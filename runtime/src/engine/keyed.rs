@@ -99,6 +99,8 @@ pub struct KeyedTask<C> {
     named: BTreeSet<String>,
     garbage: Vec<String>,
     behind: bool,
+    /// The watermark that may be applied.
+    goal: Watermark,
     share: Share,
     progress: Arc<Mutex<Progress>>,
 }
@@ -167,6 +169,7 @@ impl<C: Control> KeyedTask<C> {
             named: BTreeSet::new(),
             garbage: Vec::new(),
             behind: false,
+            goal: Watermark::MIN,
             share,
             row,
         };
@@ -274,6 +277,7 @@ impl<C: Control> KeyedTask<C> {
         self.send(busy);
         self.clean(busy);
         self.take_unread()?;
+        self.approach()?;
         if !self.reading && self.unread.is_empty() {
             self.reading = true;
             let (log, partition, after) = (Arc::clone(&self.ports.log), self.job.partition, self.position);
@@ -324,8 +328,13 @@ impl<C: Control> KeyedTask<C> {
             }
         }
         let (rows_for_files, outstanding) = (self.rows_for_files(), self.outstanding());
-        let settled =
-            !self.changed && self.unread.is_empty() && !self.cutting && !outstanding && self.acknowledged.is_empty() && rows_for_files == 0;
+        let settled = self.chain.watermark >= self.goal
+            && !self.changed
+            && self.unread.is_empty()
+            && !self.cutting
+            && !outstanding
+            && self.acknowledged.is_empty()
+            && rows_for_files == 0;
         let view = self.merge.view();
         let seen = |(lineage, seen): (&Lineage, &Seen)| (lineage.clone(), if self.merge.consumed(lineage) { seen.cut } else { 0 });
         let consumed = (settled && !view.is_empty()).then(|| view.iter().map(seen).collect());
@@ -507,8 +516,15 @@ impl<C: Control> KeyedTask<C> {
     fn advance(&mut self) -> Result<(), TaskError> {
         let chain = &self.chain;
         let to = self.merge.advance(&chain.cursors, &|group| chain.mine(group));
-        if let Some(to) = to.filter(|to| *to > chain.watermark) {
-            self.chain.advance(to)?;
+        self.goal = self.goal.max(to.unwrap_or(Watermark::MIN));
+        self.approach()
+    }
+
+    /// Applies the watermark, step by step, until much waits for a cut.
+    fn approach(&mut self) -> Result<(), TaskError> {
+        while self.chain.watermark < self.goal && !self.chain.crowded() {
+            let next = self.chain.next(self.goal);
+            self.chain.advance(if next > self.chain.watermark { next } else { self.goal })?;
             self.changed = true;
         }
         Ok(())

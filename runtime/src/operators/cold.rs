@@ -1,5 +1,6 @@
 //! Ids on the local disk: in the order of their events, in blocks, with a filter in memory that keeps almost all searches for
-//! ids that are not there from the disk.
+//! ids that are not there from the disk. Runs of like size are merged, as in a log-structured merge tree (O'Neil et al. 1996),
+//! so of n runs there are about 8 log₈ n left to ask.
 //!
 //! The filter is a Bloom filter (1970) whose bits of one id lie in one cache line (Putze, Sanders and Singler 2007): ten bits and
 //! six probes an id, so about one search in eighty reads a block in vain.
@@ -14,6 +15,8 @@ use super::memory::{Disk, Piece, Spill};
 
 /// Ids of a block.
 const BLOCK: usize = 256;
+/// Runs of one level that become one of the next.
+const MERGED: usize = 8;
 /// Bytes of an id.
 const ID: usize = size_of::<u128>();
 /// Bits of a filter for each id.
@@ -61,6 +64,8 @@ pub struct Cold {
     filter: Filter,
     /// The latest time among them.
     newest: u32,
+    /// It was merged of runs of the level below; what comes from memory has level 0.
+    level: u8,
 }
 
 impl Cold {
@@ -74,7 +79,28 @@ impl Cold {
         }
         let firsts = entries.chunks(BLOCK).filter_map(|block| block.first()).map(|first| first.event).collect();
         let newest = entries.iter().map(|e| e.at).max().unwrap_or_default();
-        Some(Self { piece: spill.write(disk, &bytes)?, ids: entries.len(), firsts, filter, newest })
+        Some(Self { piece: spill.write(disk, &bytes)?, ids: entries.len(), firsts, filter, newest, level: 0 })
+    }
+
+    /// Makes one of [`MERGED`] runs of the same level again and again, so that searches ask few; without what is older than
+    /// `floor`. Where it cannot, runs stay as they are.
+    pub fn merge(runs: &mut Vec<Cold>, floor: u32, disk: &Arc<Disk>, spill: &mut Spill) {
+        while let Some(level) = (0..u8::MAX).find(|level| runs.iter().filter(|run| run.level == *level).count() >= MERGED) {
+            let alike = runs.iter().filter(|run| run.level == level);
+            let Ok(entries) = alike.map(Cold::entries).collect::<Result<Vec<_>, _>>() else { return };
+            let mut entries: Vec<Entry> = entries.into_iter().flatten().filter(|entry| entry.at >= floor).collect();
+            entries.sort_by_key(|entry| entry.event);
+            let Some(merged) = Cold::write(&entries, disk, spill) else { return };
+            runs.retain(|run| run.level != level);
+            runs.push(Cold { level: level + 1, ..merged });
+        }
+    }
+
+    /// All ids.
+    fn entries(&self) -> Result<Vec<Entry>, Damaged> {
+        let mut bytes = vec![0; self.ids * ID];
+        self.piece.read(0, &mut bytes)?;
+        bytes.as_chunks::<ID>().0.iter().map(entry).collect()
     }
 
     /// Whether an id is there with a time for which `holds` is true.
@@ -90,7 +116,7 @@ impl Cold {
             let bytes = &mut bytes[..ids * ID];
             self.piece.read(block * BLOCK * ID, bytes)?;
             for bits in bytes.as_chunks::<ID>().0 {
-                let entry = Entry::unpack(u128::from_le_bytes(*bits)).ok_or(Damaged("an id on the local disk has no time"))?;
+                let entry = entry(bits)?;
                 if entry.event == event && entry.place == place && holds(entry.at) {
                     return Ok(true);
                 }
@@ -113,6 +139,10 @@ impl Cold {
     pub fn memory(&self) -> usize {
         self.firsts.capacity() * size_of::<u64>() + self.filter.0.capacity() * LINE / 8
     }
+}
+
+fn entry(bits: &[u8; ID]) -> Result<Entry, Damaged> {
+    Entry::unpack(u128::from_le_bytes(*bits)).ok_or(Damaged("an id on the local disk has no time"))
 }
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ const RUNS: usize = 256;
 /// Largest run, in least ones.
 const LARGEST: usize = 16;
 /// Room is made for so many ids at most before they are there: a head is not trusted with memory.
-const EXPECTED: usize = 8 << 20;
+const EXPECTED: usize = 1 << 20;
 
 /// Ids that were stored as an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -195,6 +195,7 @@ impl Seen {
                     cold.extend(written);
                     gone
                 });
+                Cold::merge(cold, floor, disk, spill);
             }
         }
     }

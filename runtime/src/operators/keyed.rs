@@ -241,6 +241,16 @@ impl KeyedChain {
         self.advance_joins(true)
     }
 
+    /// The next watermark up to `to` after which it is looked whether what leaves is too much: a jump of the watermark would let
+    /// windows that slide leave all at once, each row of them many times.
+    pub fn next(&self, to: Watermark) -> Watermark {
+        let next = self.states.iter().zip(&self.program.keyed.edges).filter_map(|(state, edge)| match (state, &edge.kind) {
+            (State::Windows(windows), EdgeKind::Partial(spec)) => windows.next(spec),
+            _ => None,
+        });
+        next.min().map_or(to, |next| next.clamp(self.watermark, to))
+    }
+
     /// Emits early and corrected rows of windows that changed.
     pub fn emit_updates(&mut self) {
         for i in 0..self.states.len() {

@@ -122,15 +122,22 @@ impl Share {
         let least = self.memory.limit / (4 * self.memory.shares.load(Ordering::Relaxed).max(1));
         if self.memory.excess() > 0
             && self.bytes >= self.spilled_to + least
-            && let Some(disk) = self.memory.disk.as_ref().filter(|disk| disk.has_room())
+            && let Some(disk) = self.memory.disk.clone().filter(|disk| disk.has_room())
         {
-            state.spill(disk, least / SMALL);
+            let before = self.bytes;
+            state.spill(&disk, least / SMALL);
             self.set(state.memory() + more);
-            self.spilled_to = self.bytes;
+            // Where there was no room, it is tried again.
+            self.spilled_to = if disk.is_full() { before.min(self.spilled_to) } else { self.bytes };
         }
         self.spilled_to = self.spilled_to.min(self.bytes);
-        // Not to and fro at the border.
-        let enough = if self.pressed { self.memory.limit / 10 * 9 } else { self.memory.limit };
+        // Tasks that have not grown enough to move have at most a quarter of it together. Not to and fro at the border.
+        let (limit, room) = (self.memory.limit, self.memory.disk.as_ref().is_some_and(|disk| !disk.is_full()));
+        let enough = match (self.pressed, room) {
+            (false, true) => limit.saturating_add(limit / 4),
+            (true, true) | (false, false) => limit,
+            (true, false) => limit / 10 * 9,
+        };
         self.pressed = self.memory.used() > enough;
     }
 

@@ -122,7 +122,7 @@ impl Rows {
 
     /// Memory, bytes.
     pub fn memory(&self) -> usize {
-        let lists = |b: &Bucket| b.entries.capacity() * size_of::<Entry>() + b.fresh.capacity() * size_of::<u32>();
+        let lists = |b: &Bucket| size_of::<Bucket>() + b.entries.capacity() * size_of::<Entry>() + b.fresh.capacity() * size_of::<u32>();
         self.buckets.values().map(|b| b.rows.memory() + lists(b) + b.index.allocation_size()).sum()
     }
 

@@ -42,8 +42,8 @@ spec:
     - {name: some, from: [events], filter: "id >= 0"}
     - {name: unique, from: [events], deduplicate: {by: [id], keyedWith: [user], within: 1h}}
   sinks:
-    - {name: straight, from: [some], stream: {stream: straight, partitionKey: user}}
-    - {name: keyed, from: [unique], stream: {stream: keyed, partitionKey: user}}
+    - {name: straight, from: [some], stream: {name: straight, partitionBy: user}}
+    - {name: keyed, from: [unique], stream: {name: keyed, partitionBy: user}}
 "#;
 
 /// Takes the time of what comes.

@@ -11,6 +11,8 @@ use crate::engine::file::FileWriter;
 use crate::engine::looks::Look;
 use crate::engine::task::Control;
 
+/// The longest that keyed steps keep anything is so many times what a lineage may be ahead while memory is full.
+const LITTLE: i64 = 8;
 /// When memory is full, a part is so many times smaller.
 const SMALLER: usize = 8;
 /// A look is recent for so many times what is good enough for tasks that need looks.
@@ -41,19 +43,36 @@ impl<C: Control> SourceTask<C> {
     }
 
     /// Whether reading waits: memory is full, and another lineage is further behind in event time. What that one brings lets
-    /// state go; what this one would bring has to be kept for it.
+    /// state go; what this one would bring has to be kept for it. A little ahead does no harm: lineages in step go on side by side.
     pub(super) fn waits(&mut self) -> bool {
-        let ahead = || lowest_that_moves(&self.looks.newest(), &self.job.lineage).is_some_and(|lowest| lowest.0 < self.chain.watermark);
-        let waits = self.pressed() && ahead();
+        let little =
+            self.job.program.keyed.edges.iter().map(|edge| edge.kind.waits(&self.job.program.keyed.joins)).max().unwrap_or_default()
+                / LITTLE;
+        let ahead = |lowest: Watermark| lowest.0.saturating_add(little) < self.chain.watermark;
+        let waits = self.pressed() && self.lowest_that_moves().is_some_and(ahead);
         if waits {
             // Whether it is at the tip is not known while nothing is read, so it is not idle either.
             self.at_tip_since = None;
         }
-        let waited = std::mem::replace(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner).waits, waits);
-        if waits && !waited {
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        progress.at_tip &= !waits;
+        if std::mem::replace(&mut progress.waits, waits) != waits && waits {
             self.ports.memory.wait();
         }
         waits
+    }
+
+    /// The lowest watermark of the other lineages from which records may come that have one. Those of sources that the job does
+    /// not have any more are not read, and stand where they stood.
+    fn lowest_that_moves(&self) -> Option<Watermark> {
+        let (look, program) = (self.looks.newest(), &self.job.program);
+        let seal = look.pipeline.as_ref().and_then(|(_, pipeline)| pipeline.seal.as_ref());
+        let at_end =
+            |lineage: &Lineage, row: &SourceRow| seal.and_then(|seal| seal.ends.get(lineage)).is_some_and(|end| row.position >= *end);
+        let timed = |lineage: &Lineage| program.sources.iter().any(|s| s.name == lineage.source() && s.event_time.is_some());
+        let others = look.view.keys().filter(|lineage| **lineage != self.job.lineage && timed(lineage));
+        let rows = others.filter_map(|lineage| look.sources.get(lineage).map(|(_, row)| (lineage, row)));
+        rows.filter(|(lineage, row)| row.status == Status::Live && !row.idle && !at_end(lineage, row)).map(|(_, row)| row.watermark).min()
     }
 
     /// Whether nothing newer came for the source's time-out.
@@ -66,18 +85,11 @@ impl<C: Control> SourceTask<C> {
     }
 }
 
-/// The lowest watermark of the other lineages from which records may come.
-fn lowest_that_moves(look: &Look, mine: &Lineage) -> Option<Watermark> {
-    let seal = look.pipeline.as_ref().and_then(|(_, pipeline)| pipeline.seal.as_ref());
-    let at_end = |lineage: &Lineage, row: &SourceRow| seal.and_then(|seal| seal.ends.get(lineage)).is_some_and(|end| row.position >= *end);
-    let others = look.sources.iter().filter(|(lineage, (_, row))| *lineage != mine && row.status == Status::Live && !row.idle);
-    others.filter(|(lineage, (_, row))| !at_end(lineage, row)).map(|(_, (_, row))| row.watermark).min()
-}
-
 /// What an idle lineage may raise its watermark to: the lowest of the others that are live and not idle; when all are
-/// idle the highest, since then nobody is waited for.
+/// idle the highest, since then nobody is waited for. Those of sources that were removed do not count.
 pub(super) fn lowest_of_others(look: &Look, mine: &Lineage) -> Option<Watermark> {
-    let others = || look.sources.iter().filter(|(lineage, (_, row))| *lineage != mine && row.status == Status::Live);
+    let counts = |lineage: &Lineage| lineage != mine && look.view.contains_key(lineage);
+    let others = || look.sources.iter().filter(|(lineage, (_, row))| counts(lineage) && row.status == Status::Live);
     let busy = others().filter(|(_, (_, row))| !row.idle).map(|(_, (_, row))| row.watermark).min();
     busy.or_else(|| others().map(|(_, (_, row))| row.watermark).max())
 }

@@ -16,6 +16,8 @@ use crate::operators::deduplicate::Heir;
 use crate::operators::memory::{Disk, Spills};
 use crate::operators::saved::{Run, Saved, Saving};
 
+/// Bytes of rows that are worth a piece on the disk: what tells where it is takes about a tenth.
+const PIECE: usize = 512;
 /// Version of the encoding.
 const VERSION: u8 = 4;
 
@@ -155,7 +157,7 @@ impl KeyedChain {
         for (edge, state) in self.program.keyed.edges.iter().zip(&mut self.states) {
             match (state, &edge.kind) {
                 (State::Windows(windows), EdgeKind::Partial(spec)) => {
-                    drop(windows.close(self.watermark, spec));
+                    windows.forget(self.watermark, spec);
                     windows.mark_all();
                 }
                 (State::Sessions(sessions), EdgeKind::Partial(spec)) => drop(sessions.close(self.watermark, spec)),
@@ -185,8 +187,8 @@ impl Spills for KeyedChain {
         for state in &mut self.states {
             match state {
                 State::Seen(seen) => seen.spill(disk, least),
-                State::Rows(rows) => rows.spill(disk, least),
-                State::Versions(versions) => versions.spill(disk, least),
+                State::Rows(rows) => rows.spill(disk, least.min(PIECE)),
+                State::Versions(versions) => versions.spill(disk, least.min(PIECE)),
                 // A window is whole in memory when it closes.
                 State::Stateless | State::Windows(_) | State::Sessions(_) => {}
             }
