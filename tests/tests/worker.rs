@@ -189,6 +189,54 @@ async fn a_source_is_begun_behind_the_records_that_are_named_and_only_once() {
     run(named(3), "one-2", 2, of(more["shard-0000"] - 7, more["shard-0001"])).await;
 }
 
+/// A source whose records have no time, beside one with windows: these close by the time of the others, and what the rows keep of
+/// it does not grow.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_for_a_source_without_time() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = "apiVersion: leat.dev/v1alpha1\nkind: StreamingPipeline\nmetadata: {name: timeless, namespace: analytics}\nspec:\n  \
+                storage: {location: \"s3://example-leat/\"}\n  streams:\n    - {name: s, kinesis: {streamName: s, shards: {initial: 2}}}\n  \
+                sources:\n    - {name: events, stream: s, columns: {id: VARCHAR, ts: TIMESTAMP}, eventTime: {field: ts, idleTimeout: 100ms}}\n    \
+                - {name: again, stream: s, columns: {id: VARCHAR}}\n  steps:\n    \
+                - {name: counts, from: [events], window: {tumbling: 1s}, aggregate: {events: \"count(*)\"}}\n  sinks:\n    \
+                - {name: out, from: [counts], s3: {location: \"s3://example-lake/out/\", format: Parquet}}\n    \
+                - {name: all, from: [again], s3: {location: \"s3://example-lake/all/\", format: Parquet}}\n";
+    let documents = leat::manifest::documents("pipeline.yaml", text).expect("YAML");
+    let program = leat::manifest::pipeline(&documents, leat::manifest::References::default()).expect("a pipeline").program;
+    let stream = stream(folder.path());
+    let put = |from: u64, to: u64| {
+        let record = |n: u64| Record {
+            key: format!("key-{n}").into_bytes(),
+            data: format!("{{\"id\":\"{n}\",\"ts\":\"{}\"}}", leat::format_millis(1_793_491_200_000 + n as i64 * 100)).into_bytes(),
+            arrival: 1_793_491_200_000,
+        };
+        stream.append((from..to).map(|n| (n, record(n))).collect(), None).expect("appended");
+    };
+    let rows: Arc<dyn Rows> = Arc::new(Store::open(&folder.path().join("rows.redb")).expect("a store"));
+    let ports = Ports {
+        log: Arc::new(LocalLog::open(&folder.path().join("partitions"), program.document.repartition_partitions).expect("a log")),
+        ..ports(folder.path(), Arc::clone(&rows), &stream)
+    };
+    let mut worker = Worker::new(ports, Settings::default(), "one-1".to_owned(), Arc::new(program), 1, 1).expect("a worker");
+    worker.register().await.expect("registered");
+    for part in 1..=8_u64 {
+        put((part - 1) * 100, part * 100);
+        until("windows of ten seconds more, but the last", PATIENCE, async || {
+            worker.round().await.map_err(|e| e.to_string())?;
+            let keyed = worker.shared.keyed().into_values();
+            let emitted: u64 = keyed.map(|k| k.ledger.0.get("counts (windows)").map_or(0, |c| c.emitted)).sum();
+            if emitted >= part * 10 - 1 { Ok(()) } else { Err(format!("{emitted} windows")) }
+        })
+        .await;
+    }
+    for (key, row) in rows.list(path::SOURCES).await.expect("rows") {
+        let row = decode::<SourceRow>(&row.body).expect("a row");
+        let positions: std::collections::BTreeSet<_> = row.raises.iter().map(|(position, _)| *position).collect();
+        assert_eq!(positions.len(), row.raises.len(), "{key}: {:?}", row.raises);
+    }
+    worker.leave(10_000).await.expect("it leaves");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_of_the_job_before_begins_a_new_source_where_it_is_to_be_begun() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -309,7 +309,7 @@ impl<C: Control> KeyedTask<C> {
             self.chain.emit_updates();
         }
         // Lineages that are ahead begin or cease to wait with the cut that says so.
-        self.changed |= self.chain.has_outputs() || self.share.pressed() != self.row.pressed;
+        self.changed |= self.chain.has_outputs() || (!self.cutting && self.share.pressed() != self.row.pressed);
         let due = now - self.last_cut >= self.settings.cut_interval || self.closing() || self.chain.crowded();
         if now - self.last_snapshot >= self.settings.snapshot_interval
             && self.row.snapshot.as_ref().and_then(|s| s.position) != self.position

@@ -293,7 +293,7 @@ impl<C: Control> SourceTask<C> {
         self.send(busy);
         self.clean(busy);
         self.show(busy);
-        let draining = self.draining();
+        let (draining, waits) = (self.draining(), self.waits());
         let now = self.ports.clock.now();
         if self.ended {
             // Two cuts: the first ends the lineage, the second retires it when everything is acknowledged.
@@ -320,7 +320,6 @@ impl<C: Control> SourceTask<C> {
             }
             return Ok(None);
         }
-        let waits = self.waits();
         if !self.reading
             && !draining
             && self.replayable.waiting.len() < QUEUE_ROWS
@@ -601,7 +600,11 @@ impl<C: Control> SourceTask<C> {
         if self.rules().hold(Rule::Idle) {
             self.chain.watermark = to.0;
         }
-        self.raises.push((self.position, to));
+        // Of several behind one record the last holds; one that is idle for long is raised again and again.
+        match self.raises.last_mut().filter(|(position, _)| *position == self.position) {
+            Some((_, last)) => *last = to.max(*last),
+            None => self.raises.push((self.position, to)),
+        }
     }
 
     /// The watermark that closes bounded input, once this lineage has come to its end.

@@ -169,4 +169,28 @@ mod tests {
         assert!(vain < 2_500, "{vain} of 100,000");
         assert!(cold.memory() < 10_000 * 14 / 10, "{} bytes", cold.memory());
     }
+
+    #[test]
+    fn many_runs_become_few_and_know_what_they_knew() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let disk = Arc::new(Disk::new(folder.path().to_owned(), u64::MAX).expect("a disk"));
+        let (mut runs, mut spill) = (Vec::new(), Spill::default());
+        let event = |n: u32| u64::from(n).wrapping_mul(0xD6E8_FEB8_6659_FD93);
+        for run in 0..100 {
+            let mut entries: Vec<Entry> = (run * 50..(run + 1) * 50).map(|n| Entry { event: event(n), place: n, at: n }).collect();
+            entries.sort_by_key(|e| e.event);
+            runs.push(Cold::write(&entries, &disk, &mut spill).expect("room"));
+            // What is older than half of all may go.
+            Cold::merge(&mut runs, (run * 50) / 2, &disk, &mut spill);
+            assert!(runs.len() <= 3 * (MERGED - 1), "{} runs", runs.len());
+        }
+        let any = |n: u32| runs.iter().any(|run| run.any(event(n), n, |at| at == n).expect("a disk"));
+        assert!((2_500..5_000).all(any) && !(5_000..10_000).any(any));
+        assert!(runs.iter().map(Cold::ids).sum::<usize>() < 5_000, "nothing was forgotten");
+        // Where there is no room, all stay as they are.
+        let full = Arc::new(Disk::new(folder.path().to_owned(), 0).expect("a disk"));
+        let mut alike: Vec<Cold> = runs.iter().cycle().take(20).map(|run| Cold { level: 0, ..run.clone() }).collect();
+        Cold::merge(&mut alike, 0, &full, &mut Spill::default());
+        assert_eq!(alike.len(), 20);
+    }
 }

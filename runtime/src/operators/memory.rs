@@ -273,7 +273,7 @@ impl Spill {
 
 /// Bytes that only grow, in memory or, from their beginning on, on the disk.
 #[derive(Debug, Clone, Default)]
-pub struct Bytes {
+pub struct Growing {
     /// Each with the place among all bytes that it begins at.
     pieces: Vec<(usize, Piece)>,
     /// So many are on the disk.
@@ -281,7 +281,7 @@ pub struct Bytes {
     rest: Vec<u8>,
 }
 
-impl Bytes {
+impl Growing {
     /// Number of bytes.
     pub fn size(&self) -> usize {
         self.spilled + self.rest.len()
@@ -324,7 +324,7 @@ impl Bytes {
 #[derive(Debug, Clone, Default)]
 pub struct Packed {
     /// Of each its key, counted, and what it holds.
-    bytes: Bytes,
+    bytes: Growing,
     /// Where each ends.
     ends: Vec<usize>,
 }
@@ -378,7 +378,7 @@ mod tests {
         fn bytes_are_what_was_added(parts in proptest::collection::vec((proptest::collection::vec(any::<u8>(), 1..50), 0..4_u8), 1..60)) {
             let folder = tempfile::tempdir().expect("a folder");
             let disk = Arc::new(Disk::new(folder.path().to_owned(), 1_000).expect("a disk"));
-            let (mut bytes, mut spill, mut all, mut places) = (Bytes::default(), Spill::default(), Vec::<u8>::new(), Vec::new());
+            let (mut bytes, mut spill, mut all, mut places) = (Growing::default(), Spill::default(), Vec::<u8>::new(), Vec::new());
             for (part, what) in parts {
                 places.push(all.len()..all.len() + part.len());
                 all.extend(&part);

@@ -45,11 +45,12 @@ impl<C: Control> SourceTask<C> {
     /// Whether reading waits: memory is full, and another lineage is further behind in event time. What that one brings lets
     /// state go; what this one would bring has to be kept for it. A little ahead does no harm: lineages in step go on side by side.
     pub(super) fn waits(&mut self) -> bool {
-        let little =
-            self.job.program.keyed.edges.iter().map(|edge| edge.kind.waits(&self.job.program.keyed.joins)).max().unwrap_or_default()
-                / LITTLE;
-        let ahead = |lowest: Watermark| lowest.0.saturating_add(little) < self.chain.watermark;
-        let waits = self.pressed() && self.lowest_that_moves().is_some_and(ahead);
+        let ahead = || {
+            let keyed = &self.job.program.keyed;
+            let longest = keyed.edges.iter().map(|edge| edge.kind.waits(&keyed.joins)).max().unwrap_or_default();
+            self.lowest_that_moves().is_some_and(|lowest| lowest.0.saturating_add(longest / LITTLE) < self.chain.watermark)
+        };
+        let waits = self.pressed() && !self.draining() && ahead();
         if waits {
             // Whether it is at the tip is not known while nothing is read, so it is not idle either.
             self.at_tip_since = None;
@@ -75,13 +76,17 @@ impl<C: Control> SourceTask<C> {
         rows.filter(|(lineage, row)| row.status == Status::Live && !row.idle && !at_end(lineage, row)).map(|(_, row)| row.watermark).min()
     }
 
-    /// Whether nothing newer came for the source's time-out.
+    /// Whether others do not wait for this lineage: nothing newer came for the source's time-out, or its records have no time.
     pub(super) fn idle(&self, now: i64) -> bool {
-        let spec = &self.job.program.sources[self.job.source];
-        let timeout = spec.event_time.and_then(|t| t.idle_timeout);
         let bounded = self.control.pipeline().seal.is_some();
-        let silent = self.at_tip_since.zip(timeout).is_some_and(|(since, timeout)| now - since >= timeout.millis());
-        silent && !bounded && !self.ended && self.row.position == self.position
+        let idle = match self.job.program.sources[self.job.source].event_time {
+            None => true,
+            Some(time) => {
+                let silent = self.at_tip_since.zip(time.idle_timeout).is_some_and(|(since, timeout)| now - since >= timeout.millis());
+                silent && self.row.position == self.position
+            }
+        };
+        idle && !bounded && !self.ended
     }
 }
 
