@@ -516,7 +516,8 @@ impl<C: Control> KeyedTask<C> {
     fn advance(&mut self) -> Result<(), TaskError> {
         let chain = &self.chain;
         let to = self.merge.advance(&chain.cursors, &|group| chain.mine(group));
-        self.goal = self.goal.max(to.unwrap_or(Watermark::MIN));
+        // Nothing is known while a newcomer is awaited: what was not applied yet then waits for it too (rule `join`).
+        self.goal = to.unwrap_or(self.chain.watermark);
         self.approach()
     }
 

@@ -594,19 +594,6 @@ impl<C: Control> SourceTask<C> {
         }
     }
 
-    /// Raises the lineage's own watermark, to be made durable before any later record.
-    fn raise(&mut self, to: Watermark) {
-        self.changed = true;
-        if self.rules().hold(Rule::Idle) {
-            self.chain.watermark = to.0;
-        }
-        // Of several behind one record the last holds; one that is idle for long is raised again and again.
-        match self.raises.last_mut().filter(|(position, _)| *position == self.position) {
-            Some((_, last)) => *last = to.max(*last),
-            None => self.raises.push((self.position, to)),
-        }
-    }
-
     /// The watermark that closes bounded input, once this lineage has come to its end.
     fn seal(&self) -> Watermark {
         let pipeline = self.control.pipeline();

@@ -86,7 +86,11 @@ impl Cold {
     /// `floor`. Where it cannot, runs stay as they are.
     pub fn merge(runs: &mut Vec<Cold>, floor: u32, disk: &Arc<Disk>, spill: &mut Spill) {
         while let Some(level) = (0..u8::MAX).find(|level| runs.iter().filter(|run| run.level == *level).count() >= MERGED) {
-            let alike = runs.iter().filter(|run| run.level == level);
+            let alike = || runs.iter().filter(|run| run.level == level);
+            if alike().map(|run| run.ids * ID).sum::<usize>() as u64 > disk.room() {
+                return;
+            }
+            let alike = alike();
             let Ok(entries) = alike.map(Cold::entries).collect::<Result<Vec<_>, _>>() else { return };
             let mut entries: Vec<Entry> = entries.into_iter().flatten().filter(|entry| entry.at >= floor).collect();
             entries.sort_by_key(|entry| entry.event);

@@ -189,6 +189,9 @@ impl Seen {
         for epoch in self.epochs.iter_mut().filter(|epoch| epoch.table.len() * size_of::<Entry>() > least) {
             let floor = floor(epoch.number, horizon);
             for (part, cold) in epoch.cold.iter_mut().enumerate() {
+                if !disk.fits(epoch.table.len() / PARTS * size_of::<Entry>()) {
+                    return;
+                }
                 epoch.table.take_part(part, floor, |entries| {
                     let written = if entries.is_empty() { None } else { Cold::write(entries, disk, spill) };
                     let gone = entries.is_empty() || written.is_some();

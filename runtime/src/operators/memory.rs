@@ -184,6 +184,18 @@ impl Disk {
         self.used.load(Ordering::Relaxed)
     }
 
+    /// Bytes that are left of its limit.
+    pub fn room(&self) -> u64 {
+        self.limit.saturating_sub(self.used())
+    }
+
+    /// Whether so many bytes more are within its limit; what does not fit need not be made. If not, it counts as full.
+    pub fn fits(&self, bytes: usize) -> bool {
+        let fits = bytes as u64 <= self.room();
+        self.full.fetch_or(!fits, Ordering::Relaxed);
+        fits
+    }
+
     /// Bytes that were ever written.
     pub fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)

@@ -384,6 +384,8 @@ struct Open {
     group: Group,
     /// It changed since it was last emitted.
     dirty: bool,
+    /// Of a pane: its windows that end up to here have left, in whatever task it was.
+    left: i64,
 }
 
 impl Windows {
@@ -410,7 +412,7 @@ impl Windows {
     /// Merges a partial result.
     pub fn merge(&mut self, group: Group, spec: &WindowSpec) {
         match self.open.entry((group.start, group.key_bytes(spec))) {
-            std::collections::btree_map::Entry::Vacant(v) => drop(v.insert(Open { group, dirty: true })),
+            std::collections::btree_map::Entry::Vacant(v) => drop(v.insert(Open { group, dirty: true, left: i64::MIN })),
             std::collections::btree_map::Entry::Occupied(mut o) => {
                 let open = o.get_mut();
                 open.dirty = true;
@@ -466,7 +468,7 @@ impl Windows {
             }
             let start = end.saturating_sub(size);
             let mut window: BTreeMap<&[u8], Group> = BTreeMap::new();
-            for ((_, key), pane) in self.open.range((start, Vec::new())..(end, Vec::new())) {
+            for ((_, key), pane) in self.open.range((start, Vec::new())..(end, Vec::new())).filter(|(_, pane)| pane.left < end) {
                 match window.get_mut(&**key) {
                     Some(group) => group.merge(&pane.group, spec),
                     None => drop(window.insert(key, pane.group.clone())),
@@ -495,11 +497,27 @@ impl Windows {
     /// Writes all windows.
     pub fn write(&self, out: &mut Writer, spec: &WindowSpec) {
         write_groups(self.open.values().map(|o| &o.group), self.open.len(), out, spec);
+        if let Shape::Sliding { .. } = spec.shape {
+            self.open.values().for_each(|pane| out.signed(pane.left.max(self.left.unwrap_or(i64::MIN))));
+        }
     }
 
     /// Reads windows and merges those whose key group is `mine`.
     pub fn read(&mut self, from: &mut Reader<'_>, spec: &WindowSpec, mine: &dyn Fn(KeyGroup) -> bool) -> Result<(), Damaged> {
-        read_groups(from, spec, mine, |group| self.merge(group, spec))
+        if !matches!(spec.shape, Shape::Sliding { .. }) {
+            return read_groups(from, spec, mine, |group| self.merge(group, spec));
+        }
+        let mut panes = Vec::new();
+        read_groups(from, spec, &|_| true, |group| panes.push(group))?;
+        for pane in panes {
+            let left = from.signed()?;
+            if mine(pane.group) {
+                let at = (pane.start, pane.key_bytes(spec));
+                self.merge(pane, spec);
+                self.open.entry(at).and_modify(|open| open.left = open.left.max(left));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -2,8 +2,10 @@
 
 use std::sync::PoisonError;
 
+use leat_compile::program::EdgeKind;
 use leat_runtime_core::position::Lineage;
 use leat_runtime_core::row::{SourceRow, Status};
+use leat_runtime_core::rules::Rule;
 use leat_runtime_core::watermark::Watermark;
 
 use super::SourceTask;
@@ -32,6 +34,11 @@ impl<C: Control> SourceTask<C> {
         if self.share.pressed() { (whole / SMALLER).max(1) } else { whole }
     }
 
+    /// Whether records have a time.
+    pub(super) fn timed(&self) -> bool {
+        self.job.program.sources[self.job.source].event_time.is_some()
+    }
+
     /// Whether memory is full, here or where state is kept.
     fn pressed(&self) -> bool {
         self.share.pressed() || self.control.pipeline().pressed
@@ -47,10 +54,14 @@ impl<C: Control> SourceTask<C> {
     pub(super) fn waits(&mut self) -> bool {
         let ahead = || {
             let keyed = &self.job.program.keyed;
-            let longest = keyed.edges.iter().map(|edge| edge.kind.waits(&keyed.joins)).max().unwrap_or_default();
+            let keeps = |kind: &EdgeKind| match kind {
+                EdgeKind::Rows(rows) => kind.waits(&keyed.joins).max(rows.horizon(&keyed.joins).unwrap_or_default()),
+                EdgeKind::Partial(_) => kind.waits(&keyed.joins),
+            };
+            let longest = keyed.edges.iter().map(|edge| keeps(&edge.kind)).max().unwrap_or_default();
             self.lowest_that_moves().is_some_and(|lowest| lowest.0.saturating_add(longest / LITTLE) < self.chain.watermark)
         };
-        let waits = self.pressed() && !self.draining() && ahead();
+        let waits = self.timed() && self.pressed() && !self.draining() && !self.ended && ahead();
         if waits {
             // Whether it is at the tip is not known while nothing is read, so it is not idle either.
             self.at_tip_since = None;
@@ -80,13 +91,31 @@ impl<C: Control> SourceTask<C> {
     pub(super) fn idle(&self, now: i64) -> bool {
         let bounded = self.control.pipeline().seal.is_some();
         let idle = match self.job.program.sources[self.job.source].event_time {
-            None => true,
+            // Where no step is keyed nobody asks for watermarks.
+            None => !self.job.program.keyed.edges.is_empty(),
             Some(time) => {
                 let silent = self.at_tip_since.zip(time.idle_timeout).is_some_and(|(since, timeout)| now - since >= timeout.millis());
                 silent && self.row.position == self.position
             }
         };
         idle && !bounded && !self.ended
+    }
+
+    /// Raises the lineage's own watermark, to be made durable before any later record.
+    pub(super) fn raise(&mut self, to: Watermark) {
+        self.changed = true;
+        if self.rules().hold(Rule::Idle) {
+            self.chain.watermark = to.0;
+        }
+        // Where no record has a time, none was judged by an earlier one.
+        if !self.timed() {
+            self.raises.clear();
+        }
+        // Of several behind one record the last holds; one that is idle for long is raised again and again.
+        match self.raises.last_mut().filter(|(position, _)| *position == self.position) {
+            Some((_, last)) => *last = to.max(*last),
+            None => self.raises.push((self.position, to)),
+        }
     }
 }
 
