@@ -120,7 +120,8 @@ pub fn run(seed: u64, kind: Kind, aim: Aim, rules: Rules, programs: &Programs) -
     let (plan, faults) = plan(&mut random, aim, rules);
     let mut world = World::new(seed, rules);
     world.faults = faults;
-    world.memory = Arc::new(memory(&mut Random::new(seed ^ 0xD15C)));
+    // Roots that come late want lineages that are far ahead of them: none waits for another there.
+    world.memory = Arc::new(if aim == Aim::LateRoots { Memory::default() } else { memory(&mut Random::new(seed ^ 0xD15C)) });
     world.slow_until = if aim == Aim::SlowStart { 1_300 } else { 0 };
     for (i, range) in HashRange::split_evenly(if aim == Aim::SlowStart { 3 } else { 1 + random.below(3) as u32 }).into_iter().enumerate() {
         world.shards.push(SimShard {
