@@ -144,6 +144,7 @@ fn open(mut program: Program, options: &Options) -> Result<World> {
         source: Arc::new(LocalSource { streams: by_source, files: file_sources }),
         tables: Arc::clone(&store) as _,
         streams: Arc::clone(&written) as _,
+        topics: Arc::clone(&written) as _,
         clock: Arc::new(SystemClock),
         unclear: Arc::default(),
         memory: Arc::new(Memory::new(options.memory, Some(Disk::new(folder.join("spill"), u64::MAX)?))),

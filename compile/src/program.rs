@@ -472,13 +472,15 @@ pub struct TableSpec {
     pub schema: SchemaRef,
 }
 
-/// Records of a stream.
+/// Records of a stream, or of a topic.
 #[derive(Debug, Clone)]
 pub struct StreamSpec {
     /// Name of the sink.
     pub name: String,
     /// The declared stream.
     pub stream: String,
-    /// Column whose value is the partition key; `None`: the record's id.
+    /// It is a topic, which takes each record once: records have no id.
+    pub topic: bool,
+    /// Column whose value is the partition key; `None`: the record's id, and none in a topic.
     pub partition_by: Option<usize>,
 }

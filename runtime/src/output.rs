@@ -26,6 +26,15 @@ pub struct Item {
     pub version: i64,
 }
 
+/// A record for a topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TopicRecord {
+    /// Its key, which tells the partition; `None`: any partition.
+    pub key: Option<Bytes>,
+    /// The record.
+    pub value: Bytes,
+}
+
 /// A record for a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamRecord {

@@ -1,6 +1,7 @@
 //! A worker as a process: the job from its folder, ports over AWS, health and metrics by HTTP, logs as JSON, and an
 //! orderly end on SIGTERM.
 
+mod kafka;
 pub mod log;
 pub mod metrics;
 mod web;
@@ -13,9 +14,6 @@ use std::time::Duration;
 use leat_aws::{Retries, SdkConfig, Target};
 use leat_compile::program::{Input, Program};
 use leat_crds::names;
-use leat_crds::spec::Kafka;
-#[cfg(feature = "kafka")]
-use leat_crds::spec::ScramMechanism;
 use leat_crds::values::Size;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
@@ -159,15 +157,19 @@ async fn ports(program: &Program, tried: &(dyn Fn() + Sync)) -> Result<Ports, Se
             }
         }
     }
-    let mut written = BTreeMap::new();
+    let (mut written, mut written_topics) = (BTreeMap::new(), BTreeMap::new());
     for program in std::iter::once(program).chain(&before) {
         let spec = &program.document.spec;
         for sink in &program.streams {
-            let declared = spec.streams.iter().find(|s| s.name == sink.stream);
-            let Some((stream, kinesis)) = declared.and_then(|s| Some((s, s.kinesis.as_ref()?))) else { continue };
-            let config = clouds.of(Target::of(spec.aws.as_ref(), stream.aws.as_ref())).await;
-            let made = || Stream::new(aws_sdk_kinesis::Client::new(&config), &kinesis.stream_name);
-            written.entry(sink.stream.clone()).or_insert_with(made);
+            let Some(stream) = spec.streams.iter().find(|s| s.name == sink.stream) else { continue };
+            if let Some(kinesis) = &stream.kinesis {
+                let config = clouds.of(Target::of(spec.aws.as_ref(), stream.aws.as_ref())).await;
+                let made = || Stream::new(aws_sdk_kinesis::Client::new(&config), &kinesis.stream_name);
+                written.entry(sink.stream.clone()).or_insert_with(made);
+            }
+            if let Some(kafka) = &stream.kafka {
+                written_topics.entry(sink.stream.clone()).or_insert_with(|| kafka.clone());
+            }
         }
     }
     let mut tables = HashMap::new();
@@ -185,7 +187,7 @@ async fn ports(program: &Program, tried: &(dyn Fn() + Sync)) -> Result<Ports, Se
     sources.extend(names.into_iter().map(|name| (name, Arc::clone(&kinesis))));
     if !topics.is_empty() {
         let (names, group): (Vec<String>, _) = (topics.keys().cloned().collect(), names::group(&document.namespace, &document.name));
-        let kafka = kafka(topics, &group)?;
+        let kafka = kafka::source(topics, &group)?;
         sources.extend(names.into_iter().map(|name| (name, Arc::clone(&kafka))));
     }
     Ok(Ports {
@@ -196,6 +198,7 @@ async fn ports(program: &Program, tried: &(dyn Fn() + Sync)) -> Result<Ports, Se
         source: Arc::new(Sources::new(sources)),
         tables: Arc::new(SinkTables::new(tables)),
         streams: Arc::new(KinesisStreams::new(written)),
+        topics: kafka::sinks(written_topics)?,
         clock: Arc::new(SystemClock),
         unclear: Arc::default(),
         memory: Arc::default(),
@@ -220,32 +223,6 @@ fn memory(options: &Options) -> Memory {
             Memory::new(options.memory, None)
         }
     }
-}
-
-/// The sources that are topics; `group`: where it is shown how far they are read.
-#[cfg(feature = "kafka")]
-fn kafka(topics: BTreeMap<String, Kafka>, group: &str) -> Result<Arc<dyn Source>, ServiceError> {
-    use crate::connectors::kafka::{Credentials, KafkaSource, Mechanism, Security, Topic};
-
-    let folder = |secret: &str| Credentials(Some(PathBuf::from(names::secret_folder(secret))));
-    let topic = |(source, kafka): (String, Kafka)| {
-        let tls = kafka.cluster.tls.map(|tls| tls.secret.as_deref().map(folder).unwrap_or_default());
-        let scram = kafka.cluster.scram.map(|scram| {
-            let mechanism = match scram.mechanism {
-                Some(ScramMechanism::Sha256) => Mechanism::Sha256,
-                Some(ScramMechanism::Sha512) | None => Mechanism::Sha512,
-            };
-            (mechanism, folder(&scram.secret))
-        });
-        let security = Security { tls, scram };
-        (source, Topic::new(kafka.cluster.bootstrap_servers, security, &kafka.topic, Some(group.to_owned())))
-    };
-    Ok(Arc::new(KafkaSource::new(topics.into_iter().map(topic).collect())))
-}
-
-#[cfg(not(feature = "kafka"))]
-fn kafka(_topics: BTreeMap<String, Kafka>, _group: &str) -> Result<Arc<dyn Source>, ServiceError> {
-    Err(ServiceError::Document("this worker was built without Kafka: build it with `--features kafka`".to_owned()))
 }
 
 /// The program of the job that runs, if one does; asked again while there is no clear answer.

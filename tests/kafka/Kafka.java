@@ -6,9 +6,11 @@
 //   remove NAME                                deletes it
 //   trim NAME PARTITION OFFSET                 deletes the records before an offset
 //   send NAME PARTITION COUNT CODEC [STEP]     records, at times that are STEP ms apart from a fixed one
+//   spread NAME COUNT                          records with keys, where the producer puts them
 //   mix NAME PARTITION                         transactions of two producers that overlap, one of each pair aborted
 //   gone NAME PARTITION                        a record without value
 //   commit NAME GROUP PARTITION OFFSET         commits an offset of a group
+//   forget NAME GROUP                          removes a group and its offsets
 //   committed NAME GROUP                       prints the offsets that a group has committed
 //   read NAME                                  prints all committed records
 // What is printed is a JSON object a line.
@@ -92,6 +94,19 @@ public class Kafka {
                     for (int i = 0; i < number(c, 3); i++) {
                         producer.send(record(topic, number(c, 2), FIRST + i * step, c.get(4) + i));
                     }
+                }
+            }
+            case "spread" -> {
+                try (KafkaProducer<byte[], byte[]> producer = producer("none", null)) {
+                    for (int i = 0; i < number(c, 2); i++) {
+                        byte[] key = ("key-" + i).getBytes(StandardCharsets.UTF_8);
+                        producer.send(new ProducerRecord<>(topic, key, ("value " + i).getBytes(StandardCharsets.UTF_8)));
+                    }
+                }
+            }
+            case "forget" -> {
+                try (Admin admin = Admin.create(SETTINGS)) {
+                    admin.deleteConsumerGroups(List.of(c.get(2))).all().get();
                 }
             }
             case "mix" -> mix(topic, number(c, 2));

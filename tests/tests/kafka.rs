@@ -1,5 +1,5 @@
-//! The source of topics against an Apache Kafka: what it reads is what Kafka's own consumer reads, whatever producers, brokers
-//! and operators of the cluster do; and a pipeline over a topic.
+//! Topics as sources and sinks against an Apache Kafka: what is read is what Kafka's own consumer reads, whatever producers,
+//! brokers and operators of the cluster do; what is written, that consumer reads once; and a pipeline from topic to topic.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -10,14 +10,15 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use leat_runtime::connectors::clock::SystemClock;
-use leat_runtime::connectors::kafka::{Credentials, KafkaSource, Mechanism, Security, Topic};
+use leat_runtime::connectors::kafka::{Brokers, Credentials, KafkaSource, KafkaTopics, Mechanism, Security, Topic};
 use leat_runtime::connectors::local::folder::{LocalFiles, LocalObjects};
 use leat_runtime::connectors::local::store::Store;
 use leat_runtime::connectors::local::streams::LocalLog;
 use leat_runtime::connectors::local::written::LocalStreams;
-use leat_runtime::engine::ports::{Place, PortError, Ports, Read, Source};
+use leat_runtime::engine::ports::{Begun, Place, PortError, Ports, Read, Source, Topics};
 use leat_runtime::engine::task::Settings;
 use leat_runtime::engine::worker::Worker;
+use leat_runtime::output::TopicRecord;
 use leat_runtime_core::begin::Known;
 use leat_runtime_core::ledger::Counts;
 use leat_runtime_core::position::{Lineage, Offset};
@@ -74,6 +75,15 @@ impl Cluster {
     /// A source `s` that is a topic.
     fn source(&self, name: &str) -> KafkaSource {
         KafkaSource::new(BTreeMap::from([("s".to_owned(), self.topic(name))]))
+    }
+
+    /// The stream `w` is a topic that sinks write.
+    fn sink(&self, name: &str) -> KafkaTopics {
+        self.sink_by(name, self.port, Security::default())
+    }
+
+    fn sink_by(&self, name: &str, port: u16, security: Security) -> KafkaTopics {
+        KafkaTopics::new(BTreeMap::from([("w".to_owned(), Brokers::new(vec![format!("{ADDRESS}:{port}")], security, name))]))
     }
 
     /// A folder with files of a secret.
@@ -149,6 +159,8 @@ async fn a_topic_is_read_as_kafka_s_own_consumer_reads_it() {
     part("by tls", by_tls(&cluster)).await;
     part("another topic", another_topic(&cluster)).await;
     part("records gone", records_gone(&cluster)).await;
+    part("transactions", transactions(&cluster)).await;
+    part("marks", marks(&cluster)).await;
     part("a pipeline", a_pipeline(&mut cluster)).await;
 }
 
@@ -336,17 +348,112 @@ rows = duckdb.sql(f\"select id from read_parquet('{sys.argv[1]}')\").fetchall()
 print(json.dumps(sorted((r[0] for r in rows), key=lambda id: json.dumps(id))))
 ";
 
-/// A pipeline over a topic: workers are stopped, the broker is killed, partitions come; each record is delivered once.
+fn record(key: Option<&str>, value: String) -> TopicRecord {
+    TopicRecord { key: key.map(|key| key.to_owned().into()), value: value.into() }
+}
+
+/// Keys and values as Kafka's own consumer reads them.
+fn pairs(cluster: &Cluster, topic: &str) -> Vec<(u64, String, String)> {
+    let lines = cluster.run(&format!("read {topic}"));
+    let text =
+        |line: &Value, name: &str| STANDARD.decode(line[name].as_str().expect("a text")).map(|b| String::from_utf8_lossy(&b).into_owned());
+    lines
+        .iter()
+        .map(|l| (l["partition"].as_u64().expect("a number"), text(l, "key").expect("a key"), text(l, "value").expect("a value")))
+        .collect()
+}
+
+/// Records of a transaction are there together, where Kafka's own producer would put them; who begins later keeps out who began
+/// before.
+async fn transactions(cluster: &Cluster) {
+    cluster.run("topic written 5 + topic spread 5 + spread spread 300 + topic large 1");
+    let sink = cluster.sink("written");
+    let Begun { mark, writer: mut first } = sink.begin("w", "leat.test.first").await.expect("it begins");
+    assert_eq!(mark, None);
+    first.commit(&[], "nothing").await.expect("a mark");
+    let keyed: Vec<TopicRecord> = (0..300).map(|i| record(Some(&format!("key-{i}")), format!("value {i}"))).collect();
+    first.commit(&keyed[..100], "record 1").await.expect("committed");
+    first.commit(&keyed[100..], "record 2").await.expect("committed");
+    let (mut here, mut there) = (pairs(cluster, "written"), pairs(cluster, "spread"));
+    assert_eq!(here.len(), 300);
+    let order = |rows: &[(u64, String, String)], partition| -> Vec<String> {
+        rows.iter().filter(|r| r.0 == partition).map(|r| r.2.clone()).collect()
+    };
+    for partition in 0..5 {
+        let numbers: Vec<u32> = order(&here, partition).iter().map(|v| v[6..].parse().expect("a number")).collect();
+        assert!(!numbers.is_empty() && numbers.is_sorted(), "records of a partition are in their order");
+    }
+    here.sort();
+    there.sort();
+    assert_eq!(here, there, "each where Kafka's own producer puts it");
+
+    let Begun { mark, writer: mut second } = sink.begin("w", "leat.test.first").await.expect("it begins");
+    assert_eq!(mark.as_deref(), Some("record 2"));
+    let late = first.commit(&[record(None, "a zombie".to_owned())], "record 9").await;
+    assert!(matches!(&late, Err(PortError::Unclear(why)) if why.contains("Epoch") || why.contains("Fenced")), "{late:?}");
+    // Many, and large ones: several batches in one transaction. One without a key is anywhere.
+    let many: Vec<TopicRecord> = (0..3_000).map(|i| record((i % 2 == 0).then_some("k"), format!("{i:08}{}", "x".repeat(1_000)))).collect();
+    second.commit(&many, "record 3").await.expect("committed");
+    second.commit(&[record(Some("k"), "y".repeat(1_000_000))], "record 4").await.expect("committed");
+    let all = pairs(cluster, "written");
+    assert_eq!(all.len(), 300 + 3_000 + 1, "nothing of the zombie's");
+    let halves: Vec<u32> = all.iter().filter(|r| r.1 == "k" && r.2.starts_with('0')).map(|r| r.2[..8].parse().expect("a number")).collect();
+    assert_eq!(halves, (0..3_000).step_by(2).collect::<Vec<u32>>());
+    // Bytes that no codec makes smaller.
+    let mut state = 1u64;
+    let noise: String = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        char::from(b' ' + (state >> 57) as u8 % 95)
+    })
+    .take(3_000_000)
+    .collect();
+    let Begun { writer: mut large, .. } = cluster.sink("large").begin("w", "leat.test.large").await.expect("it begins");
+    let refused = large.commit(&[record(None, noise)], "record 1").await;
+    assert!(matches!(&refused, Err(PortError::Fatal(why)) if why.contains("max.message.bytes")), "{refused:?}");
+    let missing = cluster.sink("missing").begin("w", "leat.test.missing").await.err();
+    assert!(matches!(&missing, Some(PortError::Unclear(why)) if why.contains("missing")), "{missing:?}");
+}
+
+/// What was begun and not committed is not there; marks outlast who made them, and tools can take them back.
+async fn marks(cluster: &Cluster) {
+    cluster.run("topic noted 2");
+    let security = || {
+        let files = [("ca.crt", cluster.pem("ca.crt")), ("username", "leat".to_owned()), ("password", PASSWORD.to_owned())];
+        let secret = cluster.secret(&files.each_ref().map(|(name, text)| (*name, text.as_str())));
+        Security { tls: Some(secret.clone()), scram: Some((Mechanism::Sha512, secret)) }
+    };
+    for (n, mark) in
+        ["record 1", "job 2 cut 3", "record 49590338271490256608559692538361571095921575989136588898.7"].into_iter().enumerate()
+    {
+        let Begun { mut writer, mark: before } =
+            cluster.sink_by("noted", cluster.doors.scram, security()).begin("w", "leat.test.marks").await.expect("it begins");
+        assert_eq!(before.is_some(), n > 0);
+        writer.commit(&[record(Some("k"), format!("value {n}"))], mark).await.expect("committed");
+        let begun = cluster.sink("noted").begin("w", "leat.test.marks").await.expect("it begins");
+        assert_eq!(begun.mark.as_deref(), Some(mark));
+        let other = cluster.sink("noted").begin("w", &format!("leat.test.others.{n}")).await.expect("it begins");
+        assert_eq!(other.mark, None, "another writer has marks of its own");
+    }
+    assert_eq!(pairs(cluster, "noted").len(), 3);
+    cluster.run("commit noted leat.test.marks 0 0");
+    assert_eq!(cluster.sink("noted").begin("w", "leat.test.marks").await.expect("it begins").mark.as_deref(), Some("nothing"));
+    cluster.run("forget noted leat.test.marks");
+    assert_eq!(cluster.sink("noted").begin("w", "leat.test.marks").await.expect("it begins").mark, None);
+}
+
+/// A pipeline from topic to topic: workers are stopped, the broker is killed, partitions come; each record is delivered once.
 async fn a_pipeline(cluster: &mut Cluster) {
     const MANIFEST: &str = "apiVersion: leat.dev/v1alpha1\nkind: StreamingPipeline\nmetadata: {name: topic, namespace: analytics}\nspec:\n  \
          storage: {location: \"s3://example-leat/\"}\n  streams:\n    \
-         - {name: t, management: ObserveOnly, kafka: {cluster: {bootstrapServers: [\"localhost:9092\"]}, topic: piped}}\n  \
+         - {name: t, management: ObserveOnly, kafka: {cluster: {bootstrapServers: [\"localhost:9092\"]}, topic: piped}}\n    \
+         - {name: w, management: ObserveOnly, kafka: {cluster: {bootstrapServers: [\"localhost:9092\"]}, topic: copied}}\n  \
          sources:\n    - {name: events, stream: t, format: Json, columns: {id: VARCHAR}}\n  sinks:\n    \
-         - {name: out, from: [events], s3: {location: \"s3://example-lake/topic/\", format: Parquet, roll: {interval: 1s}}}\n  \
+         - {name: out, from: [events], s3: {location: \"s3://example-lake/topic/\", format: Parquet, roll: {interval: 1s}}}\n    \
+         - {name: copy, from: [events], stream: {name: w, partitionBy: id}}\n  \
          deadLetter: {s3: {location: \"s3://example-lake/topic-dead/\"}}\n";
     let documents = leat::manifest::documents("pipeline.yaml", MANIFEST).expect("YAML");
     let program = Arc::new(leat::manifest::pipeline(&documents, leat::manifest::References::default()).expect("a pipeline").program);
-    cluster.run("topic piped 2 + send piped 0 500 zstd + mix piped 0 + gone piped 0 + send piped 1 500 none");
+    cluster.run("topic copied 3 + topic piped 2 + send piped 0 500 zstd + mix piped 0 + gone piped 0 + send piped 1 500 none");
     let folder = cluster.folder.join("pipeline");
     std::fs::create_dir(&folder).expect("a folder");
     let store = Arc::new(Store::open(&folder.join("state.redb")).expect("a store"));
@@ -359,6 +466,7 @@ async fn a_pipeline(cluster: &mut Cluster) {
         source: Arc::new(KafkaSource::new(BTreeMap::from([("events".to_owned(), topic)]))),
         tables: store,
         streams: Arc::new(LocalStreams::new(&folder.join("written"))),
+        topics: Arc::new(cluster.sink("copied")),
         clock: Arc::new(SystemClock),
         unclear: Arc::default(),
         memory: Arc::default(),
@@ -407,6 +515,16 @@ async fn a_pipeline(cluster: &mut Cluster) {
     .await;
     assert_eq!(delivered.len(), sent.len(), "nothing twice");
     assert_eq!(delivered, sent);
+    // Kafka's own consumer finds each row in the other topic, once.
+    let copied = until("the other topic", PATIENCE, async || {
+        second.round().await.map_err(|e| e.to_string())?;
+        let copied = cluster.run("read copied");
+        if copied.len() >= sent.len() { Ok(copied) } else { Err(format!("{} of {} are there", copied.len(), sent.len())) }
+    });
+    let mut copied: Vec<Value> =
+        copied.await.iter().map(|l| serde_json::from_str::<Value>(&text(l)).expect("JSON")["id"].clone()).collect();
+    copied.sort_by_key(ToString::to_string);
+    assert_eq!(copied, sent);
     let rejects: u64 = second.shared.sources().values().flat_map(|p| p.ledger.0.values().map(Counts::rejects).collect::<Vec<_>>()).sum();
     assert_eq!(rejects, 1, "a record without value is no row; it is in the dead letters");
     second.leave(30_000).await.expect("it drains");

@@ -122,6 +122,7 @@ impl Rows for Unsure {
 fn ports(folder: &Path, rows: Arc<dyn Rows>, stream: &Arc<LocalStream>) -> Ports {
     let store = Arc::new(Store::open(&folder.join("tables.redb")).expect("a store"));
     let stream = Arc::clone(stream);
+    let written = Arc::new(LocalStreams::new(&folder.join("written")));
     Ports {
         rows,
         objects: Arc::new(LocalObjects::new(&folder.join("objects"))),
@@ -132,7 +133,8 @@ fn ports(folder: &Path, rows: Arc<dyn Rows>, stream: &Arc<LocalStream>) -> Ports
             files: BTreeMap::new(),
         }),
         tables: store,
-        streams: Arc::new(LocalStreams::new(&folder.join("written"))),
+        streams: Arc::clone(&written) as _,
+        topics: written,
         clock: Arc::new(SystemClock),
         unclear: Arc::default(),
         memory: Arc::default(),

@@ -114,9 +114,7 @@ pub(super) fn stream(l: &mut Lowering<'_>, path: &str, sink: &Sink, spec: &Strea
         let hint = suggest(&spec.name, declared.iter().map(|s| s.name.as_str()));
         l.problem(&format!("{path}.name"), format!("there is no stream `{}`", spec.name), hint);
     }
-    if declared.iter().any(|s| s.name == spec.name && s.kafka.is_some()) {
-        l.problem(&format!("{path}.name"), "a sink into a topic does not work yet", "a stream of Kinesis takes records");
-    }
+    let topic = declared.iter().any(|s| s.name == spec.name && s.kafka.is_some());
     if l.document.spec.sources.iter().any(|s| s.stream.as_ref() == Some(&spec.name)) {
         let message = format!("this pipeline reads `{}`: a pipeline that reads what it writes does not work yet", spec.name);
         l.problem(&format!("{path}.name"), message, "another pipeline can read it");
@@ -125,7 +123,7 @@ pub(super) fn stream(l: &mut Lowering<'_>, path: &str, sink: &Sink, spec: &Strea
         let hint = "leave out `emit: {mode: OnUpdate}`, or write to a table";
         l.problem(&format!("{path}.from"), "a stream only appends, and this step corrects its rows", hint);
     }
-    if input.schema.column_with_name(RECORD_ID).is_some() {
+    if !topic && input.schema.column_with_name(RECORD_ID).is_some() {
         let hint = "give the column another name in a `select`, or leave it out";
         l.problem(&path, format!("`{RECORD_ID}` is the id that the sink gives each record"), hint);
     }
@@ -138,7 +136,7 @@ pub(super) fn stream(l: &mut Lowering<'_>, path: &str, sink: &Sink, spec: &Strea
         },
     };
     let index = l.program.streams.len();
-    l.program.streams.push(StreamSpec { name: label(&sink.name), stream: spec.name.clone(), partition_by });
+    l.program.streams.push(StreamSpec { name: label(&sink.name), stream: spec.name.clone(), topic, partition_by });
     l.place(&path, &label(&sink.name), &inputs, &input.schema, &|| Op::Stream(index));
 }
 

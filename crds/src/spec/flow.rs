@@ -297,14 +297,15 @@ pub struct DynamoDbSink {
     pub time_to_live: Option<Duration>,
 }
 
-/// Records of a stream, JSON, at least once: each has a member `leat_id`, the same when it is sent again.
+/// Records of a stream, JSON. Of Kinesis at least once: each has a member `leat_id`, the same when it is sent again. Of a topic
+/// exactly once, for consumers with `isolation.level=read_committed`, and without that member.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StreamSink {
     /// A declared stream, which this pipeline does not read.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
-    /// Column whose value is the partition key. Default: the record's `leat_id`.
+    /// Column whose value is the partition key. Default: the record's `leat_id`; in a topic, none.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 255))]
     pub partition_by: Option<String>,

@@ -38,11 +38,12 @@ pub enum Rule {
     Named,
     Fresh,
     Waits,
+    Marks,
 }
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 32] = {
+    pub const ALL: [Rule; 33] = {
         use Rule::*;
         [
             Pred,
@@ -77,6 +78,7 @@ impl Rule {
             Named,
             Fresh,
             Waits,
+            Marks,
         ]
     };
 }

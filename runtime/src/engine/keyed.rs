@@ -10,8 +10,9 @@ use arrow::array::RecordBatch;
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
-use leat_compile::program::{EdgeKind, FilesSpec, Op, Program};
+use leat_compile::program::{EdgeKind, FilesSpec, Program};
 use leat_runtime_core::ledger::Ledger;
+use leat_runtime_core::mark::Mark;
 use leat_runtime_core::merge::{Merge, Seen};
 use leat_runtime_core::message;
 use leat_runtime_core::path;
@@ -20,9 +21,9 @@ use leat_runtime_core::row::{Fence, KeyedRow, OpenFile, Snapshot, Staged, Status
 use leat_runtime_core::rules::{Rule, Rules};
 use leat_runtime_core::watermark::Watermark;
 
-use self::output::{Done, Roll, send_items, send_records, write};
-use super::file;
+use self::output::{Done, write};
 use super::looks::{Look, Looks};
+use super::outlet::{Outlet, Outlets, outlets};
 use super::ports::{PortError, Ports};
 use super::task::{self, Base, Control, Exit, Settings, TaskError};
 use crate::operators::files::write_batches;
@@ -55,6 +56,7 @@ enum Event {
     Looked(Result<Arc<Look>, TaskError>),
     Cut(Result<Box<Done>, TaskError>),
     Sent(String, Result<(), TaskError>),
+    SentTopic(usize, Outlet, Vec<String>, Result<(), TaskError>),
     Completed(OpenFile, Result<(), TaskError>),
     Removed,
     Tick,
@@ -83,6 +85,8 @@ pub struct KeyedTask<C> {
     sent: BTreeSet<String>,
     acknowledged: BTreeSet<String>,
     busy_sends: BTreeSet<String>,
+    /// Those that are not busy.
+    outlets: Outlets,
     last_cut: i64,
     last_snapshot: i64,
     last_update: i64,
@@ -136,6 +140,8 @@ impl<C: Control> KeyedTask<C> {
         let (fence, row): (Fence, KeyedRow) = task::take(&ports, &key, job.job, session, settings.rules).await?;
         let chain = KeyedChain::new(&job.program, job.partition, job.partitions, settings.rules);
         let (now, share) = (ports.clock.now(), Share::new(&ports.memory));
+        let doubt = Mark::Cut { job: job.job, cut: fence.cut };
+        let outlets = outlets(&job.program, &job.unique, &key, doubt, settings.rules);
         let mut task = Self {
             ports,
             control,
@@ -156,6 +162,7 @@ impl<C: Control> KeyedTask<C> {
             sent: BTreeSet::new(),
             acknowledged: BTreeSet::new(),
             busy_sends: BTreeSet::new(),
+            outlets,
             last_cut: now,
             last_snapshot: now,
             last_update: now,
@@ -213,6 +220,10 @@ impl<C: Control> KeyedTask<C> {
         self.position = self.row.position;
         self.chain.resume(self.row.watermark)?;
         self.chain.ledger.clone_from(&self.row.ledger);
+        for (index, outlet) in &mut self.outlets {
+            let sink = &self.job.program.streams[*index].name;
+            outlet.establish(&self.ports, self.row.unsent.iter().any(|staged| staged.to == *sink)).await?;
+        }
         Ok(())
     }
 
@@ -310,7 +321,7 @@ impl<C: Control> KeyedTask<C> {
         }
         // Lineages that are ahead begin or cease to wait with the cut that says so.
         self.changed |= self.chain.has_outputs() || (!self.cutting && self.share.pressed() != self.row.pressed);
-        let due = now - self.last_cut >= self.settings.cut_interval || self.closing() || self.chain.crowded();
+        let due = now - self.last_cut >= self.settings.cut_interval || self.closing() || self.chain.crowded(self.settings.crowded_rows);
         if now - self.last_snapshot >= self.settings.snapshot_interval
             && self.row.snapshot.as_ref().and_then(|s| s.position) != self.position
         {
@@ -391,37 +402,6 @@ impl<C: Control> KeyedTask<C> {
         }
     }
 
-    /// Sends what cuts cover; every pending send is compared with what the sink already has.
-    fn send(&mut self, busy: &mut FuturesUnordered<LocalBoxFuture<'static, Event>>) {
-        for staged in &self.row.unsent {
-            let program = &self.job.program;
-            let table = program.tables.iter().find(|t| t.name == staged.to).map(|t| t.table.clone());
-            let stream = program.streams.iter().find(|s| s.name == staged.to).map(|s| s.stream.clone());
-            let sends = table.is_some() || stream.is_some();
-            if !sends || self.sent.contains(&staged.object) || !self.busy_sends.insert(staged.object.clone()) {
-                continue;
-            }
-            let (ports, staged, born) = (self.ports.clone(), staged.clone(), self.job.born);
-            let id = format!("{}/{}/{}/{}/{}", self.job.unique, staged.to, self.key, self.job.job, staged.cut);
-            busy.push(Box::pin(async move {
-                let sent = match (table, stream) {
-                    (Some(table), _) => send_items(&ports, &table, &staged, born).await,
-                    (None, stream) => send_records(&ports, &stream.unwrap_or_default(), &staged, &id).await,
-                };
-                Event::Sent(staged.object, sent)
-            }));
-        }
-        for file in &self.row.complete {
-            if self.busy_sends.insert(file.destination.clone()) {
-                let (ports, file, generation) = (self.ports.clone(), file.clone(), self.fence.generation);
-                busy.push(Box::pin(async move {
-                    let done = file::complete(&ports, &file, generation).await;
-                    Event::Completed(file, done)
-                }));
-            }
-        }
-    }
-
     fn apply(&mut self, event: Event) -> Result<(), TaskError> {
         match event {
             Event::Tick | Event::Removed => {}
@@ -463,6 +443,12 @@ impl<C: Control> KeyedTask<C> {
                 self.sent.insert(object.clone());
                 self.acknowledged.insert(object);
             }
+            Event::SentTopic(index, outlet, objects, done) => {
+                done?;
+                self.outlets.insert(index, outlet);
+                self.sent.extend(objects.iter().cloned());
+                self.acknowledged.extend(objects);
+            }
             Event::Completed(file, done) => {
                 done?;
                 self.acknowledged.insert(file.destination);
@@ -479,7 +465,7 @@ impl<C: Control> KeyedTask<C> {
     /// Takes what was read, record by record, until much waits for a cut.
     fn take_unread(&mut self) -> Result<(), TaskError> {
         let mut taken = 0;
-        while let Some((offset, record)) = self.unread.pop_front_if(|_| !self.chain.crowded()) {
+        while let Some((offset, record)) = self.unread.pop_front_if(|_| !self.chain.crowded(self.settings.crowded_rows)) {
             self.chain.take(message::decode(&record)?)?;
             self.position = Some(offset);
             self.changed = true;
@@ -523,7 +509,7 @@ impl<C: Control> KeyedTask<C> {
 
     /// Applies the watermark, step by step, until much waits for a cut.
     fn approach(&mut self) -> Result<(), TaskError> {
-        while self.chain.watermark < self.goal && !self.chain.crowded() {
+        while self.chain.watermark < self.goal && !self.chain.crowded(self.settings.crowded_rows) {
             let next = self.chain.next(self.goal);
             self.chain.advance(if next > self.chain.watermark { next } else { self.goal })?;
             self.changed = true;
@@ -589,30 +575,5 @@ impl<C: Control> KeyedTask<C> {
         let after = Fence { cut: number, drained, ..self.fence.clone() };
         let (ports, key, before, rules) = (self.ports.clone(), self.key.clone(), self.fence.clone(), self.rules());
         Ok(Box::pin(async move { Event::Cut(write(&ports, &key, &before, after, row, objects, rolls, rules).await.map(Box::new)) }))
-    }
-
-    /// Files to make of staged rows whose time has come.
-    fn rolls(&mut self, now: i64, number: u64, row: &KeyedRow, last: bool) -> Vec<Roll> {
-        let mut rolls = Vec::new();
-        let closing = self.closing();
-        let nodes = self.job.program.keyed.nodes.iter().filter_map(|n| if let Op::Files(i) = n.op { Some(i) } else { None });
-        for (nth, index) in nodes.collect::<BTreeSet<_>>().into_iter().enumerate() {
-            let spec = &self.job.program.files[index];
-            let waiting: Vec<&Staged> =
-                self.row.unsent.iter().filter(|s| s.to == spec.name && !self.covered(&s.object) && row.unsent.contains(s)).collect();
-            if waiting.is_empty() {
-                continue;
-            }
-            let since = *self.since_roll.entry(spec.name.clone()).or_insert(now);
-            if !(last || closing || self.full(spec) || now - since >= spec.roll_interval.millis()) {
-                continue;
-            }
-            self.since_roll.remove(&spec.name);
-            self.since_roll_bytes.remove(&spec.name);
-            let name = path::file(&self.job.unique, &self.key, number, self.fence.generation, nth, file::extension(spec.format));
-            let pipeline = self.job.unique.clone();
-            rolls.push(Roll { spec: spec.clone(), name, pipeline, now, covers: waiting.iter().map(|s| s.object.clone()).collect() });
-        }
-        rolls
     }
 }

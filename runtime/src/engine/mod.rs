@@ -5,6 +5,7 @@ pub mod coordinator;
 pub mod file;
 pub mod keyed;
 pub mod looks;
+pub mod outlet;
 pub mod ports;
 pub mod source;
 pub mod task;

@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use crate::batch::SourceBatch;
 use crate::operators::memory::Memory;
-use crate::output::{Item, StreamRecord};
+use crate::output::{Item, StreamRecord, TopicRecord};
 
 /// A call under way. Tasks run on one thread each, so it need not be sent to another.
 pub type Call<'a, T> = LocalBoxFuture<'a, Result<T, PortError>>;
@@ -210,6 +210,30 @@ pub trait Streams: Send + Sync {
     fn put<'a>(&'a self, stream: &'a str, records: &'a [StreamRecord]) -> Call<'a, Vec<usize>>;
 }
 
+/// Topics of sinks, written in transactions.
+///
+/// Guarantees: records and the mark of their transaction are there together, or none of them is; once a writer has begun,
+/// nothing comes into effect any more of what one of its name, begun before, had not committed.
+pub trait Topics: Send + Sync {
+    /// Begins to write to a declared stream that is a topic.
+    fn begin<'a>(&'a self, stream: &'a str, writer: &'a str) -> Call<'a, Begun>;
+}
+
+/// A writer that has begun.
+pub struct Begun {
+    /// The mark of the last transaction of its name; `None`: there is none, or none any more.
+    pub mark: Option<String>,
+    /// Writes on from there.
+    pub writer: Box<dyn Transactions>,
+}
+
+/// A writer of a topic.
+pub trait Transactions {
+    /// Appends records, and leaves a mark. Without a clear answer it may or may not be done, and this writer is of no use any
+    /// more: the next one finds out by the mark.
+    fn commit<'a>(&'a mut self, records: &'a [TopicRecord], mark: &'a str) -> Call<'a, ()>;
+}
+
 /// Time.
 pub trait Clock: Send + Sync {
     /// Milliseconds since the epoch.
@@ -229,6 +253,7 @@ pub struct Ports {
     pub source: Arc<dyn Source>,
     pub tables: Arc<dyn Tables>,
     pub streams: Arc<dyn Streams>,
+    pub topics: Arc<dyn Topics>,
     pub clock: Arc<dyn Clock>,
     pub unclear: Arc<Unclear>,
     pub memory: Arc<Memory>,

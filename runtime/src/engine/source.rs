@@ -14,6 +14,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use leat_compile::program::Program;
 use leat_runtime_core::key::HashRange;
 use leat_runtime_core::ledger::Ledger;
+use leat_runtime_core::mark::Mark;
 use leat_runtime_core::message::{self, Message};
 use leat_runtime_core::numbers::Numbers;
 use leat_runtime_core::path;
@@ -28,6 +29,7 @@ use self::send::{Queue, append, leave};
 use self::wait::lowest_of_others;
 use super::file::{self, FileWriter};
 use super::looks::{Look, Looks};
+use super::outlet::{Outlets, outlets};
 use super::ports::{Place, PortError, Ports, Read};
 use super::task::{self, Base, Control, Exit, Settings, TaskError};
 use crate::operators::memory::Share;
@@ -74,7 +76,7 @@ enum Event {
     Cut(Result<Box<cut::Done>, TaskError>),
     Loaded(String, Result<Vec<Message>, TaskError>),
     Sent(String, Result<Vec<Message>, PortError>),
-    SentReplayable(Result<Vec<Replayable>, PortError>),
+    SentReplayable(Outlets, Result<Vec<Replayable>, PortError>),
     Completed(String, Result<(), TaskError>),
     Snapshot(Result<Base, PortError>),
     Looked(Result<Arc<Look>, TaskError>),
@@ -97,6 +99,8 @@ pub struct SourceTask<C> {
     assigned: BTreeMap<String, Numbers>,
     pending: Vec<Pending>,
     replayable: Queue,
+    /// Empty while replayable output is sent.
+    outlets: Outlets,
     complete: BTreeMap<String, (OpenFile, bool)>,
     acknowledged: BTreeSet<String>,
     inherited: Vec<OpenFile>,
@@ -166,6 +170,8 @@ impl<C: Control> SourceTask<C> {
         let (fence, row): (Fence, SourceRow) = task::take(&ports, &key, job.job, session, settings.rules).await?;
         let chain = SourceChain::new(&job.program, job.source, &job.lineage, job.range, job.job, settings.rules);
         let (now, share) = (ports.clock.now(), Share::new(&ports.memory));
+        let doubt = row.position.map_or(Mark::Nothing, Mark::Record);
+        let outlets = outlets(&job.program, &job.unique, &key, doubt, settings.rules);
         let mut task = Self {
             ports,
             control,
@@ -179,6 +185,7 @@ impl<C: Control> SourceTask<C> {
             assigned: BTreeMap::new(),
             pending: row.unsent.iter().map(|s| Pending { staged: s.clone(), left: None, busy: false }).collect(),
             replayable: Queue::default(),
+            outlets,
             complete: row.complete.iter().map(|f| (f.destination.clone(), (f.clone(), false))).collect(),
             acknowledged: BTreeSet::new(),
             inherited: row.files.clone(),
@@ -411,11 +418,14 @@ impl<C: Control> SourceTask<C> {
         }
         if self.sending_replayable.is_none() {
             let (position, rules) = (self.row.position, self.rules());
-            let records = self.replayable.take(|r| Some(r.position) <= position || !rules.hold(Rule::AfterCut));
+            let records = self.replayable.take(&self.outlets, |r| Some(r.position) <= position || !rules.hold(Rule::AfterCut));
             if let Some(first) = records.first() {
                 self.sending_replayable = Some(first.position);
-                let (ports, job) = (self.ports.clone(), self.job.clone());
-                busy.push(Box::pin(async move { Event::SentReplayable(leave(&ports, &job, records).await) }));
+                let (ports, job, mut outlets) = (self.ports.clone(), self.job.clone(), std::mem::take(&mut self.outlets));
+                busy.push(Box::pin(async move {
+                    let left = leave(&ports, &job, &mut outlets, records).await;
+                    Event::SentReplayable(outlets, left)
+                }));
             }
         }
         for (file, started) in
@@ -495,8 +505,8 @@ impl<C: Control> SourceTask<C> {
                 left if left.is_empty() => drop(self.acknowledged.insert(object)),
                 left => self.pend(&object, left),
             },
-            Event::SentReplayable(left) => {
-                self.sending_replayable = None;
+            Event::SentReplayable(outlets, left) => {
+                (self.sending_replayable, self.outlets) = (None, outlets);
                 self.replayable.again(left?);
             }
             Event::Completed(destination, done) => {

@@ -71,6 +71,8 @@ pub struct Settings {
     pub part_bytes: usize,
     /// So many ids, at least, go into an object of their own.
     pub run_ids: usize,
+    /// A keyed task takes no more when so many rows wait for a cut.
+    pub crowded_rows: usize,
     /// The rules of the protocol; all of them.
     pub rules: Rules,
 }
@@ -84,6 +86,7 @@ impl Default for Settings {
             pass_every: 1,
             part_bytes: 8 << 20,
             run_ids: 16 << 10,
+            crowded_rows: 200_000,
             rules: Rules::all(),
         }
     }

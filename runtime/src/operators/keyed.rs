@@ -31,9 +31,7 @@ use super::versions::Versions;
 use super::window::{Group, Windows, late};
 use crate::output::Item;
 
-/// Rows that wait for a cut when no more are taken.
-const CROWDED: usize = 200_000;
-/// The same in bytes.
+/// Bytes of rows that wait for a cut when no more are taken.
 const CROWDED_BYTES: usize = 64 << 20;
 
 /// State of an edge.
@@ -417,13 +415,13 @@ impl KeyedChain {
     }
 
     /// Whether much waits for a cut: who has more to take makes one first.
-    pub fn crowded(&self) -> bool {
+    pub fn crowded(&self, most: usize) -> bool {
         let rows = |output: &Output| match output {
             Output::Rows(batches) => batches.iter().map(RecordBatch::num_rows).sum(),
             Output::Items(items) => items.len(),
             Output::Records(records) => records.len(),
         };
-        self.waiting_bytes >= CROWDED_BYTES || self.outputs.values().map(rows).sum::<usize>() >= CROWDED
+        self.waiting_bytes >= CROWDED_BYTES || self.outputs.values().map(rows).sum::<usize>() >= most
     }
 
     /// Whether something waits for a cut.

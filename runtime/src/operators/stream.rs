@@ -1,4 +1,4 @@
-//! Rows as records of a stream: JSON with an id, by which who reads it can tell a repeat.
+//! Rows as records of a stream: JSON with an id, by which who reads it can tell a repeat; of a topic: without one.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use leat_runtime_core::wire::{Damaged, Reader, Writer};
 
 use super::evaluate::{self, Failure};
 use super::table::attribute;
-use crate::output::{Attribute, StreamRecord};
+use crate::output::{Attribute, StreamRecord, TopicRecord};
 
 /// Most bytes of a row: with its id and key a record has at most 1 MiB (Kinesis Data Streams quotas).
 const LONGEST_ROW: usize = (1 << 20) - 2_048;
@@ -21,13 +21,18 @@ const LONGEST_KEY: usize = 256;
 /// A row that goes into a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamRow {
-    /// Partition key; `None`: the record's id.
+    /// Partition key; `None`: the record's id, and none in a topic.
     pub key: Option<String>,
     /// The row as a JSON object.
     pub json: Vec<u8>,
 }
 
 impl StreamRow {
+    /// The record of a topic, which takes it once.
+    pub fn topic_record(&self) -> TopicRecord {
+        TopicRecord { key: self.key.clone().map(Bytes::from), value: Bytes::from(self.json.clone()) }
+    }
+
     /// The record, with an id made of what identifies the row.
     pub fn record(&self, id: &str) -> StreamRecord {
         let id = format!("{:032x}", partition_hash(id.as_bytes()));
@@ -50,7 +55,8 @@ pub fn rows(spec: &StreamSpec, batch: &RecordBatch) -> (BTreeMap<usize, StreamRo
     let lines = writer.into_inner();
     let (mut out, mut failures) = (BTreeMap::new(), Vec::new());
     for (row, json) in lines.split(|b| *b == b'\n').take(batch.num_rows()).enumerate() {
-        let key = spec.partition_by.map(|column| key(batch, column, row)).transpose();
+        let longest = if spec.topic { LONGEST_ROW } else { LONGEST_KEY };
+        let key = spec.partition_by.map(|column| key(batch, column, row, longest)).transpose();
         let key = key.and_then(|key| if json.len() > LONGEST_ROW { Err("a record of a stream has at most 1 MiB") } else { Ok(key) });
         match key {
             Ok(key) => drop(out.insert(row, StreamRow { key, json: json.to_vec() })),
@@ -60,7 +66,7 @@ pub fn rows(spec: &StreamSpec, batch: &RecordBatch) -> (BTreeMap<usize, StreamRo
     (out, failures)
 }
 
-fn key(batch: &RecordBatch, column: usize, row: usize) -> Result<String, &'static str> {
+fn key(batch: &RecordBatch, column: usize, row: usize, longest: usize) -> Result<String, &'static str> {
     let array = batch.column(column);
     let text = match attribute(&evaluate::value(array, row), array.data_type()) {
         Attribute::S(text) | Attribute::N(text) => text,
@@ -69,7 +75,7 @@ fn key(batch: &RecordBatch, column: usize, row: usize) -> Result<String, &'stati
     };
     match text.chars().count() {
         0 => Err("the partition key is empty"),
-        n if n > LONGEST_KEY => Err("the partition key has more than 256 characters"),
+        n if n > longest => Err("the partition key has more than 256 characters"),
         _ => Ok(text),
     }
 }

@@ -12,7 +12,7 @@ use leat_runtime_core::row::{Origin, Status};
 use leat_runtime_core::rules::Rule;
 use leat_runtime_core::watermark::Watermark;
 
-use crate::pipeline::{DISORDER, LATENESS, WINDOW, WITHIN};
+use crate::pipeline::{DISORDER, LATENESS, SLIDING, WINDOW, WITHIN};
 use crate::ports::text;
 use crate::world::World;
 
@@ -22,6 +22,7 @@ type Ids = BTreeMap<(String, u64), Vec<i64>>;
 #[derive(Default)]
 struct Expected {
     windows: BTreeMap<(String, i64), (u64, i64)>,
+    sliding: BTreeMap<(String, i64), (u64, i64)>,
     unique: Vec<u64>,
     distinct: BTreeSet<u64>,
     ledger: BTreeMap<&'static str, u64>,
@@ -71,21 +72,27 @@ pub fn judge(world: &World) -> Vec<String> {
     unique.sort_unstable();
     let forwarded = records(world, "forwarded", &mut wrong);
     multiset("forwarded records", forwarded.iter().filter_map(|r| r["id"].as_u64()).collect(), unique.clone(), &mut wrong);
-    let totals = records(world, "totals", &mut wrong).into_iter().map(|r| {
-        let of = |name: &str| r[name].as_str().map_or_else(|| r[name].to_string(), str::to_owned);
-        // Arrow writes no fraction that is zero.
-        let start = of("window_start");
-        let start = if start.contains('.') { start } else { format!("{start}.000") };
-        ((of("campaign"), start), (of("n"), of("total")))
-    });
-    let mut sums: BTreeMap<(String, String), (String, String)> = BTreeMap::new();
-    for (key, sum) in totals {
-        if sums.insert(key.clone(), sum).is_some() {
-            wrong.push(format!("totals: {key:?} is there under two ids"));
+    multiset("records of a topic", topic(world, "once").iter().filter_map(|r| r["id"].as_u64()).collect(), unique.clone(), &mut wrong);
+    let totals = records(world, "totals", &mut wrong);
+    let windows = [
+        ("totals", totals, &expected.windows),
+        ("sums", topic(world, "sums"), &expected.windows),
+        ("windows that slide", lines(world, "slid/").collect(), &expected.sliding),
+    ];
+    for (what, rows, want) in windows {
+        let mut sums: BTreeMap<(String, String), (String, String)> = BTreeMap::new();
+        for row in rows {
+            let of = |name: &str| row[name].as_str().map_or_else(|| row[name].to_string(), str::to_owned);
+            // Arrow writes no fraction that is zero.
+            let start = of("window_start");
+            let key = (of("campaign"), if start.contains('.') { start } else { format!("{start}.000") });
+            if sums.insert(key.clone(), (of("n"), of("total"))).is_some() {
+                wrong.push(format!("{what}: {key:?} is there twice"));
+            }
         }
+        let want = want.iter().map(|((c, start), (n, total))| ((c.clone(), stamp(*start)), (n.to_string(), total.to_string())));
+        compare(what, &sums, &want.collect(), &mut wrong);
     }
-    let want = expected.windows.iter().map(|((c, start), (n, total))| ((c.clone(), stamp(*start)), (n.to_string(), total.to_string())));
-    compare("totals", &sums, &want.collect(), &mut wrong);
     multiset("curated files", ids(world, "curated/"), unique, &mut wrong);
     multiset("distinct files", ids(world, "distinct/"), expected.distinct.into_iter().collect(), &mut wrong);
     let mut ledger: BTreeMap<&str, u64> = BTreeMap::new();
@@ -144,6 +151,12 @@ fn records(world: &World, stream: &str, wrong: &mut Vec<String>) -> Vec<serde_js
         }
     }
     out
+}
+
+/// The records of a topic.
+fn topic(world: &World, stream: &str) -> Vec<serde_json::Value> {
+    let records = world.topics.get(stream).into_iter().flatten();
+    records.map(|record| serde_json::from_slice(&record.value).unwrap_or_default()).collect()
 }
 
 fn multiset(what: &str, mut got: Vec<u64>, want: Vec<u64>, wrong: &mut Vec<String>) {
@@ -236,6 +249,15 @@ fn expected(world: &World) -> Expected {
                 match record.campaign {
                     Some(campaign) if !(second && record.kind == "view") => {
                         out.distinct.insert(record.id);
+                        let (size, slide) = SLIDING;
+                        let last = record.time.div_euclid(slide) * slide;
+                        if last + slide + LATENESS > watermark {
+                            for start in (last - size + slide..=last).step_by(slide as usize) {
+                                let window = out.sliding.entry((campaign.to_owned(), start)).or_default();
+                                window.0 += 1;
+                                window.1 += record.spend;
+                            }
+                        }
                         let start = record.time.div_euclid(WINDOW) * WINDOW;
                         if start + WINDOW + LATENESS <= watermark {
                             count("late");

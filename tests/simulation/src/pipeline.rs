@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 
 /// Length of a window, ms.
 pub const WINDOW: i64 = 10;
+/// Length of windows that slide, and how far they do, ms.
+pub const SLIDING: (i64, i64) = (20, 5);
 /// Allowed lateness, ms.
 pub const LATENESS: i64 = 4;
 /// Out-of-orderness, ms.
@@ -87,12 +89,13 @@ fn sums(job: u64, event_time: &Value) -> Value {
     let table = |name: &str| json!({"name": name, "dynamodb": {"tableName": name, "partitionKey": {"name": "campaign", "type": "S"}, "sortKey": {"name": "start", "type": "S"}}});
     let to_table = |name: &str| json!({"name": name, "from": [name], "dynamodb": {"table": name, "columns": {"start": "to_char(window_start, '%Y-%m-%dT%H:%M:%S%.3f')"}}});
     let stream = |name: &str| json!({"name": name, "kinesis": {"streamName": name, "shards": {"initial": 1}}});
+    let topic = |name: &str| json!({"name": name, "management": "ObserveOnly", "kafka": {"topic": name, "cluster": {"bootstrapServers": ["broker:9092"]}}});
     let to_stream = |name: &str, from: &str, by: &str| json!({"name": name, "from": [from], "stream": {"name": name, "partitionBy": by}});
     let mut small = files("distinct", "again");
     small["s3"]["roll"]["size"] = json!("2Ki");
     small["s3"]["partitionBy"] = json!(["hour"]);
     json!({
-        "streams": [stream("events"), stream("forwarded"), stream("totals")],
+        "streams": [stream("events"), stream("forwarded"), stream("totals"), topic("once"), topic("sums")],
         "tables": [table("finals"), table("updates"), {"name": "latest", "dynamodb": {"tableName": "latest", "partitionKey": {"name": "user", "type": "S"}}}],
         "sources": [{"name": "clicks", "stream": "events", "partitionedBy": ["user"], "eventTime": event_time,
             "columns": columns()}],
@@ -101,12 +104,14 @@ fn sums(job: u64, event_time: &Value) -> Value {
             {"name": "unique", "from": ["valid"], "deduplicate": {"by": ["id"], "keyedWith": ["user"], "within": "30ms"}},
             {"name": "paid", "from": ["unique"], "filter": paid},
             {"name": "finals", "from": ["paid"], "window": window, "groupBy": ["campaign"], "aggregate": aggregate},
+            {"name": "slid", "from": ["paid"], "window": {"size": "20ms", "slide": "5ms", "allowedLateness": "4ms"}, "groupBy": ["campaign"], "aggregate": aggregate},
             {"name": "updates", "from": ["paid"], "window": window, "emit": {"mode": "OnUpdate", "every": "2ms"}, "groupBy": ["campaign"], "aggregate": aggregate},
             {"name": "again", "from": ["paid"], "deduplicate": {"by": ["id"], "keyedWith": ["campaign"], "within": "10000d"}}
         ],
-        "sinks": [files("curated", "unique"), small, to_table("finals"), to_table("updates"),
+        "sinks": [files("curated", "unique"), files("slid", "slid"), small, to_table("finals"), to_table("updates"),
             {"name": "latest", "from": ["unique"], "dynamodb": {"table": "latest"}},
-            to_stream("forwarded", "unique", "user"), to_stream("totals", "finals", "campaign")]
+            to_stream("forwarded", "unique", "user"), to_stream("totals", "finals", "campaign"),
+            to_stream("once", "unique", "user"), to_stream("sums", "finals", "campaign")]
     })
 }
 

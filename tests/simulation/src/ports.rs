@@ -11,10 +11,11 @@ use bytes::Bytes;
 use futures::future::LocalBoxFuture;
 use leat_runtime::batch::SourceBatch;
 use leat_runtime::engine::ports::{
-    Call, Clock, Completed, Files, Guard, Log, Objects, Place, PortError, Ports, Read, Rows, Shard, Source, StoredRow, Streams, Tables,
+    Begun, Call, Clock, Completed, Files, Guard, Log, Objects, Place, PortError, Ports, Read, Rows, Shard, Source, StoredRow, Streams,
+    Tables, Topics, Transactions,
 };
 use leat_runtime::engine::task::Control;
-use leat_runtime::output::{Attribute, Item, StreamRecord};
+use leat_runtime::output::{Attribute, Item, StreamRecord, TopicRecord};
 use leat_runtime_core::begin::Known;
 use leat_runtime_core::position::{Lineage, Offset};
 use leat_runtime_core::row::{Expect, Fence, Part, PipelineRow, Status};
@@ -47,6 +48,7 @@ impl Sim {
             source: Arc::clone(self) as _,
             tables: Arc::clone(self) as _,
             streams: Arc::clone(self) as _,
+            topics: Arc::clone(self) as _,
             clock: Arc::clone(self) as _,
             unclear: Arc::default(),
             memory: Arc::clone(&self.world.lock().unwrap_or_else(PoisonError::into_inner).memory),
@@ -333,6 +335,51 @@ impl Streams for Sim {
                 }
             }
             Ok(failed)
+        })
+    }
+}
+
+impl Topics for Sim {
+    fn begin<'a>(&'a self, stream: &'a str, writer: &'a str) -> Call<'a, Begun> {
+        let (sim, names) = (self.clone(), (stream.to_owned(), writer.to_owned()));
+        Box::pin(async move {
+            let of = names.clone();
+            let begin = sim.call(move |w| {
+                let writer = w.writers.entry(of.clone()).or_default();
+                (writer.begun, writer.done) = (writer.begun + 1, 0);
+                Ok((writer.mark.clone(), writer.begun))
+            });
+            let (mark, number) = begin.await?;
+            Ok(Begun { mark, writer: Box::new(SimWriter { sim, names, number, next: 0 }) })
+        })
+    }
+}
+
+/// A writer of a topic: the stream, its name, which of that name it is, and the number of its next transaction.
+struct SimWriter {
+    sim: Sim,
+    names: (String, String),
+    number: u64,
+    next: u64,
+}
+
+impl Transactions for SimWriter {
+    fn commit<'a>(&'a mut self, records: &'a [TopicRecord], mark: &'a str) -> Call<'a, ()> {
+        let (names, number, nth) = (self.names.clone(), self.number, self.next);
+        let (records, mark) = (records.to_vec(), mark.to_owned());
+        self.next += 1;
+        self.sim.call(move |w| {
+            let writer = w.writers.entry(names.clone()).or_default();
+            if writer.begun != number {
+                return Err(PortError::Unclear("another writer has begun".to_owned()));
+            }
+            // A request that arrives twice is answered twice and has its effect once.
+            if writer.done == nth {
+                writer.done += 1;
+                writer.mark = Some(mark.clone());
+                w.topics.entry(names.0.clone()).or_default().extend(records.iter().cloned());
+            }
+            Ok(())
         })
     }
 }

@@ -89,6 +89,7 @@ fn plan(random: &mut Random, aim: Aim, rules: Rules) -> (Plan, f64) {
         poll_interval: 1,
         part_bytes: random.pick(&[1, 2_000, 10_000]),
         run_ids: random.pick(&[1, 3, 10, 1_000]),
+        crowded_rows: random.pick(&[1, 4, usize::MAX, usize::MAX]),
         rules,
     };
     let owners = if aim == Aim::Owners { 4.0 } else { 1.0 };

@@ -8,7 +8,7 @@ use std::task::Waker;
 use bytes::Bytes;
 use leat_runtime::engine::ports::{PortError, StoredRow};
 use leat_runtime::operators::memory::Memory;
-use leat_runtime::output::{Item, StreamRecord};
+use leat_runtime::output::{Item, StreamRecord, TopicRecord};
 use leat_runtime_core::key::{HashRange, partition_hash};
 use leat_runtime_core::path;
 use leat_runtime_core::position::{Lineage, Offset};
@@ -109,6 +109,17 @@ pub struct Upload {
     pub parts: BTreeMap<u32, (String, Bytes)>,
 }
 
+/// Who writes a topic under one name.
+#[derive(Debug, Clone, Default)]
+pub struct Writer {
+    /// How many have begun: the last one writes.
+    pub begun: u64,
+    /// Transactions of that one.
+    pub done: u64,
+    /// The mark of the last transaction.
+    pub mark: Option<String>,
+}
+
 type Apply = Box<dyn FnMut(&mut World) -> Result<Box<dyn Any + Send>, PortError> + Send>;
 
 /// A call on its way.
@@ -150,6 +161,10 @@ pub struct World {
     pub items: BTreeMap<(String, String), (Item, u64)>,
     /// Records that sinks wrote, by stream.
     pub streams: BTreeMap<String, Vec<StreamRecord>>,
+    /// What was committed to topics of sinks.
+    pub topics: BTreeMap<String, Vec<TopicRecord>>,
+    /// Writers of topics, by stream and name.
+    pub writers: BTreeMap<(String, String), Writer>,
     /// Shards.
     pub shards: Vec<SimShard>,
     /// Calls on their way.
@@ -188,6 +203,8 @@ impl World {
             log: vec![Vec::new(); 4],
             items: BTreeMap::new(),
             streams: BTreeMap::new(),
+            topics: BTreeMap::new(),
+            writers: BTreeMap::new(),
             shards: Vec::new(),
             calls: BTreeMap::new(),
             next_call: 0,

@@ -13,6 +13,7 @@ use leat_runtime::connectors::local::folder::{LocalFiles, LocalObjects};
 use leat_runtime::connectors::local::shard::Record;
 use leat_runtime::connectors::local::store::Store;
 use leat_runtime::connectors::local::streams::{LocalLog, LocalSource, LocalStream};
+use leat_runtime::connectors::local::written::LocalStreams;
 use leat_runtime::engine::ports::{Call, Ports, Streams};
 use leat_runtime::engine::task::Settings;
 use leat_runtime::engine::worker::Worker;
@@ -101,6 +102,7 @@ fn run(folder: &Path, cut_interval: i64, rate: u64, seconds: u64) -> BTreeMap<St
         source: Arc::new(LocalSource { streams: [("events".to_owned(), Arc::clone(&stream))].into(), files: BTreeMap::new() }),
         tables: store,
         streams: Arc::clone(&arrivals) as _,
+        topics: Arc::new(LocalStreams::new(&folder.join("written"))),
         clock: Arc::new(SystemClock),
         unclear: Arc::default(),
         memory: Arc::default(),

@@ -3,29 +3,25 @@
 //! group all the same, behind the cuts, so that tools that show lag work.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use futures::future;
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::fetch_response::PartitionData;
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
-use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic};
 use kafka_protocol::messages::offset_fetch_request::{OffsetFetchRequestGroup, OffsetFetchRequestTopics};
-use kafka_protocol::messages::{
-    BrokerId, FetchRequest, FindCoordinatorRequest, GroupId, ListOffsetsRequest, MetadataRequest, OffsetCommitRequest, OffsetFetchRequest,
-    TopicName,
-};
+use kafka_protocol::messages::{BrokerId, FetchRequest, GroupId, ListOffsetsRequest, OffsetCommitRequest, OffsetFetchRequest};
 use kafka_protocol::protocol::StrBytes;
 use leat_runtime_core::begin::Known;
 use leat_runtime_core::key::HashRange;
 use leat_runtime_core::position::{Lineage, Offset};
 use uuid::Uuid;
 
+use super::brokers::{About, Brokers, Coordinator, lock};
 use super::connection::{Connection, Security, refused};
 use super::records::{self, Records};
 use crate::codecs::time::format_millis;
@@ -44,8 +40,6 @@ const START_OVER: &str = "Start over with other state: delete the pipeline and i
 const READ_COMMITTED: i8 = 1;
 /// Where the log itself begins and ends is asked for so.
 const READ_ALL: i8 = 0;
-/// How long one broker is waited for before another is tried too.
-const NEXT_BROKER: Duration = Duration::from_millis(300);
 /// How long one read passes over what is no record.
 const SCAN: Duration = Duration::from_secs(1);
 /// A connection that nobody has used for so long is closed.
@@ -57,17 +51,6 @@ const LIST: Duration = Duration::from_secs(2);
 /// What stands for the oldest offset in a question for offsets, and for the one behind the newest.
 const OLDEST: i64 = -2;
 const NEWEST: i64 = -1;
-
-/// What brokers say of a topic.
-#[derive(Debug, Clone)]
-struct About {
-    id: Uuid,
-    /// Leaders by partition, and the epoch of each.
-    leaders: BTreeMap<i32, (i32, i32)>,
-    /// `host:port` of each broker.
-    brokers: HashMap<i32, String>,
-    at: Instant,
-}
 
 /// A lineage that is being read.
 struct Held {
@@ -87,21 +70,14 @@ struct Stand {
 
 /// A topic.
 pub struct Topic {
-    bootstrap: Vec<String>,
-    security: Security,
-    name: String,
+    brokers: Brokers,
     /// The group to which offsets are committed; `None`: to none.
     group: Option<String>,
     fetch_bytes: i32,
-    about: Mutex<Option<About>>,
     held: Mutex<HashMap<Lineage, Held>>,
     stands: Mutex<HashMap<Lineage, Stand>>,
     /// To the broker that keeps the group's offsets.
     committer: tokio::sync::Mutex<Option<Connection>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A topic's id as Kafka's tools print it.
@@ -118,12 +94,9 @@ impl Topic {
     /// The topic of this name, in the cluster of these brokers (`host:port`).
     pub fn new(bootstrap: Vec<String>, security: Security, name: &str, group: Option<String>) -> Self {
         Self {
-            bootstrap,
-            security,
-            name: name.to_owned(),
+            brokers: Brokers::new(bootstrap, security, name),
             group,
             fetch_bytes: FETCH_BYTES,
-            about: Mutex::default(),
             held: Mutex::default(),
             stands: Mutex::default(),
             committer: tokio::sync::Mutex::default(),
@@ -135,76 +108,23 @@ impl Topic {
         Self { fetch_bytes, ..self }
     }
 
-    fn name(&self) -> TopicName {
-        TopicName(StrBytes::from_string(self.name.clone()))
-    }
-
-    fn what(&self, operation: &str) -> String {
-        format!("Kafka {operation} {}", self.name)
-    }
-
-    /// A connection to any broker: one that is known, or one of those that the manifest names.
-    async fn any(&self) -> Result<Connection, PortError> {
-        let known: Vec<String> = lock(&self.about).iter().flat_map(|about| about.brokers.values().cloned()).collect();
-        // One that does not answer must not hide those that do: another is tried soon, and the first that answers is taken.
-        let open = |(i, address): (usize, &String)| {
-            let address = address.clone();
-            Box::pin(async move {
-                tokio::time::sleep(NEXT_BROKER * i as u32).await;
-                match Connection::open(&address, &self.security).await {
-                    Err(PortError::Unclear(why)) => Err(PortError::Unclear(why)),
-                    clear => Ok(clear),
-                }
-            })
-        };
-        let tried: Vec<_> = known.iter().chain(&self.bootstrap).enumerate().map(open).collect();
-        if tried.is_empty() {
-            return Err(PortError::Fatal(format!("{}: no broker is named", self.name)));
-        }
-        future::select_ok(tried).await?.0
-    }
-
-    /// What brokers say of the topic now, or said not long ago.
-    async fn about(&self, believed: Duration) -> Result<About, PortError> {
-        if let Some(about) = lock(&self.about).as_ref().filter(|about| about.at.elapsed() < believed) {
-            return Ok(about.clone());
-        }
-        let request = MetadataRequest::default()
-            .with_topics(Some(vec![MetadataRequestTopic::default().with_name(Some(self.name()))]))
-            .with_allow_auto_topic_creation(false);
-        let answer = self.any().await?.call(&request, 10, 12, Duration::ZERO).await?;
-        let topic = answer.topics.first().ok_or_else(|| PortError::Unclear(format!("{}: no answer", self.what("Metadata"))))?;
-        if let Some(why) = refused(&self.what("Metadata"), topic.error_code) {
-            return Err(why);
-        }
-        let leaders = topic.partitions.iter().map(|p| (p.partition_index, (p.leader_id.0, p.leader_epoch)));
-        let brokers = answer.brokers.iter().map(|b| (b.node_id.0, format!("{}:{}", b.host, b.port)));
-        if topic.topic_id.is_nil() {
-            let why = "it has no id: raise inter.broker.protocol.version of the cluster to 2.8 or more";
-            return Err(PortError::Fatal(format!("the topic {}: {why}", self.name)));
-        }
-        let about = About { id: topic.topic_id, leaders: leaders.collect(), brokers: brokers.collect(), at: Instant::now() };
-        *lock(&self.about) = Some(about.clone());
-        Ok(about)
-    }
-
     /// Makes sure that the topic is still the one that a lineage is of.
     fn same(&self, about: &About, lineage: &Lineage) -> Result<(), PortError> {
         if printed(about.id) == lineage.incarnation() {
             return Ok(());
         }
         let why = "it was deleted and made again; its records are not those that were read before";
-        Err(PortError::Fatal(format!("the topic {}: {why}", self.name)))
+        Err(PortError::Fatal(format!("the topic {}: {why}", self.brokers.name)))
     }
 
     /// A connection to the leader of a partition, and the leader's epoch.
     async fn leader(&self, lineage: &Lineage, partition: i32, believed: Duration) -> Result<(Connection, i32), PortError> {
-        let about = self.about(believed).await?;
+        let about = self.brokers.about(believed).await?;
         self.same(&about, lineage)?;
-        let missing = || PortError::Unclear(format!("the topic {} has no partition {partition} that is led", self.name));
+        let missing = || PortError::Unclear(format!("the topic {} has no partition {partition} that is led", self.brokers.name));
         let (leader, epoch) = about.leaders.get(&partition).copied().ok_or_else(missing)?;
         let address = about.brokers.get(&leader).ok_or_else(missing)?;
-        Ok((Connection::open(address, &self.security).await?, epoch))
+        Ok((Connection::open(address, &self.brokers.security).await?, epoch))
     }
 
     /// An offset by its time: that of the first record of this time or later, or [`OLDEST`] or [`NEWEST`].
@@ -217,12 +137,12 @@ impl Topic {
         isolation: i8,
     ) -> Result<Option<i64>, PortError> {
         let wanted = ListOffsetsPartition::default().with_partition_index(partition).with_current_leader_epoch(epoch).with_timestamp(time);
-        let topic = ListOffsetsTopic::default().with_name(self.name()).with_partitions(vec![wanted]);
+        let topic = ListOffsetsTopic::default().with_name(self.brokers.name()).with_partitions(vec![wanted]);
         let request = ListOffsetsRequest::default().with_replica_id(BrokerId(-1)).with_isolation_level(isolation).with_topics(vec![topic]);
         let answer = connection.call(&request, 4, 7, Duration::ZERO).await?;
         let found = answer.topics.first().and_then(|t| t.partitions.first());
-        let found = found.ok_or_else(|| PortError::Unclear(format!("{}: no answer", self.what("ListOffsets"))))?;
-        match refused(&self.what("ListOffsets"), found.error_code) {
+        let found = found.ok_or_else(|| PortError::Unclear(format!("{}: no answer", self.brokers.what("ListOffsets"))))?;
+        match refused(&self.brokers.what("ListOffsets"), found.error_code) {
             Some(why) => Err(why),
             None => Ok((found.offset >= 0).then_some(found.offset)),
         }
@@ -233,11 +153,11 @@ impl Topic {
         match from {
             Place::After(last) | Place::Inside(last) => {
                 let number = last.number().and_then(|n| i64::try_from(n).ok());
-                let number = number.ok_or_else(|| PortError::Fatal(format!("{}: {last} is no offset of Kafka", self.name)))?;
+                let number = number.ok_or_else(|| PortError::Fatal(format!("{}: {last} is no offset of Kafka", self.brokers.name)))?;
                 Ok(number.saturating_add(1))
             }
             Place::Oldest => Ok(self.offset(connection, partition, epoch, OLDEST, READ_COMMITTED).await?.unwrap_or_default()),
-            Place::Since(_) => Err(PortError::Fatal(format!("{}: a time is asked for once, when the source is begun", self.name))),
+            Place::Since(_) => Err(PortError::Fatal(format!("{}: a time is asked for once, when the source is begun", self.brokers.name))),
         }
     }
 
@@ -270,15 +190,15 @@ impl Topic {
             }
             if found.preferred_read_replica.0 >= 0 {
                 let why = "brokers send readers to replicas (replica.selector.class), which does not work yet";
-                return Err(PortError::Fatal(format!("{}: {why}", self.what("Fetch"))));
+                return Err(PortError::Fatal(format!("{}: {why}", self.brokers.what("Fetch"))));
             }
             let bytes = found.records.unwrap_or_default();
             let (empty, aborted) = (bytes.is_empty(), found.aborted_transactions.unwrap_or_default());
             let Records { batch, next, written } = records::read(bytes, stand.next, &aborted)
-                .map_err(|why| PortError::Fatal(format!("{}, partition {partition}: {why}", self.what("Fetch"))))?;
+                .map_err(|why| PortError::Fatal(format!("{}, partition {partition}: {why}", self.brokers.what("Fetch"))))?;
             if !empty && next == stand.next {
                 let why = format!("no batch of an answer at {next} is whole");
-                return Err(PortError::Fatal(format!("{}, partition {partition}: {why}", self.what("Fetch"))));
+                return Err(PortError::Fatal(format!("{}, partition {partition}: {why}", self.brokers.what("Fetch"))));
             }
             stand = Stand { next, written: written.unwrap_or(stand.written) };
             if empty || !batch.is_empty() || began.elapsed() >= SCAN {
@@ -333,17 +253,17 @@ impl Topic {
             return Err(self.fetch_failed(code, lineage, held, stand, from).await);
         }
         if found.is_none() && answer.throttle_time_ms == 0 {
-            return Err(PortError::Unclear(format!("{}: no answer", self.what("Fetch"))));
+            return Err(PortError::Unclear(format!("{}: no answer", self.brokers.what("Fetch"))));
         }
         Ok(found)
     }
 
     /// What an error of a question for records means, and what follows.
     async fn fetch_failed(&self, code: i16, lineage: &Lineage, held: &mut Held, stand: Stand, from: Place) -> PortError {
-        let at = format!("{}, partition {}", self.what("Fetch"), lineage.partition());
+        let at = format!("{}, partition {}", self.brokers.what("Fetch"), lineage.partition());
         match ResponseError::try_from_code(code) {
             // The topic's id is not known any more, or not yet by this broker.
-            Some(ResponseError::UnknownTopicId | ResponseError::InconsistentTopicId) => match self.about(Duration::ZERO).await {
+            Some(ResponseError::UnknownTopicId | ResponseError::InconsistentTopicId) => match self.brokers.about(Duration::ZERO).await {
                 Ok(about) => match self.same(&about, lineage) {
                     Ok(()) => PortError::Unclear(format!("{at}: the broker does not know the topic's id yet")),
                     Err(why) => why,
@@ -384,32 +304,20 @@ impl Topic {
     fn cut_back(&self, partition: i32, at: i64) -> PortError {
         let why =
             format!("the topic was cut back to {at}, as by an unclean election of a leader, and what was read of it is not what it has");
-        PortError::Fatal(format!("{}, partition {partition}: {why}. {START_OVER}", self.what("Fetch")))
-    }
-
-    /// A connection to the broker that keeps a group's offsets.
-    async fn coordinator(&self, group: &str) -> Result<Connection, PortError> {
-        let what = format!("Kafka FindCoordinator {group}");
-        let request = FindCoordinatorRequest::default().with_coordinator_keys(vec![StrBytes::from_string(group.to_owned())]);
-        let answer = self.any().await?.call(&request, 4, 5, Duration::ZERO).await?;
-        let found = answer.coordinators.first().ok_or_else(|| PortError::Unclear(format!("{what}: no answer")))?;
-        match refused(&what, found.error_code) {
-            Some(why) => Err(why),
-            None => Connection::open(&format!("{}:{}", found.host, found.port), &self.security).await,
-        }
+        PortError::Fatal(format!("{}, partition {partition}: {why}. {START_OVER}", self.brokers.what("Fetch")))
     }
 
     /// The offsets that a group has committed: of each partition the one that it reads next.
     async fn committed(&self, group: &str) -> Result<BTreeMap<i32, i64>, PortError> {
-        let what = format!("Kafka OffsetFetch {group} {}", self.name);
-        let partitions = self.about(BELIEVED).await?.leaders.into_keys().collect();
-        let topic = OffsetFetchRequestTopics::default().with_name(self.name()).with_partition_indexes(partitions);
+        let what = format!("Kafka OffsetFetch {group} {}", self.brokers.name);
+        let partitions = self.brokers.about(BELIEVED).await?.leaders.into_keys().collect();
+        let topic = OffsetFetchRequestTopics::default().with_name(self.brokers.name()).with_partition_indexes(partitions);
         let wanted = OffsetFetchRequestGroup::default()
             .with_group_id(GroupId(StrBytes::from_string(group.to_owned())))
             .with_member_epoch(-1)
             .with_topics(Some(vec![topic]));
         let request = OffsetFetchRequest::default().with_groups(vec![wanted]).with_require_stable(true);
-        let answer = self.coordinator(group).await?.call(&request, 8, 9, Duration::ZERO).await?;
+        let answer = self.brokers.coordinator(Coordinator::Group, group).await?.call(&request, 8, 9, Duration::ZERO).await?;
         let found = answer.groups.first().ok_or_else(|| PortError::Unclear(format!("{what}: no answer")))?;
         if let Some(why) = refused(&what, found.error_code) {
             return Err(why);
@@ -424,7 +332,7 @@ impl Topic {
             }
         }
         if committed.is_empty() {
-            return Err(PortError::Fatal(format!("the group {group} has committed no offset of the topic {}", self.name)));
+            return Err(PortError::Fatal(format!("the group {group} has committed no offset of the topic {}", self.brokers.name)));
         }
         Ok(committed)
     }
@@ -433,9 +341,9 @@ impl Topic {
     async fn commit(&self, lineage: &Lineage, position: Offset) -> Result<(), PortError> {
         let (Some(group), Some(number)) = (&self.group, position.number()) else { return Ok(()) };
         let (partition, next) = (partition(lineage)?, i64::try_from(number).unwrap_or(i64::MAX).saturating_add(1));
-        let what = format!("Kafka OffsetCommit {group} {}", self.name);
+        let what = format!("Kafka OffsetCommit {group} {}", self.brokers.name);
         let wanted = OffsetCommitRequestPartition::default().with_partition_index(partition).with_committed_offset(next);
-        let topic = OffsetCommitRequestTopic::default().with_name(self.name()).with_partitions(vec![wanted]);
+        let topic = OffsetCommitRequestTopic::default().with_name(self.brokers.name()).with_partitions(vec![wanted]);
         let request = OffsetCommitRequest::default()
             .with_group_id(GroupId(StrBytes::from_string(group.clone())))
             .with_generation_id_or_member_epoch(-1)
@@ -443,7 +351,7 @@ impl Topic {
         let mut kept = self.committer.lock().await;
         let mut connection = match kept.take() {
             Some(connection) => connection,
-            None => self.coordinator(group).await?,
+            None => self.brokers.coordinator(Coordinator::Group, group).await?,
         };
         let answer = connection.call(&request, 8, 9, Duration::ZERO).await?;
         let code = answer.topics.first().and_then(|t| t.partitions.first()).map_or(0, |p| p.error_code);
@@ -485,9 +393,9 @@ impl Source for KafkaSource {
     fn shards<'a>(&'a self, source: &'a str) -> Call<'a, Vec<Shard>> {
         Box::pin(async move {
             let topic = self.topic(source)?;
-            let about = tokio::time::timeout(LIST, topic.about(BELIEVED)).await;
-            let about =
-                about.unwrap_or_else(|_| Err(PortError::Unclear(format!("{}: no answer within {LIST:?}", topic.what("Metadata")))))?;
+            let about = tokio::time::timeout(LIST, topic.brokers.about(BELIEVED)).await;
+            let about = about
+                .unwrap_or_else(|_| Err(PortError::Unclear(format!("{}: no answer within {LIST:?}", topic.brokers.what("Metadata")))))?;
             let incarnation = printed(about.id);
             let shard = |partition: &i32| Shard {
                 lineage: Lineage::new(source, &incarnation, &partition.to_string()),
@@ -514,7 +422,7 @@ impl Source for KafkaSource {
         Box::pin(async move {
             let topic = self.topic(source)?;
             if let Some(time) = time.filter(|time| *time > SystemClock.now()) {
-                return Err(PortError::Fatal(format!("{}: {} lies ahead", topic.name, format_millis(time))));
+                return Err(PortError::Fatal(format!("{}: {} lies ahead", topic.brokers.name, format_millis(time))));
             }
             let mut known = Vec::new();
             for shard in self.shards(source).await? {
@@ -545,7 +453,7 @@ impl Source for KafkaSource {
                 return Ok(());
             }
             let why = format!("it has the records {oldest} to {}, and would be begun with {next}", newest - 1);
-            Err(PortError::Fatal(format!("the partition {partition} of the topic {}: {why}", topic.name)))
+            Err(PortError::Fatal(format!("the partition {partition} of the topic {}: {why}", topic.brokers.name)))
         })
     }
 

@@ -1,4 +1,4 @@
-//! Streams that sinks write, on the laptop: one file of JSON Lines each, which any tool reads.
+//! Streams and topics that sinks write, on the laptop: one file of JSON Lines each, which any tool reads.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -6,20 +6,24 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 use super::fatal;
-use crate::engine::ports::{Call, PortError, Streams};
-use crate::output::StreamRecord;
+use super::folder::write_durably;
+use crate::engine::ports::{Begun, Call, PortError, Streams, Topics, Transactions};
+use crate::output::{StreamRecord, TopicRecord};
 
 /// Streams that sinks write, by the names that the manifest gives them.
 pub struct LocalStreams {
     folder: PathBuf,
     open: Mutex<BTreeMap<String, Arc<Mutex<File>>>>,
+    topics: Mutex<BTreeMap<String, Arc<Mutex<LocalTopic>>>>,
 }
 
 impl LocalStreams {
     /// Streams as files of a folder.
     pub fn new(folder: &Path) -> Self {
-        Self { folder: folder.to_owned(), open: Mutex::default() }
+        Self { folder: folder.to_owned(), open: Mutex::default(), topics: Mutex::default() }
     }
 
     /// The file of a stream.
@@ -81,6 +85,111 @@ impl Streams for LocalStreams {
                 fatal(&format!("cannot write {}", self.path(stream).display()), e)
             })?;
             Ok(Vec::new())
+        })
+    }
+}
+
+/// What stands beside the file of a topic: it is written whole with each transaction, and what of the file lies behind its
+/// length is not there.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Committed {
+    /// Bytes of the file.
+    length: u64,
+    /// The last mark of each writer.
+    marks: BTreeMap<String, String>,
+}
+
+/// A topic.
+struct LocalTopic {
+    path: PathBuf,
+    file: File,
+    committed: Committed,
+    /// How many writers of a name have begun: the last one writes.
+    begun: BTreeMap<String, u64>,
+}
+
+impl LocalTopic {
+    fn open(path: &Path) -> std::io::Result<Self> {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder)?;
+        }
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+        let committed = match std::fs::read(beside(path)) {
+            Ok(bytes) => serde_json::from_slice(&bytes)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Committed::default(),
+            Err(error) => return Err(error),
+        };
+        file.set_len(committed.length)?;
+        Ok(Self { path: path.to_owned(), file, committed, begun: BTreeMap::new() })
+    }
+
+    fn commit(&mut self, lines: &[u8], writer: &str, mark: &str) -> std::io::Result<()> {
+        let mut committed = self.committed.clone();
+        committed.marks.insert(writer.to_owned(), mark.to_owned());
+        if !lines.is_empty() {
+            self.file.seek(SeekFrom::Start(committed.length))?;
+            self.file.write_all(lines)?;
+            self.file.sync_data()?;
+            committed.length += lines.len() as u64;
+        }
+        write_durably(&beside(&self.path), &serde_json::to_vec(&committed)?)?;
+        self.committed = committed;
+        Ok(())
+    }
+}
+
+fn beside(path: &Path) -> PathBuf {
+    path.with_extension("committed.json")
+}
+
+/// A writer of a topic.
+struct LocalWriter {
+    topic: Arc<Mutex<LocalTopic>>,
+    name: String,
+    number: u64,
+}
+
+impl Transactions for LocalWriter {
+    fn commit<'a>(&'a mut self, records: &'a [TopicRecord], mark: &'a str) -> Call<'a, ()> {
+        Box::pin(async move {
+            let mut lines = Vec::with_capacity(records.iter().map(|r| r.value.len() + 1).sum());
+            for record in records {
+                lines.extend_from_slice(&record.value);
+                lines.push(b'\n');
+            }
+            let (topic, name, number, mark) = (Arc::clone(&self.topic), self.name.clone(), self.number, mark.to_owned());
+            let write = move || {
+                let mut topic = topic.lock().unwrap_or_else(PoisonError::into_inner);
+                if topic.begun.get(&name) != Some(&number) {
+                    return Err(PortError::Unclear(format!("another writer of the name {name} has begun")));
+                }
+                topic.commit(&lines, &name, &mark).map_err(|e| fatal(&format!("cannot write {}", topic.path.display()), e))
+            };
+            tokio::task::spawn_blocking(write).await.map_err(|e| fatal("writing was stopped", e))?
+        })
+    }
+}
+
+impl Topics for LocalStreams {
+    fn begin<'a>(&'a self, stream: &'a str, writer: &'a str) -> Call<'a, Begun> {
+        Box::pin(async move {
+            let mut topics = self.topics.lock().unwrap_or_else(PoisonError::into_inner);
+            let topic = match topics.get(stream) {
+                Some(topic) => Arc::clone(topic),
+                None => {
+                    let path = self.path(stream);
+                    let topic = LocalTopic::open(&path).map_err(|e| fatal(&format!("cannot open {}", path.display()), e))?;
+                    Arc::clone(topics.entry(stream.to_owned()).or_insert(Arc::new(Mutex::new(topic))))
+                }
+            };
+            let (mark, number) = {
+                let mut topic = topic.lock().unwrap_or_else(PoisonError::into_inner);
+                let begun = topic.begun.entry(writer.to_owned()).or_default();
+                *begun += 1;
+                let number = *begun;
+                (topic.committed.marks.get(writer).cloned(), number)
+            };
+            Ok(Begun { mark, writer: Box::new(LocalWriter { topic, name: writer.to_owned(), number }) })
         })
     }
 }

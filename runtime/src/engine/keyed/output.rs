@@ -1,22 +1,30 @@
-//! What leaves a keyed task: staged objects and files with the cut, items and records after it.
+//! What leaves a keyed task: staged objects and files with the cut; items, records of streams and of topics after it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::array::RecordBatch;
 use arrow::error::ArrowError;
 use bytes::Bytes;
-use leat_compile::program::FilesSpec;
+use futures::future::LocalBoxFuture;
+use futures::stream::FuturesUnordered;
+use leat_compile::program::{FilesSpec, Op};
+use leat_runtime_core::mark::Mark;
 use leat_runtime_core::path;
 use leat_runtime_core::row::{Fence, KeyedRow, Staged};
 use leat_runtime_core::rules::Rules;
 
+use super::{Event, KeyedTask};
 use crate::engine::file::{self, FileWriter};
+use crate::engine::outlet::{Marked, Outlet};
 use crate::engine::ports::{Guard, Ports};
-use crate::engine::task::{self, TaskError};
+use crate::engine::task::{self, Control, TaskError};
 use crate::operators::files::{by_folder, read_batches};
 use crate::operators::source::millis;
 use crate::operators::stream;
 use crate::output::Item;
+
+/// Rows of a transaction, about.
+const TRANSACTION: u64 = 32_000;
 
 /// A cut that was made.
 pub(super) struct Done {
@@ -34,6 +42,88 @@ pub(super) struct Roll {
     pub now: i64,
     /// The staged objects.
     pub covers: Vec<String>,
+}
+
+impl<C: Control> KeyedTask<C> {
+    /// Sends what cuts cover; every pending send is compared with what the sink already has.
+    pub(super) fn send(&mut self, busy: &mut FuturesUnordered<LocalBoxFuture<'static, Event>>) {
+        for staged in &self.row.unsent {
+            let program = &self.job.program;
+            let table = program.tables.iter().find(|t| t.name == staged.to).map(|t| t.table.clone());
+            let stream = program.streams.iter().find(|s| s.name == staged.to && !s.topic).map(|s| s.stream.clone());
+            let sends = table.is_some() || stream.is_some();
+            if !sends || self.sent.contains(&staged.object) || !self.busy_sends.insert(staged.object.clone()) {
+                continue;
+            }
+            let (ports, staged, born) = (self.ports.clone(), staged.clone(), self.job.born);
+            let id = format!("{}/{}/{}/{}/{}", self.job.unique, staged.to, self.key, self.job.job, staged.cut);
+            busy.push(Box::pin(async move {
+                let sent = match (table, stream) {
+                    (Some(table), _) => send_items(&ports, &table, &staged, born).await,
+                    (None, stream) => send_records(&ports, &stream.unwrap_or_default(), &staged, &id).await,
+                };
+                Event::Sent(staged.object, sent)
+            }));
+        }
+        self.send_to_topics(busy);
+        for file in &self.row.complete {
+            if self.busy_sends.insert(file.destination.clone()) {
+                let (ports, file, generation) = (self.ports.clone(), file.clone(), self.fence.generation);
+                busy.push(Box::pin(async move {
+                    let done = file::complete(&ports, &file, generation).await;
+                    Event::Completed(file, done)
+                }));
+            }
+        }
+    }
+
+    /// Starts a transaction in each topic that none is under way in.
+    fn send_to_topics(&mut self, busy: &mut FuturesUnordered<LocalBoxFuture<'static, Event>>) {
+        for (index, sink) in self.job.program.streams.iter().enumerate().filter(|(_, sink)| sink.topic) {
+            let waiting = self.row.unsent.iter().filter(|s| s.to == sink.name && !self.sent.contains(&s.object));
+            let mut rows = 0;
+            let first = waiting.take_while(|staged| {
+                let before = rows;
+                rows += staged.rows;
+                before < TRANSACTION
+            });
+            let first: Vec<Staged> = first.cloned().collect();
+            if first.is_empty() {
+                continue;
+            }
+            let Some(mut outlet) = self.outlets.remove(&index) else { continue };
+            let (ports, job) = (self.ports.clone(), self.job.job);
+            busy.push(Box::pin(async move {
+                let done = send_marked(&ports, &mut outlet, job, &first).await;
+                Event::SentTopic(index, outlet, first.into_iter().map(|staged| staged.object).collect(), done)
+            }));
+        }
+    }
+
+    /// Files to make of staged rows whose time has come.
+    pub(super) fn rolls(&mut self, now: i64, number: u64, row: &KeyedRow, last: bool) -> Vec<Roll> {
+        let mut rolls = Vec::new();
+        let closing = self.closing();
+        let nodes = self.job.program.keyed.nodes.iter().filter_map(|n| if let Op::Files(i) = n.op { Some(i) } else { None });
+        for (nth, index) in nodes.collect::<BTreeSet<_>>().into_iter().enumerate() {
+            let spec = &self.job.program.files[index];
+            let waiting: Vec<&Staged> =
+                self.row.unsent.iter().filter(|s| s.to == spec.name && !self.covered(&s.object) && row.unsent.contains(s)).collect();
+            if waiting.is_empty() {
+                continue;
+            }
+            let since = *self.since_roll.entry(spec.name.clone()).or_insert(now);
+            if !(last || closing || self.full(spec) || now - since >= spec.roll_interval.millis()) {
+                continue;
+            }
+            self.since_roll.remove(&spec.name);
+            self.since_roll_bytes.remove(&spec.name);
+            let name = path::file(&self.job.unique, &self.key, number, self.fence.generation, nth, file::extension(spec.format));
+            let pipeline = self.job.unique.clone();
+            rolls.push(Roll { spec: spec.clone(), name, pipeline, now, covers: waiting.iter().map(|s| s.object.clone()).collect() });
+        }
+        rolls
+    }
 }
 
 impl Roll {
@@ -62,8 +152,19 @@ impl Roll {
     }
 }
 
+/// Sends staged rows to a topic, in one transaction.
+async fn send_marked(ports: &Ports, outlet: &mut Outlet, job: u64, staged: &[Staged]) -> Result<(), TaskError> {
+    let mut rows: Vec<Marked> = Vec::new();
+    for one in staged {
+        let bytes = ports.insist(|| ports.objects.get(&one.object)).await?;
+        let mark = Mark::Cut { job, cut: one.cut };
+        rows.extend(stream::decode(&bytes)?.iter().map(|row| (mark, row.topic_record())));
+    }
+    Ok(outlet.insist(ports, &rows).await?)
+}
+
 /// Writes staged items.
-pub(super) async fn send_items(ports: &Ports, table: &str, staged: &Staged, born: i64) -> Result<(), TaskError> {
+async fn send_items(ports: &Ports, table: &str, staged: &Staged, born: i64) -> Result<(), TaskError> {
     let bytes = ports.insist(|| ports.objects.get(&staged.object)).await?;
     let items: Vec<Item> = task::decode(&bytes)?;
     let guard = Guard { born, cut: staged.cut };
@@ -72,7 +173,7 @@ pub(super) async fn send_items(ports: &Ports, table: &str, staged: &Staged, born
 }
 
 /// Sends staged rows until the stream has accepted all of them; `id` and its number identify a row.
-pub(super) async fn send_records(ports: &Ports, stream: &str, staged: &Staged, id: &str) -> Result<(), TaskError> {
+async fn send_records(ports: &Ports, stream: &str, staged: &Staged, id: &str) -> Result<(), TaskError> {
     let bytes = ports.insist(|| ports.objects.get(&staged.object)).await?;
     let mut left: Vec<_> = stream::decode(&bytes)?.iter().enumerate().map(|(i, row)| row.record(&format!("{id}/{i}"))).collect();
     while !left.is_empty() {

@@ -12,6 +12,7 @@ use crate::batch::SourceBatch;
 use crate::engine::file::FileWriter;
 use crate::engine::task::{self, Control, TaskError};
 use crate::operators::saved::Run;
+use crate::operators::source::Leaving;
 
 impl<C: Control> SourceTask<C> {
     async fn load(&mut self, runs: &[Run]) -> Result<(), TaskError> {
@@ -83,8 +84,8 @@ impl<C: Control> SourceTask<C> {
                 }
                 // All of it is behind the row's cut: what is too much to hold is sent on the way.
                 while self.replayable.bytes >= QUEUE_BYTES {
-                    let records = self.replayable.take(|_| true);
-                    self.replayable.again(leave(&self.ports, &self.job, records).await?);
+                    let records = self.replayable.take(&self.outlets, |_| true);
+                    self.replayable.again(leave(&self.ports, &self.job, &mut self.outlets, records).await?);
                 }
                 at = stop.or(now.positions.last().copied());
                 self.apply_raises(&raises, at, false);
@@ -120,6 +121,10 @@ impl<C: Control> SourceTask<C> {
             }
         }
         self.changed = !self.inherited.is_empty();
+        for (index, outlet) in &mut self.outlets {
+            let doubtful = self.replayable.waiting.iter().any(|r| matches!(&r.what, Leaving::Record { sink, .. } if sink == index));
+            outlet.establish(&self.ports, doubtful).await?;
+        }
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! What a source task sends, and how: messages to keyed tasks, records to streams.
+//! What a source task sends, and how: messages to keyed tasks, records to streams and topics.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -7,9 +7,11 @@ use futures::future::LocalBoxFuture;
 use futures::stream::FuturesUnordered;
 #[cfg(feature = "ablation")]
 use leat_compile::program::Program;
+use leat_runtime_core::mark::Mark;
 use leat_runtime_core::message::{self, Message};
 
 use super::{Event, SourceJob, SourceTask};
+use crate::engine::outlet::{Marked, Outlets};
 use crate::engine::ports::{PortError, Ports};
 use crate::engine::task::Control;
 use crate::operators::source::{Leaving, Replayable};
@@ -18,6 +20,10 @@ use crate::operators::source::{Leaving, Replayable};
 const SHOW_INTERVAL: i64 = 5_000;
 /// Messages in one record of the repartition stream, and records in one append, at most.
 pub(super) const BUNDLE: usize = 500;
+/// Rows that are sent together, at most.
+const TOGETHER: usize = 8 * BUNDLE;
+/// The same where topics are among what takes them: a transaction takes a while, however small it is.
+const TRANSACTION: usize = 64 * BUNDLE;
 /// Bytes of one record of the repartition stream, about: Kinesis takes 1 MiB.
 const BUNDLE_BYTES: usize = 700 << 10;
 /// What a message is longer than its body, at most about.
@@ -36,9 +42,13 @@ impl Queue {
         self.waiting.extend(more);
     }
 
-    /// The first ones that a cut covers.
-    pub fn take(&mut self, covered: impl Fn(&Replayable) -> bool) -> Vec<Replayable> {
-        let free = self.waiting.iter().take(8 * BUNDLE).take_while(|r| covered(r)).count();
+    /// The first ones that a cut covers; all that a record has become, or none of it.
+    pub fn take(&mut self, outlets: &Outlets, covered: impl Fn(&Replayable) -> bool) -> Vec<Replayable> {
+        let most = if outlets.is_empty() { TOGETHER } else { TRANSACTION };
+        let mut free = self.waiting.iter().take(most).take_while(|r| covered(r)).count();
+        // What a record has become goes into one transaction, whose mark is the record.
+        let last = free.checked_sub(1).and_then(|last| self.waiting.get(last)).map(|r| r.position);
+        free += self.waiting.iter().skip(free).take_while(|r| Some(r.position) == last && covered(r)).count();
         let taken: Vec<Replayable> = self.waiting.drain(..free).collect();
         self.bytes -= taken.iter().map(|r| r.what.bytes()).sum::<usize>();
         taken
@@ -95,7 +105,12 @@ pub(super) async fn append(ports: &Ports, messages: Vec<Message>, groups: u16, p
 }
 
 /// Sends what was not staged; answers, in its order, what failed or whose fate is unclear.
-pub(super) async fn leave(ports: &Ports, job: &SourceJob, leaving: Vec<Replayable>) -> Result<Vec<Replayable>, PortError> {
+pub(super) async fn leave(
+    ports: &Ports,
+    job: &SourceJob,
+    outlets: &mut Outlets,
+    leaving: Vec<Replayable>,
+) -> Result<Vec<Replayable>, PortError> {
     let messages = leaving.iter().filter_map(|r| if let Leaving::Message(m) = &r.what { Some(m.clone()) } else { None });
     let left = append(ports, messages.collect(), job.program.document.key_groups, job.partitions).await?;
     let mut failed: BTreeSet<usize> = BTreeSet::new();
@@ -104,7 +119,7 @@ pub(super) async fn leave(ports: &Ports, job: &SourceJob, leaving: Vec<Replayabl
         let is_left = |r: &Replayable| matches!(&r.what, Leaving::Message(m) if left.contains(&(&*m.edge, m.group.0, m.number)));
         failed.extend(leaving.iter().enumerate().filter(|(_, r)| is_left(r)).map(|(i, _)| i));
     }
-    for (index, spec) in job.program.streams.iter().enumerate() {
+    for (index, spec) in job.program.streams.iter().enumerate().filter(|(_, spec)| !spec.topic) {
         let (mut places, mut records) = (Vec::new(), Vec::new());
         for (i, replayable) in leaving.iter().enumerate() {
             if let Leaving::Record { sink, nth, row } = &replayable.what
@@ -124,6 +139,20 @@ pub(super) async fn leave(ports: &Ports, job: &SourceJob, leaving: Vec<Replayabl
                 failed.extend(places);
             }
             Err(fatal) => return Err(fatal),
+        }
+    }
+    for (index, outlet) in outlets {
+        let rows = leaving.iter().enumerate().filter_map(|(i, r)| match &r.what {
+            Leaving::Record { sink, row, .. } if sink == index => Some((i, (Mark::Record(r.position), row.topic_record()))),
+            _ => None,
+        });
+        let (places, rows): (Vec<usize>, Vec<Marked>) = rows.unzip();
+        match outlet.send(ports, &rows).await {
+            Err(PortError::Unclear(why)) => {
+                ports.unclear.note(&why);
+                failed.extend(places);
+            }
+            clear => clear?,
         }
     }
     if !failed.is_empty() {
