@@ -285,6 +285,7 @@ pub fn complete(world: &World) -> bool {
     retired
         && pipeline.draining_for.is_none()
         && pipeline.joining.is_empty()
+        && world.keyed().len() >= usize::from(pipeline.partitions)
         && world.keyed().values().all(|(stored, k)| {
             stored.fence.job == pipeline.job
                 && k.watermark == Watermark::MAX
