@@ -14,14 +14,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use leat_compile::program::{Encoding, Input, Program, Start};
+use leat_compile::program::{Input, Program, Start};
 use leat_crds::spec::Stream;
 use leat_crds::values::Size;
 use leat_operator_core::plan::{Found, Observed};
 use leat_operator_core::resource::{self, Owner, Resource, Wish};
 use leat_operator_core::{desired, plan};
+use leat_runtime::codecs::framing::Framing;
 use leat_runtime::connectors::clock::SystemClock;
-use leat_runtime::connectors::local::files::{FileSource, Framing};
+use leat_runtime::connectors::local::files::FileSource;
 use leat_runtime::connectors::local::folder::{LocalFiles, LocalObjects};
 use leat_runtime::connectors::local::store::Store;
 use leat_runtime::connectors::local::streams::{LocalLog, LocalSource, LocalStream};
@@ -121,13 +122,9 @@ fn open(mut program: Program, options: &Options) -> Result<World> {
     for source in program.sources.iter().chain(gone) {
         match &source.input {
             Input::Stream(name) => drop(streams.get(name).map(|s| by_source.insert(source.name.clone(), Arc::clone(s)))),
-            Input::Files(path) => {
+            Input::Files { path, .. } => {
                 let path = options.stand_ins.path(&options.base, path);
-                let framing = match &source.decode.encoding {
-                    Encoding::Json => Framing::Lines,
-                    Encoding::Csv(csv) => Framing::Csv { header: csv.header.is_empty(), delimiter: csv.delimiter },
-                };
-                let files = FileSource::new(&path, framing, now)
+                let files = FileSource::new(&path, Framing::of(&source.decode.encoding), now)
                     .with_context(|| format!("source `{}`: cannot read {}", source.name, path.display()))?;
                 file_sources.insert(source.name.clone(), Arc::new(files));
             }
@@ -426,7 +423,7 @@ async fn seal(world: &World, shared: &Shared) -> Result<bool> {
     // Nobody runs lineages of sources that an earlier job had.
     rows.retain(|lineage, _| world.program.sources.iter().any(|s| s.name == lineage.source()));
     // Files end by themselves.
-    for source in world.program.sources.iter().filter(|s| matches!(s.input, Input::Files(_))) {
+    for source in world.program.sources.iter().filter(|s| matches!(s.input, Input::Files { .. })) {
         let shards = world.ports.source.shards(&source.name).await?;
         if !shards.iter().all(|s| rows.get(&s.lineage).is_some_and(|r| r.status == Status::Retired)) {
             return Ok(false);

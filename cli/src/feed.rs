@@ -14,7 +14,8 @@ use leat_compile::definition::Kind;
 use leat_compile::program::{Encoding, Input, Program};
 use leat_crds::problem::suggest;
 use leat_runtime::codecs::csv::{BOM, Splitter, open_quote};
-use leat_runtime::connectors::local::files::{self, Framing};
+use leat_runtime::codecs::framing::Framing;
+use leat_runtime::connectors::local::files;
 use leat_runtime::connectors::local::shard::Record;
 use leat_runtime::connectors::local::streams::LocalStream;
 

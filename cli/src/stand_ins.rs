@@ -8,7 +8,8 @@ use leat_compile::program::{Input, Program};
 use leat_crds::problem::suggest;
 use leat_crds::spec::DynamoDbTable;
 use leat_runtime::codecs::csv::Splitter;
-use leat_runtime::connectors::local::files::{self, Framing};
+use leat_runtime::codecs::framing::Framing;
+use leat_runtime::connectors::local::files;
 use leat_runtime::output::{Attribute, Item};
 use serde_json::{Map, Value};
 
@@ -62,7 +63,7 @@ impl StandIns {
 /// The address of files that are not on this machine.
 fn elsewhere(input: &Input) -> Option<&str> {
     match input {
-        Input::Files(path) if path.contains("://") => Some(path),
+        Input::Files { path, .. } if path.contains("://") => Some(path),
         _ => None,
     }
 }

@@ -90,7 +90,12 @@ pub enum Input {
     /// A declared stream, by its name in the manifest.
     Stream(String),
     /// Files: bounded input.
-    Files(String),
+    Files {
+        /// A file, a folder, or a prefix of S3.
+        path: String,
+        /// So many files of a prefix are read at once.
+        lanes: u64,
+    },
 }
 
 /// How records become rows.

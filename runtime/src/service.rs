@@ -18,7 +18,9 @@ use leat_crds::values::Size;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::codecs::framing::Framing;
 use crate::connectors::aws::dynamodb::{LeaseTable, SinkTables};
+use crate::connectors::aws::files::{Prefix, S3Source};
 use crate::connectors::aws::kinesis::{KinesisLog, KinesisSource, KinesisStreams, Stream};
 use crate::connectors::aws::s3::{S3Files, S3Objects, Store};
 use crate::connectors::clock::SystemClock;
@@ -138,12 +140,17 @@ async fn ports(program: &Program, tried: &(dyn Fn() + Sync)) -> Result<Ports, Se
     let objects = S3Objects::new(Store::new(s3.clone(), storage.kms_key_id.clone()), &prefix);
     // The job that runs may have to be drained: with streams and tables that this one does not have any more.
     let before = job_before(&rows, &objects, tried).await.map_err(|e| ServiceError::Worker(TaskError::from(e).into()))?;
-    let (mut streams, mut lease_tables, mut topics) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    let (mut streams, mut lease_tables, mut topics, mut prefixes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     for program in std::iter::once(program).chain(&before) {
         let spec = &program.document.spec;
         for source in &program.sources {
-            let Input::Stream(name) = &source.input else {
-                return Err(ServiceError::Document(format!("the source `{}` reads files, which only `leat dev` does", source.name)));
+            let name = match &source.input {
+                Input::Stream(name) => name,
+                Input::Files { path, lanes } => {
+                    let made = || Prefix::new(s3.clone(), path, Framing::of(&source.decode.encoding), *lanes);
+                    prefixes.entry(source.name.clone()).or_insert_with(made);
+                    continue;
+                }
             };
             let Some(stream) = spec.streams.iter().find(|s| s.name == *name) else { continue };
             if let Some(kinesis) = &stream.kinesis {
@@ -185,6 +192,9 @@ async fn ports(program: &Program, tried: &(dyn Fn() + Sync)) -> Result<Ports, Se
     let names: Vec<String> = streams.keys().cloned().collect();
     let kinesis: Arc<dyn Source> = Arc::new(KinesisSource::new(streams).with_tables(lease_tables));
     sources.extend(names.into_iter().map(|name| (name, Arc::clone(&kinesis))));
+    let names: Vec<String> = prefixes.keys().cloned().collect();
+    let files: Arc<dyn Source> = Arc::new(S3Source::new(prefixes));
+    sources.extend(names.into_iter().map(|name| (name, Arc::clone(&files))));
     if !topics.is_empty() {
         let (names, group): (Vec<String>, _) = (topics.keys().cloned().collect(), names::group(&document.namespace, &document.name));
         let kafka = kafka::source(topics, &group)?;

@@ -11,7 +11,7 @@ use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::StatusCode;
 use axum::routing::post;
 use leat_compile::program::{Encoding, Program};
-use leat_runtime::connectors::local::files::Framing;
+use leat_runtime::codecs::framing::Framing;
 use leat_runtime::connectors::local::shard::Record;
 use leat_runtime::connectors::local::streams::LocalStream;
 

@@ -259,6 +259,9 @@ fn check_source(source: &Source, path: &str, out: &mut Vec<Problem>) {
     {
         out.push(Problem::new(format!("{path}.format"), format!("the files are {of_files:?}"), "say the format once"));
     }
+    if source.files.as_ref().and_then(|f| f.parallelism).is_some_and(|n| !(1..=256).contains(&n)) {
+        out.push(Problem::new(format!("{path}.files.parallelism"), "it is out of bounds", "1 to 256"));
+    }
     if source.files.is_some() && !source.partitioned_by.is_empty() {
         out.push(Problem::new(format!("{path}.partitionedBy"), "files have no partition keys", "leave it out"));
     }

@@ -15,6 +15,9 @@ use crate::program::{
 };
 use crate::sql::{Planner, SqlError, type_name};
 
+/// Files of a prefix that are read at once, unless the manifest says how many.
+const LANES: u64 = 8;
+
 /// Type of the columns that hold a time.
 pub(super) const TIMESTAMP: DataType = DataType::Timestamp(TimeUnit::Microsecond, None);
 
@@ -144,7 +147,10 @@ impl<'a> Lowering<'a> {
         });
         let input = match (&source.stream, &source.files) {
             (Some(stream), _) => Input::Stream(stream.clone()),
-            (None, files) => Input::Files(files.as_ref().map(|f| f.path.clone()).unwrap_or_default()),
+            (None, files) => Input::Files {
+                path: files.as_ref().map(|f| f.path.clone()).unwrap_or_default(),
+                lanes: files.as_ref().and_then(|f| f.parallelism).map_or(LANES, u64::from),
+            },
         };
         let at = self.program.sources.len();
         let timed = event_time.is_some() || source.event_time.is_some();

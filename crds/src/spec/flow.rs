@@ -123,12 +123,18 @@ pub enum WrongShard {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Files {
-    /// A file or a folder; without scheme it is relative to the manifest.
+    /// A file or a folder; without scheme it is relative to the manifest, which only `leat dev` reads. In a cluster
+    /// `s3://bucket/prefix/`, or one object: what is there when the source comes into the pipeline, whatever comes later.
     #[schemars(length(min = 1, max = 1024))]
     pub path: String,
     /// Encoding. Default: JsonLines.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format: Option<RecordFormat>,
+    /// How many files of a prefix are read at once, each in order of its name. Read when the source comes into the pipeline;
+    /// changing it later changes nothing. Default: 8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 256))]
+    pub parallelism: Option<u16>,
 }
 
 /// Encoding of one record.

@@ -26,8 +26,13 @@ pub fn problems(program: &Program) -> Vec<Problem> {
     }
     for (i, source) in document.spec.sources.iter().enumerate() {
         let compiled = program.sources.iter().find(|s| s.name == source.name);
-        if compiled.is_some_and(|s| matches!(s.input, Input::Files(_))) {
-            out.push(Problem::new(format!("spec.sources[{i}].files"), "workers read no files yet", "use a stream; `leat dev` reads files"));
+        if let Some(Input::Files { path, .. }) = compiled.map(|s| &s.input) {
+            if path.contains("://") {
+                place(&format!("spec.sources[{i}].files.path"), path, &mut out);
+            } else {
+                let why = format!("workers have no file `{path}`");
+                out.push(Problem::new(format!("spec.sources[{i}].files.path"), why, "s3://bucket/prefix/; `leat dev` reads files"));
+            }
         }
     }
     for (i, sink) in document.spec.sinks.iter().enumerate() {

@@ -1,10 +1,11 @@
 //! Where the lineages of a source are begun whose positions somebody knows: an application of the Kinesis Client Library by
-//! its lease table, or the manifest. Decided once, when the source becomes a part of the pipeline, and never again.
+//! its lease table, or the manifest; and which files a source has. Decided once, when the source becomes a part of the pipeline, and never again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::listing::Listing;
 use crate::position::Offset;
 
 /// How far a shard was read.
@@ -44,6 +45,9 @@ pub struct Begin {
     pub ended: BTreeSet<String>,
     /// Partitions that are begun behind a record.
     pub behind: BTreeMap<String, Offset>,
+    /// The files of a source that reads files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<Listing>,
 }
 
 /// A shard of the stream.

@@ -8,6 +8,7 @@ pub mod coordinate;
 pub mod key;
 pub mod lease;
 pub mod ledger;
+pub mod listing;
 pub mod mark;
 pub mod merge;
 pub mod message;

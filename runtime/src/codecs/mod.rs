@@ -3,6 +3,7 @@
 pub mod column;
 pub mod csv;
 pub mod decoder;
+pub mod framing;
 pub mod json;
 pub mod kpl;
 pub mod number;

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use leat_runtime_core::begin::Known;
+use leat_runtime_core::begin::{Begin, Known};
+use leat_runtime_core::listing::Listing;
 use leat_runtime_core::position::{Lineage, Offset};
 
 use crate::engine::ports::{Call, Place, PortError, Read, Shard, Source};
@@ -30,6 +31,20 @@ impl Source for Sources {
 
     fn standing<'a>(&'a self, source: &'a str, application: &'a str) -> Call<'a, Vec<(String, Known)>> {
         Box::pin(async move { self.of(source)?.standing(source, application).await })
+    }
+
+    fn is_listed(&self, source: &str) -> bool {
+        self.of(source).is_ok_and(|s| s.is_listed(source))
+    }
+
+    fn list<'a>(&'a self, source: &'a str) -> Call<'a, Listing> {
+        Box::pin(async move { self.of(source)?.list(source).await })
+    }
+
+    fn know(&self, source: &str, begin: &Arc<Begin>) {
+        if let Ok(of) = self.of(source) {
+            of.know(source, begin);
+        }
     }
 
     fn asks_time_once(&self, source: &str) -> bool {

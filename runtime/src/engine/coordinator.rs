@@ -103,12 +103,25 @@ impl Begins {
                 }
             }
         }
-        let object = path::begin(&source.name, &self.session);
+        self.write(ports, &source.name, begin).await.map(Some)
+    }
+
+    /// The object that says which files a source has that is new to the pipeline.
+    async fn list_files(&mut self, ports: &Ports, source: &str) -> Result<String, TaskError> {
+        if let Some(object) = self.made.get(source) {
+            return Ok(object.clone());
+        }
+        let begin = Begin { files: Some(ports.source.list(source).await?), ..Begin::default() };
+        self.write(ports, source, begin).await
+    }
+
+    async fn write(&mut self, ports: &Ports, source: &str, begin: Begin) -> Result<String, TaskError> {
+        let object = path::begin(source, &self.session);
         let bytes = task::encode(&begin);
         ports.insist(|| ports.objects.put(&object, bytes.clone())).await?;
         self.known.insert(object.clone(), Arc::new(begin));
-        self.made.insert(source.name.clone(), object.clone());
-        Ok(Some(object))
+        self.made.insert(source.to_owned(), object.clone());
+        Ok(object)
     }
 
     async fn read(&mut self, ports: &Ports, object: &str) -> Result<Arc<Begin>, TaskError> {
@@ -149,11 +162,34 @@ pub async fn pass(
     for (source, object) in pipeline.iter().flat_map(|(_, row)| &row.begins) {
         begin.insert(source.clone(), begins.read(ports, object).await?);
     }
+    // Files are listed once: lineages are made of what was there then.
+    for source in program.sources.iter().filter(|source| ports.source.is_listed(&source.name)) {
+        let known = pipeline.as_ref().is_some_and(|(_, row)| row.knows(&source.name));
+        if !known && pipeline.as_ref().is_none_or(|(_, row)| desired.revision > row.revision) {
+            let object = match begins.list_files(ports, &source.name).await {
+                Err(TaskError::Port(PortError::Unclear(why))) => {
+                    ports.unclear.note(&why);
+                    return Ok((0, begins.shards()));
+                }
+                made => made?,
+            };
+            begin.insert(source.name.clone(), begins.read(ports, &object).await?);
+            desired.begins.insert(source.name.clone(), object);
+        }
+        match begin.get(&source.name).filter(|begin| begin.files.is_some()) {
+            Some(begin) => ports.source.know(&source.name, begin),
+            None if known => {
+                let why = format!("the source `{}` was a stream before; what reads files needs another name", source.name);
+                return Err(PortError::Fatal(why).into());
+            }
+            None => {}
+        }
+    }
     begins.list(ports, program).await?;
     for source in &program.sources {
         let Some(mut found) = begins.listed.get(&source.name).cloned() else { continue };
         let decided = pipeline.as_ref().is_some_and(|(_, row)| row.knows(&source.name) || desired.revision <= row.revision);
-        let made = if decided { Ok(None) } else { begins.make(ports, source, &found).await };
+        let made = if decided || ports.source.is_listed(&source.name) { Ok(None) } else { begins.make(ports, source, &found).await };
         let made = match made {
             // Not now: the next round tries it again.
             Err(TaskError::Port(PortError::Unclear(why))) => {

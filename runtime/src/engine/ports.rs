@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
-use leat_runtime_core::begin::Known;
+use leat_runtime_core::begin::{Begin, Known};
 use leat_runtime_core::key::HashRange;
+use leat_runtime_core::listing::Listing;
 use leat_runtime_core::position::{Lineage, Offset};
 use leat_runtime_core::row::{Expect, Fence, OpenFile, Part};
 use thiserror::Error;
@@ -160,6 +161,17 @@ pub trait Source: Send + Sync {
     /// How far another application has read, by partition: its lease table of the Kinesis Client Library, or its group of
     /// consumers, says it.
     fn standing<'a>(&'a self, source: &'a str, application: &'a str) -> Call<'a, Vec<(String, Known)>>;
+    /// Whether a source is files, which are listed once.
+    fn is_listed(&self, _source: &str) -> bool {
+        false
+    }
+    /// The files that are there now.
+    fn list<'a>(&'a self, source: &'a str) -> Call<'a, Listing> {
+        let why = format!("the source `{source}` reads no files");
+        Box::pin(async { Err(PortError::Fatal(why)) })
+    }
+    /// Says what was decided when a source became a part of the pipeline: its files.
+    fn know(&self, _source: &str, _begin: &Arc<Begin>) {}
     /// Whether a time means a record only once, when it is asked for the first time: where producers say what time it is. Such a
     /// source says with [`Source::at_time`] what it means, and that is written down.
     fn asks_time_once(&self, _source: &str) -> bool {

@@ -1,7 +1,8 @@
-//! The ports of the engine over AWS: Kinesis streams, the lease table and sink tables in DynamoDB, files and objects in
+//! The ports of the engine over AWS: Kinesis streams, files of S3, the lease table and sink tables in DynamoDB, files and objects in
 //! S3. Calls are tried once each: the engine repeats those that may be repeated.
 
 pub mod dynamodb;
+pub mod files;
 mod kcl;
 pub mod kinesis;
 pub mod s3;

@@ -13,53 +13,11 @@ use leat_runtime_core::position::{Lineage, Offset};
 
 use super::fatal;
 use crate::batch::SourceBatch;
-use crate::codecs::csv::open_quote;
+use crate::codecs::framing::Framing;
 use crate::engine::ports::{PortError, Read, Shard};
 
 /// A read gives at most about so many bytes.
 const READ_BYTES: usize = 2 << 20;
-/// A record of CSV whose quote is still open after so many bytes ends there: it is malformed.
-const LONGEST_RECORD: usize = 16 << 20;
-
-/// How a file is divided into records.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Framing {
-    /// By lines.
-    Lines,
-    /// As CSV.
-    Csv {
-        /// The first record names the fields.
-        header: bool,
-        /// The character between fields.
-        delimiter: u8,
-    },
-}
-
-impl Framing {
-    /// Appends the next record without its line end; false: there is none.
-    pub fn next(self, lines: &mut dyn BufRead, out: &mut Vec<u8>) -> std::io::Result<bool> {
-        let start = out.len();
-        let mut open = false;
-        loop {
-            let line = out.len();
-            if lines.read_until(b'\n', out)? == 0 {
-                break;
-            }
-            if let Framing::Csv { delimiter, .. } = self {
-                open = open_quote(open, &out[line..], delimiter);
-            }
-            if !open || out.len() - start > LONGEST_RECORD {
-                break;
-            }
-        }
-        let any = out.len() > start;
-        while out.len() > start && matches!(out.last(), Some(b'\n' | b'\r')) {
-            out.pop();
-        }
-        Ok(any)
-    }
-}
-
 /// Whether a file is CSV by its name.
 pub fn is_csv(path: &Path) -> bool {
     let name = path.to_string_lossy();
