@@ -20,7 +20,7 @@ use leat_crds::values::Size;
 use leat_operator_core::plan::{Found, Observed};
 use leat_operator_core::resource::{self, Owner, Resource, Wish};
 use leat_operator_core::{desired, plan};
-use leat_runtime::codecs::framing::Framing;
+use leat_runtime::codecs::framing::Contents;
 use leat_runtime::connectors::clock::SystemClock;
 use leat_runtime::connectors::local::files::FileSource;
 use leat_runtime::connectors::local::folder::{LocalFiles, LocalObjects};
@@ -124,7 +124,7 @@ fn open(mut program: Program, options: &Options) -> Result<World> {
             Input::Stream(name) => drop(streams.get(name).map(|s| by_source.insert(source.name.clone(), Arc::clone(s)))),
             Input::Files { path, .. } => {
                 let path = options.stand_ins.path(&options.base, path);
-                let files = FileSource::new(&path, Framing::of(&source.decode.encoding), now)
+                let files = FileSource::new(&path, Contents::of(source), now)
                     .with_context(|| format!("source `{}`: cannot read {}", source.name, path.display()))?;
                 file_sources.insert(source.name.clone(), Arc::new(files));
             }

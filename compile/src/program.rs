@@ -95,6 +95,8 @@ pub enum Input {
         path: String,
         /// So many files of a prefix are read at once.
         lanes: u64,
+        /// They are archives of records.
+        raw: bool,
     },
 }
 
@@ -482,6 +484,8 @@ pub struct TableSpec {
 pub struct StreamSpec {
     /// Name of the sink.
     pub name: String,
+    /// Its name as the manifest has it.
+    pub sink: String,
     /// The declared stream.
     pub stream: String,
     /// It is a topic, which takes each record once: records have no id.

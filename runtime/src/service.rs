@@ -18,7 +18,7 @@ use leat_crds::values::Size;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::codecs::framing::Framing;
+use crate::codecs::framing::Contents;
 use crate::connectors::aws::dynamodb::{LeaseTable, SinkTables};
 use crate::connectors::aws::files::{Prefix, S3Source};
 use crate::connectors::aws::kinesis::{KinesisLog, KinesisSource, KinesisStreams, Stream};
@@ -146,8 +146,8 @@ async fn ports(program: &Program, tried: &(dyn Fn() + Sync)) -> Result<Ports, Se
         for source in &program.sources {
             let name = match &source.input {
                 Input::Stream(name) => name,
-                Input::Files { path, lanes } => {
-                    let made = || Prefix::new(s3.clone(), path, Framing::of(&source.decode.encoding), *lanes);
+                Input::Files { path, lanes, .. } => {
+                    let made = || Prefix::new(s3.clone(), path, Contents::of(source), *lanes);
                     prefixes.entry(source.name.clone()).or_insert_with(made);
                     continue;
                 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use aws_sdk_dynamodb::types::{AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType};
 use aws_sdk_s3::primitives::ByteStream;
 use flate2::write::GzEncoder;
-use leat_runtime::codecs::framing::Framing;
+use leat_runtime::codecs::framing::{Contents, Framing};
 use leat_runtime::connectors::aws::files::{Prefix, S3Source};
 use leat_runtime::engine::ports::{Place, PortError, Source};
 use leat_runtime_core::begin::Begin;
@@ -199,8 +199,8 @@ async fn each_record_of_each_file_is_taken_once() {
 }
 
 /// A source that has listed what is below a prefix, or knows what another has.
-async fn source(s3: &aws_sdk_s3::Client, location: &str, framing: Framing, known: Option<&Arc<Begin>>) -> (S3Source, Arc<Begin>) {
-    let source = S3Source::new(BTreeMap::from([("s".to_owned(), Prefix::new(s3.clone(), location, framing, 2))]));
+async fn source(s3: &aws_sdk_s3::Client, location: &str, contents: Contents, known: Option<&Arc<Begin>>) -> (S3Source, Arc<Begin>) {
+    let source = S3Source::new(BTreeMap::from([("s".to_owned(), Prefix::new(s3.clone(), location, contents, 2))]));
     let begin = match known {
         Some(begin) => Arc::clone(begin),
         None => Arc::new(Begin { files: Some(source.list("s").await.expect("files")), ..Begin::default() }),
@@ -219,7 +219,8 @@ async fn files_go_on_anywhere_and_are_those_that_were_listed() {
     let clouds = Clouds::start(folder.path(), Kinesis::Ferrokinesis, "127.0.0.1").await;
     let s3 = clouds.s3().await;
     s3.create_bucket().bucket("example-in").send().await.expect("a bucket");
-    let csv = Framing::Csv { header: true, delimiter: b',' };
+    let csv = Contents::Text(Framing::Csv { header: true, delimiter: b',' });
+    let lines_of = Contents::Text(Framing::Lines);
     put(&s3, "csv/a.csv", b"id,note\r\n1,\"two\nlines\"\r\n2,x\n\n3,\"\"\"q\"\"\"\n".to_vec()).await;
     put(&s3, "csv/b.csv.gz", gzip(b"note,id\ny,4\nz,5")).await;
     put(&s3, "csv/c.csv.zst", zstd(b"id,note\n")).await;
@@ -265,8 +266,8 @@ async fn files_go_on_anywhere_and_are_those_that_were_listed() {
     ];
     assert_eq!(all, expected.map(|(header, record)| (header.to_owned(), record.to_owned())).into());
 
-    let fatal = async |key: &str, framing, ends_with: &str| {
-        let (source, _) = source(&s3, &format!("s3://example-in/{key}"), framing, None).await;
+    let fatal = async |key: &str, contents, ends_with: &str| {
+        let (source, _) = source(&s3, &format!("s3://example-in/{key}"), contents, None).await;
         let lane = lineages(&source).await.remove(0);
         let (mut from, mut records) = (Place::Oldest, 0);
         loop {
@@ -289,16 +290,18 @@ async fn files_go_on_anywhere_and_are_those_that_were_listed() {
     let lines: Vec<u8> = (0..5_000).flat_map(|i| format!("{{\"id\":{i}}}\n").into_bytes()).collect();
     for (key, whole) in [("cut/a.jsonl.gz", gzip(&lines)), ("cut/b.jsonl.zst", zstd(&lines))] {
         put(&s3, key, whole[..whole.len() - 5].to_vec()).await;
-        let records = fatal(key, Framing::Lines, "cannot be decompressed").await;
+        let records = fatal(key, lines_of, "cannot be decompressed").await;
         assert!(records <= 5_000, "{records}");
     }
     put(&s3, "none/a.jsonl.gz", lines.clone()).await;
-    assert_eq!(fatal("none/a.jsonl.gz", Framing::Lines, "cannot be decompressed").await, 0);
+    assert_eq!(fatal("none/a.jsonl.gz", lines_of, "cannot be decompressed").await, 0);
+
+    assert_eq!(fatal("none/a.jsonl.gz", Contents::Archive, "is no archive of records").await, 0);
 
     // Another object, or none, where one was listed.
     for (key, what) in [("swap/a.jsonl", "it is another one"), ("gone/a.jsonl", "it was removed")] {
         put(&s3, key, lines.clone()).await;
-        let (source, _) = source(&s3, &format!("s3://example-in/{key}"), Framing::Lines, None).await;
+        let (source, _) = source(&s3, &format!("s3://example-in/{key}"), lines_of, None).await;
         let lane = lineages(&source).await.remove(0);
         if key.starts_with("swap") {
             put(&s3, key, [&lines[..], b"{}\n"].concat()).await;
@@ -314,4 +317,126 @@ async fn files_go_on_anywhere_and_are_those_that_were_listed() {
     assert!(matches!(nothing.shards("s").await, Err(PortError::Unclear(_))));
     nothing.know("s", &begin);
     assert!(matches!(nothing.shards("s").await, Err(PortError::Fatal(why)) if why.contains("needs another name")));
+}
+
+/// Records of an archive as DuckDB reads them: key, time of arrival, bytes.
+const RECORDS_OF: &str = "
+import sys, json, duckdb
+rows = duckdb.sql(f\"select partition_key, epoch_ms(arrival), data from read_parquet('{sys.argv[1]}')\").fetchall()
+print(json.dumps(sorted([k.decode(), a, d.decode()] for k, a, d in rows)))
+";
+/// Writes an archive again, with small row groups.
+const AGAIN: &str = "
+import sys, json, duckdb
+duckdb.sql(f\"copy (select * from read_parquet('{sys.argv[1]}')) to '{sys.argv[2]}' (format parquet, row_group_size 2048)\")
+print(json.dumps(duckdb.sql(f\"select count(distinct row_group_id) from parquet_metadata('{sys.argv[2]}')\").fetchone()[0]))
+";
+
+fn manifest(folder: &Path, spec: &Value) {
+    let metadata = json!({"name": "archive", "namespace": "analytics"});
+    let manifest = json!({"apiVersion": "leat.dev/v1alpha1", "kind": "StreamingPipeline", "metadata": metadata, "spec": spec});
+    std::fs::write(folder.join("pipeline.yaml"), manifest.to_string()).expect("a file");
+}
+
+fn dev(folder: &Path, state: &str, flags: &[&str]) {
+    let mut command = leat_tests::leat();
+    command.args(["dev", "--until-done", "-f"]).arg(folder.join("pipeline.yaml")).arg("--state").arg(folder.join(state));
+    let output = command.args(flags).output().expect("leat starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_archive_is_read_back() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let records: Vec<String> = (0..9_000).map(|id| event(id).to_string()).collect();
+    std::fs::write(folder.join("in.jsonl"), records.join("\n")).expect("a file");
+    let columns = json!({"id": "BIGINT", "campaign": "TEXT", "ts": "BIGINT", "spend": "BIGINT"});
+    let raw = "s3://example-lake/raw/";
+    manifest(
+        folder,
+        &json!({
+            "streams": [{"name": "s", "kinesis": {"streamName": "s", "shards": {"initial": 2}}}],
+            "sources": [{"name": "events", "stream": "s", "columns": columns, "partitionedBy": ["campaign"]}],
+            "sinks": [{"name": "raw", "from": ["events"], "s3": {"location": raw, "format": "Raw", "partitionBy": ["hour"]}}],
+        }),
+    );
+    let input = folder.join("in.jsonl").display().to_string();
+    dev(folder, "first", &["--input", &format!("s={input}")]);
+    let archive = folder.join("first/analytics/archive/s3/example-lake/raw");
+    let all = archive.join("**/*.parquet").display().to_string();
+    let said = leat_tests::duckdb(RECORDS_OF, &[&all]).expect("DuckDB reads it");
+    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    let expected: Vec<(String, i64, String)> =
+        said.as_array().expect("rows").iter().map(|r| (text(&r[0]), r[1].as_i64().expect("a time"), text(&r[2]))).collect();
+    assert_eq!(expected.len(), records.len());
+
+    // On the laptop, as the input of another pipeline.
+    let files = json!({"path": raw, "format": "Raw"});
+    manifest(
+        folder,
+        &json!({
+            "sources": [{"name": "again", "files": files, "format": "Json", "columns": columns}],
+            "sinks": [{"name": "out", "from": ["again"], "s3": {"location": "out/", "format": "JsonLines"}}],
+        }),
+    );
+    dev(folder, "second", &["--object", &format!("{raw}={}", archive.display())]);
+    let out = folder.join("second/analytics/archive/s3/out/*.jsonl").display().to_string();
+    let ids = "import sys, json, duckdb\nprint(json.dumps(sorted(r[0] for r in duckdb.sql(f\"select id from read_json('{sys.argv[1]}')\").fetchall())))";
+    assert_eq!(leat_tests::duckdb(ids, &[&out]), Ok(json!((0..9_000).collect::<Vec<_>>())));
+
+    // From S3, as it is and as another tool has written it again.
+    let clouds = Clouds::start(folder, Kinesis::Ferrokinesis, "127.0.0.1").await;
+    let s3 = clouds.s3().await;
+    s3.create_bucket().bucket("example-in").send().await.expect("a bucket");
+    let again = folder.join("again.parquet").display().to_string();
+    let groups = leat_tests::duckdb(AGAIN, &[&all, &again]).expect("DuckDB writes it");
+    assert!(groups.as_u64() > Some(3), "{groups} row groups");
+    put(&s3, "again/all.parquet", std::fs::read(&again).expect("a file")).await;
+    let mut found = Vec::new();
+    let mut folders = vec![archive];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("a file").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                found.push(path);
+            }
+        }
+    }
+    for (n, path) in found.iter().enumerate() {
+        put(&s3, &format!("raw/{n}.parquet"), std::fs::read(path).expect("a file")).await;
+    }
+    for location in ["s3://example-in/raw/", "s3://example-in/again/"] {
+        let (first, begin) = source(&s3, location, Contents::Archive, None).await;
+        let mut read = Vec::new();
+        for lane in lineages(&first).await {
+            let (mut from, mut of_lane) = (Place::Oldest, Vec::new());
+            loop {
+                let answer = first.read(&lane, from).await.expect("records");
+                let Some(last) = answer.batch.positions.last() else {
+                    assert!(answer.end);
+                    break;
+                };
+                from = Place::After(*last);
+                for i in 0..answer.batch.len() {
+                    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+                    let key = text(answer.batch.key(i).expect("a key"));
+                    of_lane.push((answer.batch.positions[i], (key, answer.batch.arrivals[i], text(answer.batch.record(i)))));
+                }
+            }
+            // A reader that knows nothing goes on behind any record: at the ends of row groups, and in them.
+            for at in [0, 1, 2_046, 2_047, 2_048, of_lane.len() - 2] {
+                let Some((position, _)) = of_lane.get(at) else { continue };
+                let fresh = source(&s3, location, Contents::Archive, Some(&begin)).await.0;
+                let rest = fresh.read(&lane, Place::After(*position)).await.expect("records").batch;
+                assert_eq!((rest.positions[0], rest.record(0)), (of_lane[at + 1].0, of_lane[at + 1].1.2.as_bytes()), "behind {at}");
+            }
+            read.extend(of_lane.into_iter().map(|(_, record)| record));
+        }
+        read.sort();
+        assert_eq!(read.len(), expected.len(), "{location}");
+        assert!(read == expected, "{location}");
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use leat_crds::problem::Problem;
-use leat_crds::spec::{Aws, JoinKind, Kafka, Management, RecordFormat, Sink, Source, Step, Stream, StreamingPipelineSpec};
+use leat_crds::spec::{Aws, FilesFormat, JoinKind, Kafka, Management, RecordFormat, Sink, Source, Step, Stream, StreamingPipelineSpec};
 
 /// Words that YAML 1.1 reads as something else.
 const YAML_WORDS: [&str; 9] = ["on", "off", "yes", "no", "y", "n", "null", "true", "false"];
@@ -158,6 +158,10 @@ fn check_kind(source: &Source, kafka: bool, path: &str, out: &mut Vec<Problem>) 
 fn collisions(spec: &StreamingPipelineSpec, out: &mut Vec<Problem>) {
     let streams = spec.streams.iter().map(|s| s.kinesis.as_ref().map(|k| (k.stream_name.as_str(), s.aws.as_ref())));
     twice(streams, &|i| format!("spec.streams[{i}].kinesis.streamName"), "a stream is declared once", out);
+    let topic = |s: &Stream| s.kafka.as_ref().map(|k| format!("{} of {}", k.topic, k.cluster.bootstrap_servers.join(", ")));
+    let topics: Vec<Option<String>> = spec.streams.iter().map(topic).collect();
+    let topics = topics.iter().map(|topic| topic.as_deref().map(|topic| (topic, None)));
+    twice(topics, &|i| format!("spec.streams[{i}].kafka.topic"), "a topic is declared once", out);
     let tables = spec.tables.iter().map(|t| t.dynamodb.as_ref().map(|d| (d.table_name.as_str(), t.aws.as_ref())));
     twice(tables, &|i| format!("spec.tables[{i}].dynamodb.tableName"), "a table is declared once", out);
     let written = spec.sinks.iter().map(|s| s.dynamodb.as_ref().map(|d| (d.table.as_str(), None)));
@@ -254,7 +258,7 @@ fn check_source(source: &Source, path: &str, out: &mut Vec<Problem>) {
     planned(source.changelog.is_some(), format!("{path}.changelog"), "changelog", out);
     exactly_one("description of records", &[("schema", source.schema.is_some()), ("columns", !source.columns.is_empty())], path, out);
     check_csv(source, path, out);
-    if let (Some(format), Some(of_files)) = (source.format, source.files.as_ref().and_then(|f| f.format))
+    if let (Some(format), Some(of_files)) = (source.format, source.files.as_ref().and_then(|f| f.format?.of_records()))
         && format != of_files
     {
         out.push(Problem::new(format!("{path}.format"), format!("the files are {of_files:?}"), "say the format once"));
@@ -294,7 +298,8 @@ fn check_source(source: &Source, path: &str, out: &mut Vec<Problem>) {
 }
 
 fn check_csv(source: &Source, path: &str, out: &mut Vec<Problem>) {
-    let format = source.format.or(source.files.as_ref().and_then(|f| f.format));
+    let format = source.record_format();
+    let raw = source.files.as_ref().and_then(|f| f.format) == Some(FilesFormat::Raw);
     let csv = source.csv.clone().unwrap_or_default();
     if format != Some(RecordFormat::Csv) {
         if source.csv.is_some() {
@@ -302,7 +307,7 @@ fn check_csv(source: &Source, path: &str, out: &mut Vec<Problem>) {
         }
         return;
     }
-    if source.stream.is_some() && csv.header.is_empty() {
+    if (source.stream.is_some() || raw) && csv.header.is_empty() {
         let hint = "name the fields in their order, for example `csv: {header: [id, at, price]}`";
         out.push(Problem::new(format!("{path}.csv.header"), "records of a stream have no line of names", hint));
     }

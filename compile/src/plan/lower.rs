@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field as ArrowField, Schema, SchemaRef, TimeUnit};
 use leat_crds::job::JobDocument;
 use leat_crds::problem::{Problem, suggest};
-use leat_crds::spec::{RecordFormat, SchemaFormat, Source, Step, StreamEnd, WrongShard};
+use leat_crds::spec::{FilesFormat, RecordFormat, SchemaFormat, Source, Step, StreamEnd, WrongShard};
 use leat_crds::values::Duration;
 
 use crate::definition::{self, Field, Kind};
@@ -150,6 +150,7 @@ impl<'a> Lowering<'a> {
             (None, files) => Input::Files {
                 path: files.as_ref().map(|f| f.path.clone()).unwrap_or_default(),
                 lanes: files.as_ref().and_then(|f| f.parallelism).map_or(LANES, u64::from),
+                raw: files.as_ref().and_then(|f| f.format) == Some(FilesFormat::Raw),
             },
         };
         let at = self.program.sources.len();
@@ -171,7 +172,7 @@ impl<'a> Lowering<'a> {
     }
 
     fn fields(&mut self, path: &str, source: &Source) -> Option<(Vec<Field>, Encoding)> {
-        let format = source.format.or(source.files.as_ref().and_then(|f| f.format)).unwrap_or(RecordFormat::Json);
+        let format = source.record_format().unwrap_or(RecordFormat::Json);
         let csv = source.csv.clone().unwrap_or_default();
         let delimiter = csv.delimiter.as_deref().and_then(|d| d.bytes().next()).unwrap_or(b',');
         let encoding = match format {

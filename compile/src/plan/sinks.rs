@@ -136,7 +136,7 @@ pub(super) fn stream(l: &mut Lowering<'_>, path: &str, sink: &Sink, spec: &Strea
         },
     };
     let index = l.program.streams.len();
-    l.program.streams.push(StreamSpec { name: label(&sink.name), stream: spec.name.clone(), topic, partition_by });
+    l.program.streams.push(StreamSpec { name: label(&sink.name), sink: sink.name.clone(), stream: spec.name.clone(), topic, partition_by });
     l.place(&path, &label(&sink.name), &inputs, &input.schema, &|| Op::Stream(index));
 }
 

@@ -129,12 +129,45 @@ pub struct Files {
     pub path: String,
     /// Encoding. Default: JsonLines.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub format: Option<RecordFormat>,
+    pub format: Option<FilesFormat>,
     /// How many files of a prefix are read at once, each in order of its name. Read when the source comes into the pipeline;
     /// changing it later changes nothing. Default: 8.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 256))]
     pub parallelism: Option<u16>,
+}
+
+/// Encoding of a source's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum FilesFormat {
+    /// As JsonLines.
+    Json,
+    /// One JSON object a line.
+    JsonLines,
+    /// Comma-separated values (RFC 4180); an empty field is NULL. The first line of a file names its fields, or `csv.header`.
+    Csv,
+    /// What a sink of `format: Raw` has kept: each record with its partition key and the time of its arrival. The source's
+    /// `format` or `schema` says how records are encoded.
+    Raw,
+}
+
+impl FilesFormat {
+    /// What it says of the encoding of records.
+    pub fn of_records(self) -> Option<RecordFormat> {
+        match self {
+            Self::Json => Some(RecordFormat::Json),
+            Self::JsonLines => Some(RecordFormat::JsonLines),
+            Self::Csv => Some(RecordFormat::Csv),
+            Self::Raw => None,
+        }
+    }
+}
+
+impl Source {
+    /// The encoding of its records, where the manifest says it.
+    pub fn record_format(&self) -> Option<RecordFormat> {
+        self.format.or(self.files.as_ref().and_then(|files| files.format?.of_records()))
+    }
 }
 
 /// Encoding of one record.

@@ -13,12 +13,15 @@ pub enum Mark {
     Nothing,
     /// What its lineage's records up to this one have become.
     Record(Offset),
-    /// What was staged with the cuts up to this one. Cuts are counted anew where a job makes the task's row again.
+    /// What was staged with the cuts before this one, and the first rows of this. Cuts are counted anew where a job makes the task's
+    /// row again.
     Cut {
         /// Number of the job.
         job: u64,
         /// Number of the cut.
         cut: u64,
+        /// So many of its rows.
+        rows: u64,
     },
 }
 
@@ -27,7 +30,7 @@ impl fmt::Display for Mark {
         match self {
             Self::Nothing => f.write_str("nothing"),
             Self::Record(offset) => write!(f, "record {offset}"),
-            Self::Cut { job, cut } => write!(f, "job {job} cut {cut}"),
+            Self::Cut { job, cut, rows } => write!(f, "job {job} cut {cut} rows {rows}"),
         }
     }
 }
@@ -41,7 +44,7 @@ impl FromStr for Mark {
         match text.split(' ').collect::<Vec<_>>()[..] {
             ["nothing"] => Ok(Self::Nothing),
             ["record", offset] => offset.parse().map(Self::Record).map_err(|_| wrong()),
-            ["job", job, "cut", cut] => Ok(Self::Cut { job: number(job)?, cut: number(cut)? }),
+            ["job", job, "cut", cut, "rows", rows] => Ok(Self::Cut { job: number(job)?, cut: number(cut)?, rows: number(rows)? }),
             _ => Err(wrong()),
         }
     }
@@ -59,15 +62,16 @@ mod tests {
             Mark::Record(offset("9")),
             Mark::Record(offset("49590338271490256608559692538361571095921575989136588898")),
             Mark::Record(offset("49590338271490256608559692538361571095921575989136588898.7")),
-            Mark::Cut { job: 1, cut: 10 },
-            Mark::Cut { job: 2, cut: 9 },
-            Mark::Cut { job: 2, cut: 10 },
+            Mark::Cut { job: 1, cut: 10, rows: 7 },
+            Mark::Cut { job: 2, cut: 9, rows: 7 },
+            Mark::Cut { job: 2, cut: 9, rows: u64::MAX },
+            Mark::Cut { job: 2, cut: 10, rows: 1 },
         ];
         assert!(marks.is_sorted());
         for mark in marks {
             assert_eq!(mark.to_string().parse(), Ok(mark));
         }
-        for wrong in ["", "record", "record x", "job 1", "job 1 cut", "job 1 cut -1", "nothing 1"] {
+        for wrong in ["", "record", "record x", "job 1", "job 1 cut 1", "job 1 cut 1 rows -1", "nothing 1"] {
             assert!(wrong.parse::<Mark>().is_err(), "{wrong}");
         }
     }

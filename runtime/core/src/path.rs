@@ -95,6 +95,11 @@ pub fn writer_of<'a>(file: &'a str, pipeline: &str) -> Option<(&'a str, u64)> {
     Some((parts.next()?.strip_prefix(pipeline)?.strip_prefix('-')?, cut))
 }
 
+/// Name under which a task writes a topic, for a sink.
+pub fn writer(pipeline: &str, sink: &str, row: &str) -> String {
+    format!("leat.{pipeline}.{sink}.{row}")
+}
+
 /// A task's row as it stands in the names of its files.
 pub fn in_names(row: &str) -> String {
     row.replace('/', "-")

@@ -1,13 +1,32 @@
-//! How files are divided into records.
+//! What files of a source have in them, and how those of text are divided into records.
 
 use std::io::BufRead;
 
-use leat_compile::program::Encoding;
+use leat_compile::program::{Encoding, Input, SourceProgram};
 
 use super::csv::open_quote;
 
 /// A record of CSV whose quote is still open after so many bytes ends there: it is malformed.
 const LONGEST_RECORD: usize = 16 << 20;
+
+/// What files have in them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Contents {
+    /// Records of text.
+    Text(Framing),
+    /// Records as a sink of `format: Raw` has kept them.
+    Archive,
+}
+
+impl Contents {
+    /// Of the files of a source.
+    pub fn of(source: &SourceProgram) -> Self {
+        match &source.input {
+            Input::Files { raw: true, .. } => Self::Archive,
+            _ => Self::Text(Framing::of(&source.decode.encoding)),
+        }
+    }
+}
 
 /// How a file is divided into records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +44,7 @@ pub enum Framing {
 
 impl Framing {
     /// Of files whose records are encoded so.
-    pub fn of(encoding: &Encoding) -> Self {
+    fn of(encoding: &Encoding) -> Self {
         match encoding {
             Encoding::Json => Self::Lines,
             Encoding::Csv(csv) => Self::Csv { header: csv.header.is_empty(), delimiter: csv.delimiter },

@@ -1,5 +1,6 @@
 //! Bytes to Arrow.
 
+pub mod archive;
 pub mod column;
 pub mod csv;
 pub mod decoder;

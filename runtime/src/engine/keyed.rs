@@ -140,8 +140,8 @@ impl<C: Control> KeyedTask<C> {
         let (fence, row): (Fence, KeyedRow) = task::take(&ports, &key, job.job, session, settings.rules).await?;
         let chain = KeyedChain::new(&job.program, job.partition, job.partitions, settings.rules);
         let (now, share) = (ports.clock.now(), Share::new(&ports.memory));
-        let doubt = Mark::Cut { job: job.job, cut: fence.cut };
-        let outlets = outlets(&job.program, &job.unique, &key, doubt, settings.rules);
+        let doubt = Mark::Cut { job: job.job, cut: fence.cut, rows: u64::MAX };
+        let outlets = outlets(&job.program, &job.program.keyed.nodes, &job.unique, &key, doubt, settings.rules);
         let mut task = Self {
             ports,
             control,
@@ -222,7 +222,8 @@ impl<C: Control> KeyedTask<C> {
         self.chain.ledger.clone_from(&self.row.ledger);
         for (index, outlet) in &mut self.outlets {
             let sink = &self.job.program.streams[*index].name;
-            outlet.establish(&self.ports, self.row.unsent.iter().any(|staged| staged.to == *sink)).await?;
+            let doubtful = self.row.unsent.iter().any(|staged| staged.to == *sink);
+            outlet.establish(&self.ports, doubtful, &|| task::draining(&*self.control, self.job.job)).await?;
         }
         Ok(())
     }
@@ -270,8 +271,7 @@ impl<C: Control> KeyedTask<C> {
     }
 
     fn draining(&self) -> bool {
-        let pipeline = self.control.pipeline();
-        pipeline.draining_for.is_some() && pipeline.job == self.job.job
+        task::draining(&*self.control, self.job.job)
     }
 
     fn outstanding(&self) -> bool {
@@ -444,10 +444,16 @@ impl<C: Control> KeyedTask<C> {
                 self.acknowledged.insert(object);
             }
             Event::SentTopic(index, outlet, objects, done) => {
-                done?;
                 self.outlets.insert(index, outlet);
-                self.sent.extend(objects.iter().cloned());
-                self.acknowledged.extend(objects);
+                match done {
+                    // The next cut tells whether it is still this task that has them.
+                    Err(TaskError::Port(PortError::Unclear(_))) => self.changed = true,
+                    done => {
+                        done?;
+                        self.sent.extend(objects.iter().cloned());
+                        self.acknowledged.extend(objects);
+                    }
+                }
             }
             Event::Completed(file, done) => {
                 done?;

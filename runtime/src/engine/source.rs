@@ -25,11 +25,11 @@ use leat_runtime_core::watermark::Watermark;
 
 #[cfg(feature = "ablation")]
 use self::send::computed_again;
-use self::send::{Queue, append, leave};
+use self::send::{Queue, append};
 use self::wait::lowest_of_others;
 use super::file::{self, FileWriter};
 use super::looks::{Look, Looks};
-use super::outlet::{Outlets, outlets};
+use super::outlet::{Outlet, Outlets, outlets};
 use super::ports::{Place, PortError, Ports, Read};
 use super::task::{self, Base, Control, Exit, Settings, TaskError};
 use crate::operators::memory::Share;
@@ -99,8 +99,8 @@ pub struct SourceTask<C> {
     assigned: BTreeMap<String, Numbers>,
     pending: Vec<Pending>,
     replayable: Queue,
-    /// Empty while replayable output is sent.
-    outlets: Outlets,
+    /// `None` while they are in use.
+    outlets: Option<Outlets>,
     complete: BTreeMap<String, (OpenFile, bool)>,
     acknowledged: BTreeSet<String>,
     inherited: Vec<OpenFile>,
@@ -171,7 +171,7 @@ impl<C: Control> SourceTask<C> {
         let chain = SourceChain::new(&job.program, job.source, &job.lineage, job.range, job.job, settings.rules);
         let (now, share) = (ports.clock.now(), Share::new(&ports.memory));
         let doubt = row.position.map_or(Mark::Nothing, Mark::Record);
-        let outlets = outlets(&job.program, &job.unique, &key, doubt, settings.rules);
+        let outlets = outlets(&job.program, &job.program.sources[job.source].nodes, &job.unique, &key, doubt, settings.rules);
         let mut task = Self {
             ports,
             control,
@@ -185,7 +185,7 @@ impl<C: Control> SourceTask<C> {
             assigned: BTreeMap::new(),
             pending: row.unsent.iter().map(|s| Pending { staged: s.clone(), left: None, busy: false }).collect(),
             replayable: Queue::default(),
-            outlets,
+            outlets: Some(outlets),
             complete: row.complete.iter().map(|f| (f.destination.clone(), (f.clone(), false))).collect(),
             acknowledged: BTreeSet::new(),
             inherited: row.files.clone(),
@@ -264,8 +264,7 @@ impl<C: Control> SourceTask<C> {
     }
 
     fn draining(&self) -> bool {
-        let pipeline = self.control.pipeline();
-        pipeline.draining_for.is_some() && pipeline.job == self.job.job
+        task::draining(&*self.control, self.job.job)
     }
 
     fn outstanding(&self) -> bool {
@@ -416,18 +415,7 @@ impl<C: Control> SourceTask<C> {
                 }
             }
         }
-        if self.sending_replayable.is_none() {
-            let (position, rules) = (self.row.position, self.rules());
-            let records = self.replayable.take(&self.outlets, |r| Some(r.position) <= position || !rules.hold(Rule::AfterCut));
-            if let Some(first) = records.first() {
-                self.sending_replayable = Some(first.position);
-                let (ports, job, mut outlets) = (self.ports.clone(), self.job.clone(), std::mem::take(&mut self.outlets));
-                busy.push(Box::pin(async move {
-                    let left = leave(&ports, &job, &mut outlets, records).await;
-                    Event::SentReplayable(outlets, left)
-                }));
-            }
-        }
+        self.send_replayable(busy);
         for (file, started) in
             self.complete.values_mut().filter(|(f, started)| !started && self.row.complete.iter().any(|c| c.destination == f.destination))
         {
@@ -505,8 +493,10 @@ impl<C: Control> SourceTask<C> {
                 left if left.is_empty() => drop(self.acknowledged.insert(object)),
                 left => self.pend(&object, left),
             },
-            Event::SentReplayable(outlets, left) => {
-                (self.sending_replayable, self.outlets) = (None, outlets);
+            Event::SentReplayable(mut outlets, left) => {
+                // The next cut tells whether it is still this task that has them.
+                self.changed |= outlets.values_mut().any(Outlet::has_failed);
+                (self.sending_replayable, self.outlets) = (None, Some(outlets));
                 self.replayable.again(left?);
             }
             Event::Completed(destination, done) => {

@@ -104,6 +104,12 @@ pub trait Control {
     }
 }
 
+/// Whether the tasks of a job drain for another one.
+pub fn draining<C: Control>(control: &C, job: u64) -> bool {
+    let pipeline = control.pipeline();
+    pipeline.draining_for.is_some() && pipeline.job == job
+}
+
 /// A body as JSON.
 pub fn encode<T: Serialize>(body: &T) -> Bytes {
     serde_json::to_vec(body).unwrap_or_default().into()

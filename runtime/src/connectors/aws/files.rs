@@ -1,49 +1,46 @@
-//! Files of S3 as a source: JSON Lines and CSV, plain, gzip or zstd by their names. They are listed once; an object that is
-//! another one by then is noticed by its ETag. A lane reads its files one after the other, each as one stream of bytes, which goes on where a
-//! connection broke off.
+//! Files of S3 as a source: lines and CSV, plain, gzip or zstd by their names, and archives. They are listed once; an object that
+//! is another one by then is noticed by its ETag. A lane reads its files one after the other.
+
+mod archive;
+mod text;
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::primitives::ByteStream;
 use bytes::Bytes;
-use flate2::write::MultiGzDecoder;
 use leat_aws::{Call as Tried, Failure};
 use leat_runtime_core::begin::{Begin, Known};
 use leat_runtime_core::key::HashRange;
 use leat_runtime_core::listing::{self, File, Listing};
 use leat_runtime_core::position::Lineage;
-use zstd::stream::raw::Operation;
 
+use self::archive::Archive;
+use self::text::Text;
 use super::s3::locate;
 use crate::batch::SourceBatch;
-use crate::codecs::framing::Framing;
+use crate::codecs::archive::Record;
+use crate::codecs::framing::Contents;
 use crate::engine::ports::{Call, Place, PortError, Read, Shard, Source};
 
 /// A read gives at most about so many bytes.
 const READ_BYTES: usize = 2 << 20;
-/// A record is never larger than this: what has no line ends is no file of lines.
-const LONGEST_RECORD: usize = 64 << 20;
-/// How long bytes of a file are waited for.
-const SILENCE: Duration = Duration::from_secs(20);
 
 /// Files below a prefix, or one.
 pub struct Prefix {
     client: Client,
     location: String,
-    framing: Framing,
+    contents: Contents,
     lanes: u64,
     known: Mutex<Option<Arc<Begin>>>,
-    open: Mutex<HashMap<Lineage, Open>>,
+    lanes_open: Mutex<HashMap<Lineage, Lane>>,
 }
 
 impl Prefix {
     /// The files of `s3://bucket/prefix/`, of which so many are read at once.
-    pub fn new(client: Client, location: &str, framing: Framing, lanes: u64) -> Self {
-        Self { client, location: location.to_owned(), framing, lanes, known: Mutex::default(), open: Mutex::default() }
+    pub fn new(client: Client, location: &str, contents: Contents, lanes: u64) -> Self {
+        Self { client, location: location.to_owned(), contents, lanes, known: Mutex::default(), lanes_open: Mutex::default() }
     }
 
     /// What is there now. Objects without bytes are left out: tools make them to show folders.
@@ -96,253 +93,152 @@ impl Prefix {
     async fn read(&self, lineage: &Lineage, from: Place) -> Result<Read, PortError> {
         let known = self.known(lineage.source())?;
         let files = known.files.as_ref().ok_or_else(|| PortError::Fatal(format!("the source `{}` has no files", lineage.source())))?;
-        let (nth, after) = match from {
+        let from = match from {
             Place::After(last) | Place::Inside(last) => {
                 listing::place(last).ok_or_else(|| PortError::Fatal(format!("{last} is no record of a file")))?
             }
             Place::Oldest | Place::Since(_) => (0, 0),
         };
-        let held = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(lineage).filter(|o| o.given == (nth, after));
-        let mut open = match held {
-            Some(open) => open,
+        let held = self.lanes_open.lock().unwrap_or_else(PoisonError::into_inner).remove(lineage).filter(|lane| lane.given == from);
+        let mut lane = match held {
+            Some(lane) => lane,
             None => {
-                let Some(file) = files.file(lineage, nth) else { return Ok(Read { end: true, ..Read::default() }) };
-                let mut open = Open::new((nth, after), nth, file)?;
-                // What was taken of it before is passed over.
-                while open.taken < after {
-                    if open.record(&self.client, files, self.framing).await?.is_none() {
-                        let why = format!("{} has {} records, and {after} were taken", open.name, open.taken);
-                        return Err(PortError::Fatal(why));
-                    }
-                }
-                open
+                let Some(file) = files.file(lineage, from.0) else { return Ok(Read { end: true, ..Read::default() }) };
+                Lane { given: from, nth: from.0, file: self.open(file)?, passed: false }
             }
         };
+        let read = self.go_on(lineage, files, &mut lane).await;
+        self.lanes_open.lock().unwrap_or_else(PoisonError::into_inner).insert(lineage.clone(), lane);
+        read
+    }
+
+    fn open(&self, file: &File) -> Result<Opened, PortError> {
+        let (bucket, _) = locate(&self.location)?;
+        let object = Object { client: self.client.clone(), bucket: bucket.to_owned(), file: file.clone() };
+        Ok(match self.contents {
+            Contents::Text(framing) => Opened::Text(Box::new(Text::new(object, framing)?)),
+            Contents::Archive => Opened::Archive(Box::new(Archive::new(object))),
+        })
+    }
+
+    /// Reads on where a lane stands. What came before an error is given away first; the error is met again.
+    async fn go_on(&self, lineage: &Lineage, files: &Listing, lane: &mut Lane) -> Result<Read, PortError> {
+        if !lane.passed {
+            // What was taken of the file before.
+            lane.file.skip(lane.given.1).await?;
+            lane.passed = true;
+        }
         let mut batch = SourceBatch::default();
-        let mut data = Vec::with_capacity(READ_BYTES + (64 << 10));
-        let broken = loop {
-            if data.len() >= READ_BYTES {
-                break None;
-            }
-            match open.record(&self.client, files, self.framing).await {
-                Err(why) => break Some(why),
-                Ok(Some(record)) => {
-                    if record.is_empty() {
-                        continue;
-                    }
-                    data.extend_from_slice(record);
-                    let offset = listing::offset(open.nth, open.taken);
+        let (mut data, mut keys) = (Vec::with_capacity(READ_BYTES + (64 << 10)), Vec::new());
+        while data.len() < READ_BYTES {
+            match lane.file.next().await {
+                Err(why) if batch.is_empty() => return Err(why),
+                Err(_) => break,
+                Ok(Some((number, record))) => {
+                    let offset = listing::offset(lane.nth, number);
+                    let offset = offset.ok_or_else(|| PortError::Fatal(format!("the file {} of a lane has too many records", lane.nth)))?;
+                    data.extend_from_slice(record.data);
                     batch.ends.push(data.len());
-                    batch.positions.push(offset.ok_or_else(|| PortError::Fatal(format!("{} has too many records", open.name)))?);
-                    batch.arrivals.push(open.modified);
+                    batch.positions.push(offset);
+                    batch.arrivals.push(record.arrival);
+                    if let Some(key) = record.key {
+                        keys.extend_from_slice(key);
+                        batch.key_ends.push(keys.len());
+                    }
+                    lane.given = (lane.nth, number);
                 }
                 // The records of a batch have one line of names.
-                Ok(None) if !batch.is_empty() => break None,
-                Ok(None) => match files.file(lineage, open.nth + 1) {
-                    Some(file) => open = Open::new(open.given, open.nth + 1, file)?,
+                Ok(None) if !batch.is_empty() => break,
+                Ok(None) => match files.file(lineage, lane.nth + 1) {
+                    Some(file) => {
+                        lane.file = self.open(file)?;
+                        lane.nth += 1;
+                    }
                     None => return Ok(Read { end: true, ..Read::default() }),
                 },
             }
-        };
-        batch.header = open.header.clone().unwrap_or_default();
-        batch.data = data.into();
-        if let Some(last) = batch.positions.last().and_then(|last| listing::place(*last)) {
-            open.given = last;
         }
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(lineage.clone(), open);
-        match broken {
-            Some(why) if batch.is_empty() => Err(why),
-            _ => Ok(Read { batch, ..Read::default() }),
-        }
+        batch.header = lane.file.header();
+        (batch.data, batch.keys) = (data.into(), keys.into());
+        Ok(Read { batch, ..Read::default() })
     }
 }
 
-/// Decompresses what it is given.
-enum Decoder {
-    Plain,
-    Gzip(Box<MultiGzDecoder<Vec<u8>>>),
-    /// And whether it is behind the end of a frame.
-    Zstd(Box<zstd::stream::raw::Decoder<'static>>, bool),
-}
-
-impl Decoder {
-    fn of(name: &str) -> std::io::Result<Self> {
-        Ok(if name.ends_with(".gz") {
-            Self::Gzip(Box::new(MultiGzDecoder::new(Vec::new())))
-        } else if name.ends_with(".zst") {
-            Self::Zstd(Box::new(zstd::stream::raw::Decoder::new()?), true)
-        } else {
-            Self::Plain
-        })
-    }
-
-    /// Takes bytes, and puts what they become behind `out`.
-    fn take(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> std::io::Result<()> {
-        match self {
-            Self::Plain => out.extend_from_slice(bytes),
-            Self::Gzip(decoder) => {
-                decoder.write_all(bytes)?;
-                out.append(decoder.get_mut());
-            }
-            Self::Zstd(decoder, whole) => {
-                let (mut rest, mut block) = (bytes, vec![0; zstd::zstd_safe::DCtx::out_size()]);
-                loop {
-                    if *whole && !rest.is_empty() {
-                        decoder.reinit()?;
-                    }
-                    let status = decoder.run_on_buffers(rest, &mut block)?;
-                    out.extend_from_slice(&block[..status.bytes_written]);
-                    rest = &rest[status.bytes_read..];
-                    if status.bytes_read + status.bytes_written > 0 {
-                        *whole = status.remaining == 0;
-                    }
-                    if rest.is_empty() && status.bytes_written < block.len() {
-                        break;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// There is nothing more; what is cut off says so.
-    fn finish(&mut self, out: &mut Vec<u8>) -> std::io::Result<()> {
-        match self {
-            Self::Gzip(decoder) => {
-                decoder.try_finish()?;
-                out.append(decoder.get_mut());
-                Ok(())
-            }
-            Self::Zstd(_, false) => Err(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "it is cut off")),
-            Self::Zstd(..) | Self::Plain => Ok(()),
-        }
-    }
-}
-
-/// A file that is read.
-struct Open {
-    /// The last record that was given away before: file and number. Who goes on asks for what is behind it.
+/// A lineage that is being read.
+struct Lane {
+    /// The last record that was given away: file and number. Who goes on asks for what is behind it.
     given: (u64, u64),
-    /// Which of its lane's.
+    /// The number of the file that is open.
     nth: u64,
-    name: String,
-    tag: String,
-    size: u64,
-    modified: i64,
-    /// Records so far.
-    taken: u64,
-    /// The line of names, once it was read.
-    header: Option<Bytes>,
-    body: Option<ByteStream>,
-    /// Bytes of the object so far.
-    read: u64,
-    decoder: Decoder,
-    /// What was decompressed, up to `used` taken.
-    text: Vec<u8>,
-    used: usize,
-    ended: bool,
-    /// It cannot be decompressed.
-    damaged: Option<String>,
+    file: Opened,
+    /// What was taken of the first file before is passed over.
+    passed: bool,
 }
 
-impl Open {
-    fn new(given: (u64, u64), nth: u64, file: &File) -> Result<Self, PortError> {
-        let decoder = Decoder::of(&file.name).map_err(|e| PortError::Fatal(format!("{}: {e}", file.name)))?;
-        Ok(Self {
-            given,
-            nth,
-            name: file.name.clone(),
-            tag: file.tag.clone(),
-            size: file.size,
-            modified: file.modified,
-            taken: 0,
-            header: None,
-            body: None,
-            read: 0,
-            decoder,
-            text: Vec::new(),
-            used: 0,
-            ended: false,
-            damaged: None,
-        })
-    }
+/// A file that is being read.
+enum Opened {
+    Text(Box<Text>),
+    Archive(Box<Archive>),
+}
 
-    /// The next record; `None`: there is none.
-    async fn record(&mut self, client: &Client, files: &Listing, framing: Framing) -> Result<Option<&[u8]>, PortError> {
-        loop {
-            if let Some((record, whole)) = framing.split(&self.text[self.used..], self.ended) {
-                let start = self.used;
-                self.used += whole;
-                if matches!(framing, Framing::Csv { header: true, .. }) && self.header.is_none() {
-                    self.header = Some(Bytes::copy_from_slice(&self.text[start..start + record]));
-                    continue;
-                }
-                self.taken += 1;
-                return Ok(Some(&self.text[start..start + record]));
-            }
-            if self.ended {
-                return Ok(None);
-            }
-            self.text.drain(..self.used);
-            self.used = 0;
-            if self.text.len() > LONGEST_RECORD {
-                let why = format!("record {} has more than {} MiB", self.taken + 1, LONGEST_RECORD >> 20);
-                return Err(PortError::Fatal(format!("{}: {why}: is it a file of lines?", self.name)));
-            }
-            self.more(client, files).await?;
+impl Opened {
+    /// Passes over the records up to this number.
+    async fn skip(&mut self, to: u64) -> Result<(), PortError> {
+        match self {
+            Self::Text(text) => text.skip(to).await,
+            Self::Archive(archive) => archive.skip(to).await,
         }
     }
 
-    /// Reads on.
-    async fn more(&mut self, client: &Client, files: &Listing) -> Result<(), PortError> {
-        if let Some(why) = &self.damaged {
-            return Err(PortError::Fatal(format!("{} cannot be decompressed: {why}", self.name)));
-        }
-        if self.read >= self.size {
-            match self.decoder.finish(&mut self.text) {
-                Ok(()) => self.ended = true,
-                Err(why) => self.damaged = Some(why.to_string()),
-            }
-            return Ok(());
-        }
-        let mut body = match self.body.take() {
-            Some(body) => body,
-            None => self.get(client, files).await?,
-        };
-        let chunk = tokio::time::timeout(SILENCE, body.next()).await;
-        let unclear = |why: &dyn std::fmt::Display| PortError::Unclear(format!("S3 GetObject {}: {why}", self.name));
-        match chunk {
-            Err(_) => Err(unclear(&format!("no bytes for {} s", SILENCE.as_secs()))),
-            Ok(Some(Err(why))) => Err(unclear(&why)),
-            Ok(None) => Err(unclear(&format!("{} of {} bytes came", self.read, self.size))),
-            Ok(Some(Ok(bytes))) => {
-                self.read += bytes.len() as u64;
-                self.body = Some(body);
-                // What was decompressed before comes first.
-                self.damaged = self.decoder.take(&bytes, &mut self.text).err().map(|why| why.to_string());
-                Ok(())
-            }
+    /// The next record and its number, from 1; `None`: there is none.
+    async fn next(&mut self) -> Result<Option<(u64, Record<'_>)>, PortError> {
+        match self {
+            Self::Text(text) => text.next().await,
+            Self::Archive(archive) => archive.next().await,
         }
     }
 
-    /// The rest of the object, if it is still the one that was listed.
-    async fn get(&self, client: &Client, files: &Listing) -> Result<ByteStream, PortError> {
-        let (bucket, _) = locate(&files.location)?;
-        let request = client.get_object().bucket(bucket).key(&self.name).if_match(&self.tag).range(format!("bytes={}-", self.read));
+    fn header(&self) -> Bytes {
+        match self {
+            Self::Text(text) => text.header(),
+            Self::Archive(_) => Bytes::new(),
+        }
+    }
+}
+
+/// An object as it was listed.
+struct Object {
+    client: Client,
+    bucket: String,
+    file: File,
+}
+
+impl Object {
+    /// Some of its bytes, if it is still the one that was listed.
+    async fn get(&self, bytes: &str) -> Result<ByteStream, PortError> {
+        let name = &self.file.name;
+        let request = self.client.get_object().bucket(&self.bucket).key(name).if_match(&self.file.tag).range(format!("bytes={bytes}"));
         match request.send().await {
             Ok(answer) => Ok(answer.body),
             Err(error) => {
-                let failure = Failure::of(Tried::new("S3 GetObject", &self.name), &error);
-                let status = error.raw_response().map(|r| r.status().as_u16());
-                let changed = match status {
+                let failure = Failure::of(Tried::new("S3 GetObject", name), &error);
+                let changed = match error.raw_response().map(|r| r.status().as_u16()) {
                     Some(404) => "it was removed",
                     Some(412) => "it is another one",
                     _ => return Err(failure.into()),
                 };
                 let why = "since the source began; what was not read of it is lost. Bring it back, or start over with other state";
-                Err(PortError::Fatal(format!("s3://{bucket}/{}: {changed} {why}", self.name)))
+                Err(PortError::Fatal(format!("{}: {changed} {why}", self.url())))
             }
         }
+    }
+
+    fn url(&self) -> String {
+        format!("s3://{}/{}", self.bucket, self.file.name)
+    }
+
+    fn unclear(&self, why: &dyn std::fmt::Display) -> PortError {
+        PortError::Unclear(format!("S3 GetObject {}: {why}", self.file.name))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The brokers of a cluster, and what they say of one topic.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,8 @@ use uuid::Uuid;
 use super::connection::{Connection, Security, refused};
 use crate::engine::ports::PortError;
 
+/// Bytes of a batch: brokers take 1 MiB, unless told otherwise (`max.message.bytes`).
+const BATCH: usize = 512 << 10;
 /// How long one broker is waited for before another is tried too.
 const NEXT_BROKER: Duration = Duration::from_millis(300);
 
@@ -43,6 +46,9 @@ pub struct Brokers {
     pub security: Security,
     /// Name of the topic.
     pub name: String,
+    /// Batches of records that are written have at most so many bytes before they are compressed, unless one record alone has
+    /// more. Less where the topic takes less.
+    pub batch_bytes: AtomicUsize,
     about: Mutex<Option<About>>,
 }
 
@@ -53,7 +59,7 @@ pub fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl Brokers {
     /// Those of a cluster that has the topic `name`; of these (`host:port`) one at least answers.
     pub fn new(bootstrap: Vec<String>, security: Security, name: &str) -> Self {
-        Self { bootstrap, security, name: name.to_owned(), about: Mutex::default() }
+        Self { bootstrap, security, name: name.to_owned(), batch_bytes: AtomicUsize::new(BATCH), about: Mutex::default() }
     }
 
     /// The topic's name, as messages have it.

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -27,7 +28,7 @@ use crate::engine::ports::{Begun, Call, Clock, PortError, Topics, Transactions};
 use crate::output::TopicRecord;
 
 /// A transaction that is open for longer is ended by its broker.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(180);
 /// How long a transaction of before may take to end.
 const ENDING: Duration = Duration::from_secs(10);
 /// How often it is asked whether it has.
@@ -38,8 +39,6 @@ const COPIED: Duration = Duration::from_secs(30);
 const BELIEVED: Duration = Duration::from_secs(10);
 /// Brokers close a connection that is not used for ten minutes.
 const UNUSED: Duration = Duration::from_secs(60);
-/// Bytes of a batch before it is compressed, unless one record alone has more: brokers take 1 MiB (`max.message.bytes`).
-const BATCH: usize = 512 << 10;
 /// What a record is longer than its key and its value, at most about.
 const RECORD: usize = 32;
 /// The partition of the topic that marks are offsets of.
@@ -94,12 +93,13 @@ struct Producer {
 /// What an error of a transaction means: whoever is kept out, or does not know where it stands, begins again.
 fn stopped(what: &str, code: i16) -> Option<PortError> {
     use ResponseError::{
-        DuplicateSequenceNumber, InvalidProducerEpoch, InvalidProducerIdMapping, InvalidTxnState, OutOfOrderSequenceNumber, ProducerFenced,
-        TransactionAbortable, TransactionCoordinatorFenced, UnknownProducerId,
+        ConcurrentTransactions, DuplicateSequenceNumber, InvalidProducerEpoch, InvalidProducerIdMapping, InvalidTxnState,
+        OutOfOrderSequenceNumber, ProducerFenced, TransactionAbortable, TransactionCoordinatorFenced, UnknownProducerId,
     };
     match ResponseError::try_from_code(code) {
         Some(
-            error @ (DuplicateSequenceNumber
+            error @ (ConcurrentTransactions
+            | DuplicateSequenceNumber
             | InvalidProducerEpoch
             | InvalidProducerIdMapping
             | InvalidTxnState
@@ -111,6 +111,10 @@ fn stopped(what: &str, code: i16) -> Option<PortError> {
         ) => Some(PortError::Unclear(format!("{what}: {error:?}"))),
         Some(error @ ResponseError::MessageTooLarge) => {
             let why = "a row is larger than a record of the topic may be: raise `max.message.bytes` of the topic";
+            Some(PortError::Fatal(format!("{what}: {error:?}: {why}")))
+        }
+        Some(error @ ResponseError::InvalidRecord) => {
+            let why = "a compacted topic takes no record without a key: name a column in `partitionBy`";
             Some(PortError::Fatal(format!("{what}: {error:?}: {why}")))
         }
         _ => refused(what, code),
@@ -227,25 +231,41 @@ impl Producer {
         if let Some(why) = stopped(&self.brokers.what("TxnOffsetCommit"), code.unwrap_or_default()) {
             return Err(why);
         }
+        self.end(true).await
+    }
+
+    async fn end(&mut self, committed: bool) -> Result<(), PortError> {
         let request = EndTxnRequest::default()
             .with_transactional_id(TransactionalId(self.name.clone()))
             .with_producer_id(self.id)
             .with_producer_epoch(self.epoch)
-            .with_committed(true);
+            .with_committed(committed);
         let what = self.brokers.what("EndTxn");
-        undisturbed(&mut self.transactions, &request, (0, 3), &what, |answer| answer.error_code).await?;
-        Ok(())
+        undisturbed(&mut self.transactions, &request, (0, 3), &what, |answer| answer.error_code).await.map(drop)
     }
 
     /// Appends records to their partitions.
     async fn append(&mut self, records: &[TopicRecord]) -> Result<(), PortError> {
         let about = self.brokers.about(BELIEVED).await?;
         let partitions = about.leaders.len();
+        if partitions == 0 {
+            return Err(PortError::Unclear(format!("the topic {} has no partitions yet", self.brokers.name)));
+        }
         let mut by_partition: BTreeMap<i32, Vec<&TopicRecord>> = BTreeMap::new();
+        // Each writer begins elsewhere, and each one that follows another of its name.
         self.turn += 1;
+        let led =
+            |partition: i32| about.leaders.get(&partition).map(|(leader, _)| *leader).filter(|leader| about.brokers.contains_key(leader));
+        let all_led: Vec<i32> = about.leaders.keys().copied().filter(|partition| led(*partition).is_some()).collect();
+        let first = partition(self.name.as_bytes(), partitions) + self.turn + usize::from(self.epoch.unsigned_abs());
+        let any = all_led.get(first % all_led.len().max(1)).copied().unwrap_or_default();
         for record in records {
-            let partition = record.key.as_ref().map_or(self.turn % partitions, |key| partition(key, partitions));
-            by_partition.entry(partition as i32).or_default().push(record);
+            let partition = record.key.as_ref().map_or(any, |key| partition(key, partitions) as i32);
+            by_partition.entry(partition).or_default().push(record);
+        }
+        // Before the transaction has them: one with a partition that nobody leads cannot be ended either.
+        if let Some(partition) = by_partition.keys().find(|partition| led(**partition).is_none()) {
+            return Err(PortError::Unclear(format!("the topic {} has no partition {partition} that is led", self.brokers.name)));
         }
         let topic =
             AddPartitionsToTxnTopic::default().with_name(self.brokers.name()).with_partitions(by_partition.keys().copied().collect());
@@ -264,13 +284,10 @@ impl Producer {
         })
         .await?;
         let now = SystemClock.now();
-        let mut by_leader: BTreeMap<i32, Vec<(i32, Vec<Bytes>)>> = BTreeMap::new();
+        let mut by_leader: BTreeMap<i32, Vec<(i32, Vec<Batch>)>> = BTreeMap::new();
         for (partition, records) in by_partition {
-            let led = about.leaders.get(&partition).map(|(leader, _)| *leader).filter(|leader| about.brokers.contains_key(leader));
-            let leader =
-                led.ok_or_else(|| PortError::Unclear(format!("the topic {} has no partition {partition} that is led", self.brokers.name)))?;
             let batches = self.batches(partition, &records, now)?;
-            by_leader.entry(leader).or_default().push((partition, batches));
+            by_leader.entry(led(partition).unwrap_or_default()).or_default().push((partition, batches));
         }
         let mut held = std::mem::take(&mut self.leaders);
         let sends = by_leader.into_iter().map(|(leader, batches)| {
@@ -284,12 +301,13 @@ impl Producer {
     }
 
     /// The records of a partition, as batches.
-    fn batches(&mut self, partition: i32, records: &[&TopicRecord], now: i64) -> Result<Vec<Bytes>, PortError> {
+    fn batches(&mut self, partition: i32, records: &[&TopicRecord], now: i64) -> Result<Vec<Batch>, PortError> {
+        let most = self.brokers.batch_bytes.load(Ordering::Relaxed);
         let next = self.sequences.entry(partition).or_default();
         let (mut batches, mut batch, mut bytes) = (Vec::new(), Vec::new(), 0);
         for (i, record) in records.iter().enumerate() {
             let size = record.key.as_ref().map_or(0, Bytes::len) + record.value.len() + RECORD;
-            if bytes + size > BATCH && !batch.is_empty() {
+            if bytes + size > most && !batch.is_empty() {
                 batches.push(encode(&batch)?);
                 (batch, bytes) = (Vec::new(), 0);
             }
@@ -326,7 +344,7 @@ impl Producer {
         leader: i32,
         connection: Option<Connection>,
         address: &str,
-        batches: Vec<(i32, Vec<Bytes>)>,
+        batches: Vec<(i32, Vec<Batch>)>,
     ) -> Result<(i32, Connection), PortError> {
         let mut connection = match connection {
             Some(connection) => connection,
@@ -335,7 +353,7 @@ impl Producer {
         let what = self.brokers.what("Produce");
         for round in 0..batches.iter().map(|(_, batches)| batches.len()).max().unwrap_or_default() {
             let data = batches.iter().filter_map(|(partition, batches)| {
-                Some(PartitionProduceData::default().with_index(*partition).with_records(Some(batches.get(round)?.clone())))
+                Some(PartitionProduceData::default().with_index(*partition).with_records(Some(batches.get(round)?.0.clone())))
             });
             let topic = TopicProduceData::default().with_name(self.brokers.name()).with_partition_data(data.collect());
             let request = ProduceRequest::default()
@@ -345,6 +363,16 @@ impl Producer {
                 .with_topic_data(vec![topic]);
             let answer = connection.call(&request, 8, 11, COPIED).await?;
             for partition in answer.responses.iter().flat_map(|t| &t.partition_responses) {
+                if partition.error_code == ResponseError::MessageTooLarge.code() {
+                    let sent = batches.iter().filter(|(sent, _)| *sent == partition.index).filter_map(|(_, batches)| batches.get(round));
+                    let most = self.brokers.batch_bytes.load(Ordering::Relaxed);
+                    if most > 1 && sent.map(|batch| batch.1).max() > Some(1) {
+                        self.brokers.batch_bytes.store(most / 2, Ordering::Relaxed);
+                        return Err(PortError::Unclear(format!(
+                            "{what}: batches of {most} bytes are too large there: smaller ones follow"
+                        )));
+                    }
+                }
                 if let Some(why) = stopped(&format!("{what}, partition {}", partition.index), partition.error_code) {
                     return Err(why);
                 }
@@ -356,12 +384,21 @@ impl Producer {
 
 impl Transactions for Producer {
     fn commit<'a>(&'a mut self, records: &'a [TopicRecord], mark: &'a str) -> Call<'a, ()> {
-        Box::pin(self.transaction(records, mark))
+        Box::pin(async move {
+            let done = self.transaction(records, mark).await;
+            // Readers wait for a transaction that is open. One without a clear answer is ended by whoever begins next.
+            if let Err(PortError::Fatal(_)) = &done {
+                drop(self.end(false).await);
+            }
+            done
+        })
     }
 }
 
-/// A batch, compressed.
-fn encode(records: &[Record]) -> Result<Bytes, PortError> {
+/// A batch, compressed, and the number of its records.
+type Batch = (Bytes, usize);
+
+fn encode(records: &[Record]) -> Result<Batch, PortError> {
     let compress = |records: &mut BytesMut, out: &mut BytesMut, _: Compression| {
         out.put_slice(&zstd::bulk::compress(records, 1)?);
         Ok(())
@@ -370,7 +407,7 @@ fn encode(records: &[Record]) -> Result<Bytes, PortError> {
     let mut out = BytesMut::new();
     let done = RecordBatchEncoder::encode_with_custom_compression(&mut out, records, &options, Some(compress));
     done.map_err(|why| PortError::Fatal(format!("a batch for Kafka cannot be written: {why}")))?;
-    Ok(out.freeze())
+    Ok((out.freeze(), records.len()))
 }
 
 /// The partition of a key among `partitions`, as Kafka's own producer chooses it: 32-bit MurmurHash2 with Kafka's seed, without
@@ -392,4 +429,35 @@ fn partition(key: &[u8], partitions: usize) -> usize {
     hash = hash.wrapping_mul(M);
     hash ^= hash >> 15;
     (hash & 0x7fff_ffff) as usize % partitions
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_writer_that_is_disturbed_begins_again_and_one_that_may_not_write_stops() {
+        use ResponseError::{
+            ConcurrentTransactions, InvalidProducerEpoch, InvalidProducerIdMapping, InvalidRecord, MessageTooLarge, NotCoordinator,
+            NotEnoughReplicas, NotLeaderOrFollower, ProducerFenced, TopicAuthorizationFailed, TransactionalIdAuthorizationFailed,
+            UnstableOffsetCommit,
+        };
+        let again = [
+            ConcurrentTransactions,
+            InvalidProducerEpoch,
+            InvalidProducerIdMapping,
+            NotCoordinator,
+            NotEnoughReplicas,
+            NotLeaderOrFollower,
+            ProducerFenced,
+            UnstableOffsetCommit,
+        ];
+        for error in again {
+            assert!(matches!(stopped("", error.code()), Some(PortError::Unclear(_))), "{error:?}");
+        }
+        for error in [InvalidRecord, MessageTooLarge, TopicAuthorizationFailed, TransactionalIdAuthorizationFailed] {
+            assert!(matches!(stopped("", error.code()), Some(PortError::Fatal(_))), "{error:?}");
+        }
+        assert_eq!(stopped("", 0), None);
+    }
 }

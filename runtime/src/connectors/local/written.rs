@@ -113,12 +113,15 @@ impl LocalTopic {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)?;
         }
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
-        let committed = match std::fs::read(beside(path)) {
+        // Whole lines of a file that was there before stay, and one that was emptied by somebody is empty.
+        let file = open_whole(path)?;
+        let there = file.metadata()?.len();
+        let mut committed = match std::fs::read(beside(path)) {
             Ok(bytes) => serde_json::from_slice(&bytes)?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Committed::default(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Committed { length: there, ..Committed::default() },
             Err(error) => return Err(error),
         };
+        committed.length = committed.length.min(there);
         file.set_len(committed.length)?;
         Ok(Self { path: path.to_owned(), file, committed, begun: BTreeMap::new() })
     }
@@ -211,5 +214,35 @@ mod tests {
         LocalStreams::new(folder.path()).put("out", &[record("{\"a\":3}")]).await.expect("written");
         let text = std::fs::read_to_string(streams.path("out")).expect("a file");
         assert_eq!(text, "{\"a\":1}\n{\"a\":2}\n{\"a\":3}\n");
+    }
+
+    #[tokio::test]
+    async fn a_topic_has_what_was_committed_with_the_mark_of_its_last_writer() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let record = |value: &'static str| TopicRecord { key: None, value: Bytes::from_static(value.as_bytes()) };
+        let path = LocalStreams::new(folder.path()).path("out");
+        let text = || std::fs::read_to_string(&path).expect("a file");
+        // What was a stream before keeps its rows.
+        std::fs::write(&path, "{\"a\":0}\n").expect("written");
+        let streams = LocalStreams::new(folder.path());
+        let mut first = streams.begin("out", "w").await.expect("it begins");
+        assert_eq!(first.mark, None);
+        first.writer.commit(&[record("{\"a\":1}")], "one").await.expect("committed");
+        let mut second = streams.begin("out", "w").await.expect("it begins");
+        let mut other = streams.begin("out", "other").await.expect("it begins");
+        assert_eq!((second.mark.as_deref(), other.mark), (Some("one"), None));
+        assert!(matches!(first.writer.commit(&[record("{\"a\":9}")], "nine").await, Err(PortError::Unclear(_))));
+        second.writer.commit(&[record("{\"a\":2}")], "two").await.expect("committed");
+        other.writer.commit(&[record("{\"a\":3}")], "three").await.expect("committed");
+        // Lines that were written, and not what tells that they count.
+        std::fs::write(&path, [text().as_bytes(), b"{\"a\":4}\n{\"a\""].concat()).expect("written");
+        let again = LocalStreams::new(folder.path());
+        let begun = again.begin("out", "w").await.expect("it begins");
+        assert_eq!((begun.mark.as_deref(), text().as_str()), (Some("two"), "{\"a\":0}\n{\"a\":1}\n{\"a\":2}\n{\"a\":3}\n"));
+        // Somebody empties the file.
+        std::fs::write(&path, "").expect("written");
+        let mut emptied = LocalStreams::new(folder.path()).begin("out", "w").await.expect("it begins");
+        emptied.writer.commit(&[record("{\"a\":5}")], "five").await.expect("committed");
+        assert_eq!(text(), "{\"a\":5}\n");
     }
 }

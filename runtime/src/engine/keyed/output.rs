@@ -23,8 +23,10 @@ use crate::operators::source::millis;
 use crate::operators::stream;
 use crate::output::Item;
 
-/// Rows of a transaction, about.
-const TRANSACTION: u64 = 32_000;
+/// Rows and bytes of a transaction, about.
+const TRANSACTION: (usize, usize) = (32_000, 16 << 20);
+/// Cuts whose rows are sent before any of them is acknowledged.
+const CUTS: usize = 32;
 
 /// A cut that was made.
 pub(super) struct Done {
@@ -80,21 +82,19 @@ impl<C: Control> KeyedTask<C> {
     /// Starts a transaction in each topic that none is under way in.
     fn send_to_topics(&mut self, busy: &mut FuturesUnordered<LocalBoxFuture<'static, Event>>) {
         for (index, sink) in self.job.program.streams.iter().enumerate().filter(|(_, sink)| sink.topic) {
+            let Some(mut outlet) = self.outlets.remove(&index) else { continue };
             let waiting = self.row.unsent.iter().filter(|s| s.to == sink.name && !self.sent.contains(&s.object));
-            let mut rows = 0;
-            let first = waiting.take_while(|staged| {
-                let before = rows;
-                rows += staged.rows;
-                before < TRANSACTION
-            });
-            let first: Vec<Staged> = first.cloned().collect();
-            if first.is_empty() {
+            let first: Vec<Staged> = waiting.take(CUTS).cloned().collect();
+            if outlet.waits(&self.ports) || (first.is_empty() && !outlet.is_old(&self.ports)) {
+                self.outlets.insert(index, outlet);
                 continue;
             }
-            let Some(mut outlet) = self.outlets.remove(&index) else { continue };
             let (ports, job) = (self.ports.clone(), self.job.job);
             busy.push(Box::pin(async move {
-                let done = send_marked(&ports, &mut outlet, job, &first).await;
+                let done = match first.is_empty() {
+                    true => outlet.keep(&ports).await.map_err(TaskError::from),
+                    false => send_marked(&ports, &mut outlet, job, &first).await,
+                };
                 Event::SentTopic(index, outlet, first.into_iter().map(|staged| staged.object).collect(), done)
             }));
         }
@@ -152,15 +152,22 @@ impl Roll {
     }
 }
 
-/// Sends staged rows to a topic, in one transaction.
+/// Sends staged rows to a topic, in transactions.
 async fn send_marked(ports: &Ports, outlet: &mut Outlet, job: u64, staged: &[Staged]) -> Result<(), TaskError> {
-    let mut rows: Vec<Marked> = Vec::new();
+    let (mut together, mut bytes): (Vec<Marked>, usize) = (Vec::new(), 0);
     for one in staged {
-        let bytes = ports.insist(|| ports.objects.get(&one.object)).await?;
-        let mark = Mark::Cut { job, cut: one.cut };
-        rows.extend(stream::decode(&bytes)?.iter().map(|row| (mark, row.topic_record())));
+        let object = ports.insist(|| ports.objects.get(&one.object)).await?;
+        for (i, row) in stream::decode(&object)?.into_iter().enumerate() {
+            let mark = Mark::Cut { job, cut: one.cut, rows: i as u64 + 1 };
+            bytes += row.json.len();
+            together.push((mark, row.topic_record()));
+            if together.len() >= TRANSACTION.0 || bytes >= TRANSACTION.1 {
+                outlet.send(ports, &together).await?;
+                (together, bytes) = (Vec::new(), 0);
+            }
+        }
     }
-    Ok(outlet.insist(ports, &rows).await?)
+    Ok(outlet.send(ports, &together).await?)
 }
 
 /// Writes staged items.

@@ -84,8 +84,9 @@ impl<C: Control> SourceTask<C> {
                 }
                 // All of it is behind the row's cut: what is too much to hold is sent on the way.
                 while self.replayable.bytes >= QUEUE_BYTES {
-                    let records = self.replayable.take(&self.outlets, |_| true);
-                    self.replayable.again(leave(&self.ports, &self.job, &mut self.outlets, records).await?);
+                    let outlets = self.outlets.get_or_insert_default();
+                    let records = self.replayable.take(outlets, |_| true);
+                    self.replayable.again(leave(&self.ports, &self.job, outlets, records).await?);
                 }
                 at = stop.or(now.positions.last().copied());
                 self.apply_raises(&raises, at, false);
@@ -121,9 +122,9 @@ impl<C: Control> SourceTask<C> {
             }
         }
         self.changed = !self.inherited.is_empty();
-        for (index, outlet) in &mut self.outlets {
+        for (index, outlet) in self.outlets.iter_mut().flatten() {
             let doubtful = self.replayable.waiting.iter().any(|r| matches!(&r.what, Leaving::Record { sink, .. } if sink == index));
-            outlet.establish(&self.ports, doubtful).await?;
+            outlet.establish(&self.ports, doubtful, &|| task::draining(&*self.control, self.job.job)).await?;
         }
         Ok(())
     }

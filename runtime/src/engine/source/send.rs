@@ -9,9 +9,10 @@ use futures::stream::FuturesUnordered;
 use leat_compile::program::Program;
 use leat_runtime_core::mark::Mark;
 use leat_runtime_core::message::{self, Message};
+use leat_runtime_core::rules::Rule;
 
 use super::{Event, SourceJob, SourceTask};
-use crate::engine::outlet::{Marked, Outlets};
+use crate::engine::outlet::{Marked, Outlets, keep};
 use crate::engine::ports::{PortError, Ports};
 use crate::engine::task::Control;
 use crate::operators::source::{Leaving, Replayable};
@@ -141,22 +142,24 @@ pub(super) async fn leave(
             Err(fatal) => return Err(fatal),
         }
     }
-    for (index, outlet) in outlets {
+    for (index, outlet) in outlets.iter_mut() {
         let rows = leaving.iter().enumerate().filter_map(|(i, r)| match &r.what {
             Leaving::Record { sink, row, .. } if sink == index => Some((i, (Mark::Record(r.position), row.topic_record()))),
             _ => None,
         });
+        if outlet.waits(ports) {
+            failed.extend(rows.map(|(i, _)| i));
+            continue;
+        }
         let (places, rows): (Vec<usize>, Vec<Marked>) = rows.unzip();
         match outlet.send(ports, &rows).await {
-            Err(PortError::Unclear(why)) => {
-                ports.unclear.note(&why);
-                failed.extend(places);
-            }
+            Err(PortError::Unclear(_)) => failed.extend(places),
             clear => clear?,
         }
     }
     if !failed.is_empty() {
-        ports.clock.sleep(10).await;
+        let waits = outlets.values().any(|outlet| outlet.waits(ports));
+        ports.clock.sleep(if waits { 50 } else { 10 }).await;
     }
     Ok(leaving.into_iter().enumerate().filter(|(i, _)| failed.contains(i)).map(|(_, r)| r).collect())
 }
@@ -185,6 +188,30 @@ pub(super) fn computed_again(program: &Program, messages: Vec<Message>) -> Vec<M
 }
 
 impl<C: Control> SourceTask<C> {
+    /// Starts to send what was not staged and is behind a cut.
+    pub(super) fn send_replayable(&mut self, busy: &mut FuturesUnordered<LocalBoxFuture<'static, Event>>) {
+        if let Some(mut outlets) = self.outlets.take() {
+            let (position, rules) = (self.row.position, self.rules());
+            let records = self.replayable.take(&outlets, |r| Some(r.position) <= position || !rules.hold(Rule::AfterCut));
+            if let Some(first) = records.first() {
+                self.sending_replayable = Some(first.position);
+                let (ports, job) = (self.ports.clone(), self.job.clone());
+                busy.push(Box::pin(async move {
+                    let left = leave(&ports, &job, &mut outlets, records).await;
+                    Event::SentReplayable(outlets, left)
+                }));
+            } else if outlets.values().any(|outlet| outlet.is_old(&self.ports) && !outlet.waits(&self.ports)) {
+                let ports = self.ports.clone();
+                busy.push(Box::pin(async move {
+                    let kept = keep(&ports, &mut outlets).await;
+                    Event::SentReplayable(outlets, kept.map(|()| Vec::new()))
+                }));
+            } else {
+                self.outlets = Some(outlets);
+            }
+        }
+    }
+
     /// Shows others how far this lineage is read.
     pub(super) fn show(&mut self, busy: &mut FuturesUnordered<LocalBoxFuture<'static, Event>>) {
         let now = self.ports.clock.now();
