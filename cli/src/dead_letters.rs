@@ -340,7 +340,9 @@ impl<'a> DeadLetters<'a> {
         let source = self.program.sources.iter().find(|s| s.name == name);
         let source = source.ok_or_else(|| format!("the manifest has no source `{name}` any more"))?;
         match &source.input {
-            Input::Files { .. } => Err(format!("`{name}` reads files; mend the file")),
+            Input::Files { .. } => {
+                Err(format!("`{name}` reads files, each as it was when it began; another source can read mended records"))
+            }
             Input::Stream(stream) if self.place.takes(stream) => Ok(stream),
             Input::Stream(stream) => {
                 Err(format!("`{stream}` is a topic of Kafka, to which nothing can be sent yet; `show` prints its letters"))

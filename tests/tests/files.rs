@@ -222,7 +222,7 @@ async fn files_go_on_anywhere_and_are_those_that_were_listed() {
     let csv = Contents::Text(Framing::Csv { header: true, delimiter: b',' });
     let lines_of = Contents::Text(Framing::Lines);
     put(&s3, "csv/a.csv", b"id,note\r\n1,\"two\nlines\"\r\n2,x\n\n3,\"\"\"q\"\"\"\n".to_vec()).await;
-    put(&s3, "csv/b.csv.gz", gzip(b"note,id\ny,4\nz,5")).await;
+    put(&s3, "csv/b.csv.gz", gzip(b"\xef\xbb\xbfnote,id\ny,4\nz,5")).await;
     put(&s3, "csv/c.csv.zst", zstd(b"id,note\n")).await;
     put(&s3, "csv/d.csv", b"id,note\n6,last\n".to_vec()).await;
     let (first, begin) = source(&s3, "s3://example-in/csv/", csv, None).await;
@@ -317,6 +317,8 @@ async fn files_go_on_anywhere_and_are_those_that_were_listed() {
     assert!(matches!(nothing.shards("s").await, Err(PortError::Unclear(_))));
     nothing.know("s", &begin);
     assert!(matches!(nothing.shards("s").await, Err(PortError::Fatal(why)) if why.contains("needs another name")));
+    let (other, _) = source(&s3, "s3://example-in/csv/", lines_of, Some(&begin)).await;
+    assert!(matches!(other.shards("s").await, Err(PortError::Fatal(why)) if why.contains("in another format")));
 }
 
 /// Records of an archive as DuckDB reads them: key, time of arrival, bytes.

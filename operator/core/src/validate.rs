@@ -27,7 +27,10 @@ pub fn problems(program: &Program) -> Vec<Problem> {
     for (i, source) in document.spec.sources.iter().enumerate() {
         let compiled = program.sources.iter().find(|s| s.name == source.name);
         if let Some(Input::Files { path, .. }) = compiled.map(|s| &s.input) {
-            if path.contains("://") {
+            if path.strip_prefix("s3://").is_some_and(|rest| !rest.contains('/')) {
+                let at = format!("spec.sources[{i}].files.path");
+                out.push(Problem::new(at, format!("`{path}` names a bucket alone"), format!("{path}/ for all that is in it")));
+            } else if path.contains("://") {
                 place(&format!("spec.sources[{i}].files.path"), path, &mut out);
             } else {
                 let why = format!("workers have no file `{path}`");

@@ -183,13 +183,16 @@ fn births(view: &View, fence: &Fence, pipeline: &PipelineRow, rules: Rules) -> V
     }
     let known = |l: &Lineage| pipeline.roots.contains(l) || pipeline.joining.contains(l) || view.sources.contains_key(l);
     if pipeline.joining.is_empty() {
-        if let Some(newcomer) = view.shards.iter().filter(of_job).find(|s| s.parents.is_empty() && !known(&s.lineage)) {
+        let newcomers = || view.shards.iter().filter(of_job).filter(|s| s.parents.is_empty() && !known(&s.lineage)).map(|s| &s.lineage);
+        if let Some(first) = newcomers().next() {
             let mut next = PipelineRow::clone(pipeline);
+            // Those of a source are born at one watermark: what one of them has shall not make another one late.
+            let together: Vec<Lineage> = newcomers().filter(|newcomer| newcomer.source() == first.source()).cloned().collect();
             if rules.hold(Rule::Join) {
-                next.joining = vec![newcomer.lineage.clone()];
+                next.joining = together;
                 next.roots_version += 1;
             } else {
-                next.roots.push(newcomer.lineage.clone());
+                next.roots.extend(together);
             }
             changes.push(Change::Pipeline(Some(fence.clone()), next));
         }

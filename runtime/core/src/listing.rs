@@ -28,6 +28,10 @@ pub struct File {
 pub struct Listing {
     /// Where they are.
     pub location: String,
+    /// How they are read: other records would have other numbers.
+    pub contents: String,
+    /// Tells this listing from others.
+    incarnation: String,
     /// How many lanes there are.
     pub lanes: u64,
     /// In the order of their names.
@@ -36,16 +40,17 @@ pub struct Listing {
 
 impl Listing {
     /// Of the files of a location, in `lanes` lanes unless there are fewer files.
-    pub fn new(location: &str, lanes: u64, mut files: Vec<File>) -> Self {
+    pub fn new(location: &str, contents: &str, lanes: u64, mut files: Vec<File>) -> Self {
         files.sort_by(|a, b| a.name.cmp(&b.name));
-        Self { location: location.to_owned(), lanes: lanes.clamp(1, (files.len() as u64).max(1)), files }
+        let lanes = lanes.clamp(1, (files.len() as u64).max(1));
+        let said = files.iter().flat_map(|f| [&f.name, "\0", &f.tag, "\0"]).collect::<String>();
+        let incarnation = key::name(format!("{lanes}\0{contents}\0{said}").as_bytes());
+        Self { location: location.to_owned(), contents: contents.to_owned(), incarnation, lanes, files }
     }
 
     /// The lineages of a source that has these files.
     pub fn lineages(&self, source: &str) -> Vec<Lineage> {
-        let all: Vec<u8> = self.files.iter().flat_map(|f| [&f.name, "\0", &f.tag, "\0"].concat().into_bytes()).collect();
-        let incarnation = key::name(&all);
-        (0..self.lanes).map(|lane| Lineage::new(source, &incarnation, &format!("lane-{lane:03}"))).collect()
+        (0..self.lanes).map(|lane| Lineage::new(source, &self.incarnation, &format!("lane-{lane:03}"))).collect()
     }
 
     /// The `nth` file of a lineage, from 0; `None`: it has no more.
@@ -75,7 +80,7 @@ mod tests {
 
     fn listing(files: u64, lanes: u64) -> Listing {
         let file = |n| File { name: format!("{n:05}.jsonl"), tag: format!("tag-{n}"), size: n, modified: 0 };
-        Listing::new("s3://bucket/in/", lanes, (0..files).rev().map(file).collect())
+        Listing::new("s3://bucket/in/", "lines", lanes, (0..files).rev().map(file).collect())
     }
 
     #[test]
@@ -92,6 +97,7 @@ mod tests {
             assert_eq!(listing.file(&Lineage::new("s", "x", "lane-999"), 0), None);
         }
         assert_ne!(listing(3, 2).lineages("s"), listing(4, 2).lineages("s"));
+        assert_ne!(listing(4, 2).lineages("s")[0], listing(4, 3).lineages("s")[0], "other lanes have other files");
     }
 
     #[test]

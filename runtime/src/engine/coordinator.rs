@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::future;
-use leat_compile::program::{Program, SourceProgram, Start};
+use leat_compile::program::{Input, Program, SourceProgram, Start};
 use leat_runtime_core::begin::{self, Begin, Known, Listed};
 use leat_runtime_core::coordinate::{self, Change, Desired, KnownShard, View};
 use leat_runtime_core::path;
@@ -162,14 +162,25 @@ pub async fn pass(
     for (source, object) in pipeline.iter().flat_map(|(_, row)| &row.begins) {
         begin.insert(source.clone(), begins.read(ports, object).await?);
     }
+    // Also of sources that only the job before knows, which this worker may drain.
+    for (source, begin) in begin.iter().filter(|(source, begin)| begin.files.is_some() && ports.source.is_listed(source)) {
+        ports.source.know(source, begin);
+    }
+    for source in program.sources.iter().filter(|source| matches!(source.input, Input::Stream(_))) {
+        if begin.get(&source.name).is_some_and(|begin| begin.files.is_some()) {
+            let why = format!("the source `{}` was files before; what reads a stream needs another name", source.name);
+            return Err(PortError::Fatal(why).into());
+        }
+    }
     // Files are listed once: lineages are made of what was there then.
     for source in program.sources.iter().filter(|source| ports.source.is_listed(&source.name)) {
         let known = pipeline.as_ref().is_some_and(|(_, row)| row.knows(&source.name));
         if !known && pipeline.as_ref().is_none_or(|(_, row)| desired.revision > row.revision) {
             let object = match begins.list_files(ports, &source.name).await {
+                // Nothing is decided without it, and nobody else waits for it.
                 Err(TaskError::Port(PortError::Unclear(why))) => {
                     ports.unclear.note(&why);
-                    return Ok((0, begins.shards()));
+                    continue;
                 }
                 made => made?,
             };

@@ -6,6 +6,7 @@ mod text;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use aws_sdk_s3::Client;
 use aws_sdk_s3::primitives::ByteStream;
@@ -24,6 +25,8 @@ use crate::codecs::archive::Record;
 use crate::codecs::framing::Contents;
 use crate::engine::ports::{Call, Place, PortError, Read, Shard, Source};
 
+/// How long one call lists: rounds of a worker wait for it.
+const LIST: Duration = Duration::from_secs(2);
 /// A read gives at most about so many bytes.
 const READ_BYTES: usize = 2 << 20;
 
@@ -34,22 +37,44 @@ pub struct Prefix {
     contents: Contents,
     lanes: u64,
     known: Mutex<Option<Arc<Begin>>>,
+    /// What was listed so far, and from where listing goes on.
+    listed: Mutex<Option<(Vec<File>, Option<String>)>>,
     lanes_open: Mutex<HashMap<Lineage, Lane>>,
 }
 
 impl Prefix {
     /// The files of `s3://bucket/prefix/`, of which so many are read at once.
     pub fn new(client: Client, location: &str, contents: Contents, lanes: u64) -> Self {
-        Self { client, location: location.to_owned(), contents, lanes, known: Mutex::default(), lanes_open: Mutex::default() }
+        Self {
+            client,
+            location: location.to_owned(),
+            contents,
+            lanes,
+            known: Mutex::default(),
+            listed: Mutex::default(),
+            lanes_open: Mutex::default(),
+        }
     }
 
     /// What is there now. Objects without bytes are left out: tools make them to show folders.
     async fn list(&self) -> Result<Listing, PortError> {
         let (bucket, prefix) = locate(&self.location)?;
-        let (mut files, mut from) = (Vec::new(), None);
+        let (mut files, mut from) = self.listed.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_default();
+        let began = Instant::now();
         loop {
-            let request = self.client.list_objects_v2().bucket(bucket).prefix(prefix).set_continuation_token(from);
-            let answer = request.send().await.map_err(|e| Failure::of(Tried::new("S3 ListObjectsV2", &self.location), &e))?;
+            if began.elapsed() >= LIST {
+                let so_far = files.len();
+                *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = Some((files, from));
+                return Err(PortError::Unclear(format!("{}: {so_far} files are listed so far", self.location)));
+            }
+            let request = self.client.list_objects_v2().bucket(bucket).prefix(prefix).set_continuation_token(from.clone());
+            let answer = match request.send().await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = Some((files, from));
+                    return Err(Failure::of(Tried::new("S3 ListObjectsV2", &self.location), &error).into());
+                }
+            };
             for object in answer.contents() {
                 let (Some(name), Some(tag), size) = (object.key(), object.e_tag(), object.size().unwrap_or_default()) else { continue };
                 // `in` is an object or a folder, and not `input`.
@@ -74,17 +99,22 @@ impl Prefix {
                 self.location
             )));
         }
-        Ok(Listing::new(&self.location, self.lanes, files))
+        *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        Ok(Listing::new(&self.location, &format!("{:?}", self.contents), self.lanes, files))
     }
 
     /// What was listed when the source came into the pipeline.
     fn known(&self, source: &str) -> Result<Arc<Begin>, PortError> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let known = known.ok_or_else(|| PortError::Unclear(format!("which files the source `{source}` has is not known here yet")))?;
-        match known.files.as_ref().map(|files| &files.location) {
-            Some(location) if *location != self.location => {
-                let why = format!("the source `{source}` began to read {location}: what reads {} needs another name", self.location);
-                Err(PortError::Fatal(why))
+        match known.files.as_ref() {
+            Some(files) if files.location != self.location => {
+                let why = format!("began to read {}: what reads {} needs another name", files.location, self.location);
+                Err(PortError::Fatal(format!("the source `{source}` {why}")))
+            }
+            Some(files) if files.contents != format!("{:?}", self.contents) => {
+                let why = "began to read its files in another format, in which records have other numbers: it needs another name";
+                Err(PortError::Fatal(format!("the source `{source}` {why}")))
             }
             _ => Ok(known),
         }
@@ -215,10 +245,16 @@ struct Object {
 
 impl Object {
     /// Some of its bytes, if it is still the one that was listed.
-    async fn get(&self, bytes: &str) -> Result<ByteStream, PortError> {
+    async fn get(&self, start: u64, end: Option<u64>) -> Result<ByteStream, PortError> {
+        let bytes = format!("{start}-{}", end.map(|end| (end.saturating_sub(1)).to_string()).unwrap_or_default());
         let name = &self.file.name;
         let request = self.client.get_object().bucket(&self.bucket).key(name).if_match(&self.file.tag).range(format!("bytes={bytes}"));
         match request.send().await {
+            // What answers with all of it, whatever is asked for, would give bytes twice.
+            Ok(answer) if start > 0 && answer.content_range().is_none_or(|range| !range.starts_with(&format!("bytes {start}-"))) => {
+                let why = format!("the store gives {} instead of the bytes from {start} on", answer.content_range().unwrap_or("all"));
+                Err(PortError::Fatal(format!("{}: {why}", self.url())))
+            }
             Ok(answer) => Ok(answer.body),
             Err(error) => {
                 let failure = Failure::of(Tried::new("S3 GetObject", name), &error);

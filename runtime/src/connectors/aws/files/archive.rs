@@ -81,7 +81,7 @@ impl Archive {
     }
 
     async fn bytes(&self, start: u64, end: u64) -> Result<Window, PortError> {
-        let body = self.object.get(&format!("{start}-{}", end.saturating_sub(1))).await?;
+        let body = self.object.get(start, Some(end)).await?;
         let bytes = body.collect().await.map_err(|why| self.object.unclear(&why))?.into_bytes();
         if bytes.len() as u64 != end - start {
             return Err(self.object.unclear(&format!("{} of {} bytes came", bytes.len(), end - start)));

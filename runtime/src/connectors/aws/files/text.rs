@@ -15,6 +15,8 @@ use crate::engine::ports::PortError;
 
 /// A record is never larger than this: what has no line ends is no file of lines.
 const LONGEST_RECORD: usize = 64 << 20;
+/// What some tools begin a text of UTF-8 with.
+const BOM: &[u8] = b"\xef\xbb\xbf";
 /// How long bytes of a file are waited for.
 const SILENCE: Duration = Duration::from_secs(20);
 
@@ -96,6 +98,8 @@ pub struct Text {
     text: Vec<u8>,
     used: usize,
     ended: bool,
+    /// The mark of UTF-8 that some tools begin a text with is passed over.
+    begun: bool,
     /// It cannot be decompressed.
     damaged: Option<String>,
 }
@@ -114,6 +118,7 @@ impl Text {
             text: Vec::new(),
             used: 0,
             ended: false,
+            begun: false,
             damaged: None,
         })
     }
@@ -147,6 +152,14 @@ impl Text {
 
     /// Where the next record is in `text`, which may be blank; `None`: there is none.
     async fn line(&mut self) -> Result<Option<std::ops::Range<usize>>, PortError> {
+        while !self.begun {
+            if self.text.len() >= BOM.len() || self.ended {
+                self.used = if self.text.starts_with(BOM) { BOM.len() } else { 0 };
+                self.begun = true;
+            } else {
+                self.more().await?;
+            }
+        }
         loop {
             if let Some((record, whole)) = self.framing.split(&self.text[self.used..], self.ended) {
                 let line = self.used..self.used + record;
@@ -186,7 +199,7 @@ impl Text {
         }
         let mut body = match self.body.take() {
             Some(body) => body,
-            None => self.object.get(&format!("{}-", self.read)).await?,
+            None => self.object.get(self.read, None).await?,
         };
         match tokio::time::timeout(SILENCE, body.next()).await {
             Err(_) => Err(self.object.unclear(&format!("no bytes for {} s", SILENCE.as_secs()))),
