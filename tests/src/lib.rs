@@ -10,6 +10,7 @@ pub mod kubectl;
 pub mod node;
 pub mod process;
 pub mod rough;
+pub mod workers;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -7,7 +7,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_sdk_dynamodb::types::{AttributeDefinition, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType};
 use aws_sdk_s3::primitives::ByteStream;
 use flate2::write::GzEncoder;
 use leat_runtime::codecs::framing::{Contents, Framing};
@@ -16,9 +15,9 @@ use leat_runtime::engine::ports::{Place, PortError, Source};
 use leat_runtime_core::begin::Begin;
 use leat_runtime_core::position::Lineage;
 use leat_tests::clouds::{Clouds, Kinesis};
-use leat_tests::process::{Program as Process, free_port, until};
-use leat_tests::program;
+use leat_tests::process::until;
 use leat_tests::rough::Road;
+use leat_tests::workers::{rows, start, table};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -82,15 +81,9 @@ async fn put(s3: &aws_sdk_s3::Client, key: &str, bytes: Vec<u8>) {
 }
 
 async fn make(clouds: &Clouds) {
-    let (kinesis, dynamodb, s3) = (clouds.kinesis().await, clouds.dynamodb().await, clouds.s3().await);
+    let (kinesis, s3) = (clouds.kinesis().await, clouds.s3().await);
     kinesis.create_stream().stream_name("leat.analytics.files.repartition").shard_count(2).send().await.expect("a stream");
-    let mut request = dynamodb.create_table().table_name("leat.analytics.files.leases").billing_mode(BillingMode::PayPerRequest);
-    for (key, kind) in [("leaseKind", KeyType::Hash), ("leaseKey", KeyType::Range)] {
-        let attribute = AttributeDefinition::builder().attribute_name(key).attribute_type(ScalarAttributeType::S);
-        request = request.attribute_definitions(attribute.build().expect("an attribute"));
-        request = request.key_schema(KeySchemaElement::builder().attribute_name(key).key_type(kind).build().expect("a key"));
-    }
-    request.send().await.expect("a table");
+    table(clouds, "leat.analytics.files.leases", ["leaseKind", "leaseKey"]).await;
     for bucket in ["example-leat", "example-lake", "example-in"] {
         s3.create_bucket().bucket(bucket).send().await.expect("a bucket");
     }
@@ -101,27 +94,6 @@ async fn make(clouds: &Clouds) {
         if status.as_deref() == Some("ACTIVE") { Ok(()) } else { Err(format!("{status:?}")) }
     })
     .await;
-}
-
-/// The rows below a prefix of the lake.
-async fn rows(clouds: &Clouds, prefix: &str) -> Result<Vec<Value>, String> {
-    let s3 = clouds.s3().await;
-    let list = s3.list_objects_v2().bucket("example-lake").prefix(prefix).send().await.map_err(|e| format!("{e:?}"))?;
-    let mut rows = Vec::new();
-    for key in list.contents().iter().filter_map(|o| o.key()) {
-        let file = s3.get_object().bucket("example-lake").key(key).send().await.map_err(|e| format!("{e:?}"))?;
-        let bytes = file.body.collect().await.map_err(|e| e.to_string())?.into_bytes();
-        rows.extend(bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty()).map(|l| serde_json::from_slice::<Value>(l).expect("JSON")));
-    }
-    Ok(rows)
-}
-
-fn worker(clouds: &Clouds, roads: &BTreeMap<&'static str, String>, folder: &Path, name: &str) -> Process {
-    let mut command = program("leat-worker");
-    let listen = format!("127.0.0.1:{}", free_port());
-    command.arg("--job").arg(folder.join("job")).args(["--listen", &listen, "--session", name, "--threads", "1"]);
-    clouds.environment(&mut command).envs(roads);
-    Process::start(name, folder, &mut command)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -150,7 +122,7 @@ async fn each_record_of_each_file_is_taken_once() {
         roads.insert(*service, address);
         all.push(road);
     }
-    let one = worker(&clouds, &roads, folder.path(), "one-1");
+    let one = start(&clouds, &roads, folder.path(), "one-1");
     until("the first files", PATIENCE, async || {
         let found = rows(&clouds, "curated/").await?.len();
         if found > 100 { Ok(()) } else { Err(format!("{found} rows\n{}", one.output())) }
@@ -160,7 +132,7 @@ async fn each_record_of_each_file_is_taken_once() {
     put(&s3, "day/00/0000-later.jsonl", event(8_888_888).to_string().into_bytes()).await;
     let mut one = one;
     one.kill();
-    let mut two = worker(&clouds, &roads, folder.path(), "one-2");
+    let mut two = start(&clouds, &roads, folder.path(), "one-2");
 
     let last = ids(FILES - 1).end;
     let mut expected: BTreeMap<(String, String), (u64, String)> = BTreeMap::new();

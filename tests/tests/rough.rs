@@ -2,17 +2,16 @@
 //! killed and held, and AWS is gone for a while. Each event is in the files once, and the sums are exact.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
-use aws_sdk_dynamodb::types::{AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType};
+use aws_sdk_dynamodb::types::AttributeValue;
 use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::PutRecordsRequestEntry;
 use leat_compile::program::Program;
 use leat_tests::clouds::{Clouds, Kinesis};
-use leat_tests::process::{Program as Process, free_port, until};
-use leat_tests::program;
+use leat_tests::process::until;
 use leat_tests::rough::{Fate, Road};
+use leat_tests::workers::{rows, start, table};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -47,19 +46,12 @@ fn compiled() -> Program {
 }
 
 async fn make(clouds: &Clouds) {
-    let (kinesis, dynamodb, s3) = (clouds.kinesis().await, clouds.dynamodb().await, clouds.s3().await);
+    let (kinesis, s3) = (clouds.kinesis().await, clouds.s3().await);
     for (stream, shards) in [("rough-events", 3), ("leat.analytics.rough.repartition", 2)] {
         kinesis.create_stream().stream_name(stream).shard_count(shards).send().await.expect("a stream");
     }
-    for (table, keys) in [("leat.analytics.rough.leases", ["leaseKind", "leaseKey"]), ("rough-sums", ["campaign", "start"])] {
-        let mut request = dynamodb.create_table().table_name(table).billing_mode(BillingMode::PayPerRequest);
-        for (key, kind) in keys.into_iter().zip([KeyType::Hash, KeyType::Range]) {
-            let attribute = AttributeDefinition::builder().attribute_name(key).attribute_type(ScalarAttributeType::S);
-            request = request.attribute_definitions(attribute.build().expect("an attribute"));
-            request = request.key_schema(KeySchemaElement::builder().attribute_name(key).key_type(kind).build().expect("a key"));
-        }
-        request.send().await.expect("a table");
-    }
+    table(clouds, "leat.analytics.rough.leases", ["leaseKind", "leaseKey"]).await;
+    table(clouds, "rough-sums", ["campaign", "start"]).await;
     for bucket in ["example-leat", "example-lake"] {
         s3.create_bucket().bucket(bucket).send().await.expect("a bucket");
     }
@@ -94,19 +86,6 @@ async fn put(clouds: &Clouds, events: Vec<(String, Value)>) {
     }
 }
 
-/// The rows below a prefix of the lake.
-async fn rows(clouds: &Clouds, prefix: &str) -> Result<Vec<Value>, String> {
-    let s3 = clouds.s3().await;
-    let list = s3.list_objects_v2().bucket("example-lake").prefix(prefix).send().await.map_err(|e| format!("{e:?}"))?;
-    let mut rows = Vec::new();
-    for key in list.contents().iter().filter_map(|o| o.key()) {
-        let file = s3.get_object().bucket("example-lake").key(key).send().await.map_err(|e| format!("{e:?}"))?;
-        let bytes = file.body.collect().await.map_err(|e| e.to_string())?.into_bytes();
-        rows.extend(bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty()).map(|l| serde_json::from_slice::<Value>(l).expect("JSON")));
-    }
-    Ok(rows)
-}
-
 /// Sums by campaign and minute, of the table.
 async fn sums(clouds: &Clouds) -> Result<BTreeMap<(String, String), (u64, u64)>, String> {
     let items = clouds.dynamodb().await.scan().table_name("rough-sums").send().await.map_err(|e| format!("{e:?}"))?;
@@ -116,14 +95,6 @@ async fn sums(clouds: &Clouds) -> Result<BTreeMap<(String, String), (u64, u64)>,
     };
     let number = |item: &_, name: &str| text(item, name).parse().expect("a number");
     Ok(items.items().iter().map(|i| ((text(i, "campaign"), text(i, "start")), (number(i, "rows"), number(i, "total")))).collect())
-}
-
-fn worker(clouds: &Clouds, roads: &BTreeMap<&'static str, String>, folder: &Path, name: &str) -> Process {
-    let mut command = program("leat-worker");
-    let listen = format!("127.0.0.1:{}", free_port());
-    command.arg("--job").arg(folder.join("job")).args(["--listen", &listen, "--session", name, "--threads", "1"]);
-    clouds.environment(&mut command).envs(roads);
-    Process::start(name, folder, &mut command)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -142,8 +113,8 @@ async fn on_a_rough_road_nothing_is_lost_and_nothing_repeated() {
         all.push(road);
     }
 
-    let mut one = worker(&clouds, &roads, folder.path(), "one-1");
-    let two = worker(&clouds, &roads, folder.path(), "two-1");
+    let mut one = start(&clouds, &roads, folder.path(), "one-1");
+    let two = start(&clouds, &roads, folder.path(), "two-1");
     let third = EVENTS / 3;
     let some = |from: u64, to: u64| (from..to).flat_map(|id| std::iter::repeat_n(event(id), if id % 10 == 0 { 2 } else { 1 }));
     put(&clouds, some(0, third).collect()).await;
@@ -157,7 +128,7 @@ async fn on_a_rough_road_nothing_is_lost_and_nothing_repeated() {
     one.kill();
     put(&clouds, some(third, 2 * third).collect()).await;
     two.signal("STOP");
-    let three = worker(&clouds, &roads, folder.path(), "one-2");
+    let three = start(&clouds, &roads, folder.path(), "one-2");
     until("rows by the new one", PATIENCE, async || {
         let found = rows(&clouds, "curated/").await?.iter().filter(|r| r["id"].as_u64() >= Some(third)).count();
         if found > 500 { Ok(()) } else { Err(format!("{found} rows\n{}", three.output())) }

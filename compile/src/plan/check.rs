@@ -309,7 +309,11 @@ fn check_csv(source: &Source, path: &str, out: &mut Vec<Problem>) {
     }
     if (source.stream.is_some() || raw) && csv.header.is_empty() {
         let hint = "name the fields in their order, for example `csv: {header: [id, at, price]}`";
-        out.push(Problem::new(format!("{path}.csv.header"), "records of a stream have no line of names", hint));
+        out.push(Problem::new(
+            format!("{path}.csv.header"),
+            if raw { "records of an archive have no line of names" } else { "records of a stream have no line of names" },
+            hint,
+        ));
     }
     if let Some(twice) = csv.header.iter().enumerate().find(|(i, name)| csv.header[..*i].contains(name)) {
         out.push(Problem::new(format!("{path}.csv.header[{}]", twice.0), format!("`{}` is there twice", twice.1), ""));

@@ -26,6 +26,16 @@ impl Contents {
             _ => Self::Text(Framing::of(&source.decode.encoding)),
         }
     }
+
+    /// The same as a text that is persisted: what numbers of records hang on.
+    pub fn persisted(self) -> String {
+        match self {
+            Self::Text(Framing::Lines) => "lines".to_owned(),
+            Self::Text(Framing::Csv { header: true, delimiter }) => format!("csv {delimiter} with names"),
+            Self::Text(Framing::Csv { header: false, delimiter }) => format!("csv {delimiter}"),
+            Self::Archive => "archive".to_owned(),
+        }
+    }
 }
 
 /// How a file is divided into records.
@@ -73,6 +83,7 @@ impl Framing {
         }
         Ok(any)
     }
+
     /// The first record of `bytes`: its length without its line end, and with it. `None`: more bytes are needed to know; there are
     /// none behind them where the file is at its `end`.
     pub fn split(self, bytes: &[u8], end: bool) -> Option<(usize, usize)> {
@@ -111,6 +122,13 @@ mod tests {
         }
         assert!(held.is_empty());
         records
+    }
+
+    #[test]
+    fn what_a_listing_keeps_does_not_change() {
+        let csv = |header| Contents::Text(Framing::Csv { header, delimiter: b';' });
+        let all = [Contents::Text(Framing::Lines), csv(true), csv(false), Contents::Archive].map(Contents::persisted);
+        assert_eq!(all, ["lines", "csv 59 with names", "csv 59", "archive"]);
     }
 
     #[test]

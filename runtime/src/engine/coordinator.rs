@@ -162,10 +162,6 @@ pub async fn pass(
     for (source, object) in pipeline.iter().flat_map(|(_, row)| &row.begins) {
         begin.insert(source.clone(), begins.read(ports, object).await?);
     }
-    // Also of sources that only the job before knows, which this worker may drain.
-    for (source, begin) in begin.iter().filter(|(source, begin)| begin.files.is_some() && ports.source.is_listed(source)) {
-        ports.source.know(source, begin);
-    }
     for source in program.sources.iter().filter(|source| matches!(source.input, Input::Stream(_))) {
         if begin.get(&source.name).is_some_and(|begin| begin.files.is_some()) {
             let why = format!("the source `{}` was files before; what reads a stream needs another name", source.name);
@@ -187,14 +183,14 @@ pub async fn pass(
             begin.insert(source.name.clone(), begins.read(ports, &object).await?);
             desired.begins.insert(source.name.clone(), object);
         }
-        match begin.get(&source.name).filter(|begin| begin.files.is_some()) {
-            Some(begin) => ports.source.know(&source.name, begin),
-            None if known => {
-                let why = format!("the source `{}` was a stream before; what reads files needs another name", source.name);
-                return Err(PortError::Fatal(why).into());
-            }
-            None => {}
+        if known && begin.get(&source.name).is_none_or(|begin| begin.files.is_none()) {
+            let why = format!("the source `{}` was a stream before; what reads files needs another name", source.name);
+            return Err(PortError::Fatal(why).into());
         }
+    }
+    // Also of sources that only the job before knows, which this worker may drain.
+    for (source, begin) in begin.iter().filter(|(source, begin)| begin.files.is_some() && ports.source.is_listed(source)) {
+        ports.source.know(source, begin);
     }
     begins.list(ports, program).await?;
     for source in &program.sources {

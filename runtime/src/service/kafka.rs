@@ -56,9 +56,10 @@ mod built {
 
     const WITHOUT: &str = "this worker was built without Kafka: build it with `--features kafka`";
 
-    struct None;
+    /// Topics of which there are none.
+    struct NoTopics;
 
-    impl Topics for None {
+    impl Topics for NoTopics {
         fn begin<'a>(&'a self, _stream: &'a str, _writer: &'a str) -> Call<'a, Begun> {
             Box::pin(async { Err(PortError::Fatal(WITHOUT.to_owned())) })
         }
@@ -69,7 +70,7 @@ mod built {
     }
 
     pub fn sinks(topics: BTreeMap<String, Kafka>) -> Result<Arc<dyn Topics>, ServiceError> {
-        if topics.is_empty() { Ok(Arc::new(None)) } else { Err(ServiceError::Document(WITHOUT.to_owned())) }
+        if topics.is_empty() { Ok(Arc::new(NoTopics)) } else { Err(ServiceError::Document(WITHOUT.to_owned())) }
     }
 }
 

@@ -100,7 +100,7 @@ impl Prefix {
             )));
         }
         *self.listed.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        Ok(Listing::new(&self.location, &format!("{:?}", self.contents), self.lanes, files))
+        Ok(Listing::new(&self.location, &self.contents.persisted(), self.lanes, files))
     }
 
     /// What was listed when the source came into the pipeline.
@@ -112,7 +112,7 @@ impl Prefix {
                 let why = format!("began to read {}: what reads {} needs another name", files.location, self.location);
                 Err(PortError::Fatal(format!("the source `{source}` {why}")))
             }
-            Some(files) if files.contents != format!("{:?}", self.contents) => {
+            Some(files) if files.contents != self.contents.persisted() => {
                 let why = "began to read its files in another format, in which records have other numbers: it needs another name";
                 Err(PortError::Fatal(format!("the source `{source}` {why}")))
             }
