@@ -155,7 +155,14 @@ async fn ports(program: &Program, tried: &(dyn Fn() + Sync)) -> Result<Ports, Se
             let Some(stream) = spec.streams.iter().find(|s| s.name == *name) else { continue };
             if let Some(kinesis) = &stream.kinesis {
                 let config = clouds.of(Target::of(spec.aws.as_ref(), stream.aws.as_ref())).await;
-                let made = || Stream::new(aws_sdk_kinesis::Client::new(&config), &kinesis.stream_name);
+                let fan_out = spec.sources.iter().find(|s| s.name == source.name).and_then(|s| s.fan_out.as_ref());
+                let made = || {
+                    let polled = Stream::new(aws_sdk_kinesis::Client::new(&config), &kinesis.stream_name);
+                    match fan_out {
+                        Some(fan_out) => polled.pushed_to(&fan_out.consumer),
+                        None => polled,
+                    }
+                };
                 streams.entry(source.name.clone()).or_insert_with(made);
                 lease_tables.insert(source.name.clone(), aws_sdk_dynamodb::Client::new(&config));
             }

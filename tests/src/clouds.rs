@@ -25,6 +25,7 @@ use serde_json::{Value, json};
 
 use crate::gate::Gate;
 use crate::process::{Program, free_port, tool, until};
+use crate::pushes::Pushes;
 
 /// What the proxy in front of DynamoDB Local does and knows.
 #[derive(Default)]
@@ -35,6 +36,8 @@ pub struct Proxy {
     refused: Mutex<Option<(String, String)>>,
     stopped: Mutex<Option<String>>,
     waiting: Mutex<BTreeMap<String, u64>>,
+    /// Subscriptions to shards.
+    pub pushes: Pushes,
 }
 
 impl Proxy {
@@ -82,7 +85,7 @@ pub struct Clouds {
     pub kinesis_tls: u16,
     /// The proxy in front of DynamoDB Local.
     pub proxy: Arc<Proxy>,
-    gates: Vec<Gate>,
+    gates: Vec<(&'static [&'static str], Gate)>,
     _programs: Vec<Program>,
 }
 
@@ -134,14 +137,19 @@ impl Clouds {
         ] {
             let gate = Gate::open(address, behind).await;
             endpoints.extend(services.iter().map(|service| (*service, format!("http://{}", gate.address))));
-            gates.push(gate);
+            gates.push((services, gate));
         }
         Self { endpoints, kinesis_tls: tls, proxy, gates, _programs: programs }
     }
 
     /// All of AWS is there, or gone: connections end and are refused.
     pub fn reachable(&self, there: bool) {
-        self.gates.iter().for_each(|gate| gate.set(there));
+        self.gates.iter().for_each(|(_, gate)| gate.set(there));
+    }
+
+    /// The emulator behind an endpoint is there, or gone.
+    pub fn service_reachable(&self, endpoint: &str, there: bool) {
+        self.gates.iter().filter(|(services, _)| services.contains(&endpoint)).for_each(|(_, gate)| gate.set(there));
     }
 
     /// Gives a program the endpoints and credentials that no cloud knows.
@@ -192,7 +200,8 @@ async fn serve(proxy: Arc<Proxy>, behind: u16) -> u16 {
     port
 }
 
-fn json_answer(status: u16, body: &Value) -> Response<Body> {
+/// An answer of JSON.
+pub fn json_answer(status: u16, body: &Value) -> Response<Body> {
     let answer = Response::builder().status(status).header("content-type", "application/x-amz-json-1.0");
     answer.body(Body::from(body.to_string())).expect("an answer")
 }
@@ -218,6 +227,19 @@ async fn answer(State(front): State<Arc<Front>>, headers: HeaderMap, body: Bytes
     if target.starts_with("Kinesis") {
         let tags = if operation == "CreateStream" { request["Tags"].take() } else { Value::Null };
         let stream = request["StreamName"].clone();
+        if operation == "SubscribeToShard" {
+            let (front, headers) = (Arc::clone(&front), headers.clone());
+            let call = move |operation: &'static str, request: Value| {
+                let (front, mut headers) = (Arc::clone(&front), headers.clone());
+                headers.insert("x-amz-target", format!("Kinesis_20131202.{operation}").parse().expect("a header"));
+                async move {
+                    let answer = forward(&front, &headers, Bytes::from(request.to_string())).await;
+                    let (status, body) = (answer.status().as_u16(), answer.into_body().collect().await.map(|b| b.to_bytes()));
+                    (status, body.map(|b| serde_json::from_slice(&b).unwrap_or_default()).unwrap_or_default())
+                }
+            };
+            return proxy.pushes.begin(&request, call).await;
+        }
         let answer = forward(&front, &headers, body).await;
         if let (true, Value::Object(tags)) = (answer.status().is_success(), tags) {
             let mut headers = headers;

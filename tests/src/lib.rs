@@ -9,6 +9,7 @@ pub mod kafka;
 pub mod kubectl;
 pub mod node;
 pub mod process;
+pub mod pushes;
 pub mod rough;
 pub mod workers;
 

@@ -105,7 +105,18 @@ async fn pass(State(road): State<Arc<Road>>, request: Request<Body>) -> Response
         Fate::Fine | Fate::Unheard | Fate::Cut => {}
     }
     let Ok(answer) = once().await else { return broken_off(StatusCode::OK, Bytes::new()) };
-    let (head, body) = answer.into_parts();
+    let (head, mut body) = answer.into_parts();
+    // A stream of events goes on and on; one that is cut off has begun.
+    if head.headers.get("content-type").is_some_and(|t| t == "application/vnd.amazon.eventstream") {
+        return match fate {
+            Fate::Unheard => broken_off(StatusCode::OK, Bytes::new()),
+            Fate::Cut => {
+                let begin = body.frame().await.and_then(|f| f.ok()?.into_data().ok()).unwrap_or_default();
+                broken_off(head.status, begin.slice(..begin.len() / 2))
+            }
+            _ => Response::from_parts(head, Body::new(body)),
+        };
+    }
     let Ok(bytes) = body.collect().await.map(http_body_util::Collected::to_bytes) else {
         return broken_off(StatusCode::OK, Bytes::new());
     };

@@ -227,7 +227,12 @@ struct Feed<'a> {
 async fn read_shard(source: &dyn Source, lineage: &Lineage, mut after: Option<Offset>, count: usize) -> Vec<(Offset, Vec<u8>, Vec<u8>)> {
     let mut all = Vec::new();
     while all.len() < count {
-        let read = source.read(lineage, Place::behind(after)).await.expect("records");
+        let read = until("records", PATIENCE, async || match source.read(lineage, Place::behind(after)).await {
+            // A source may ask for patience, as where a subscription can be had once in five seconds.
+            Err(PortError::Unclear(why)) => Err(why),
+            clear => Ok(clear.expect("records")),
+        })
+        .await;
         for i in 0..read.batch.len() {
             all.push((read.batch.positions[i], read.batch.key(i).unwrap_or_default().to_vec(), read.batch.record(i).to_vec()));
         }
@@ -412,7 +417,12 @@ async fn kinesis_conforms(clouds: &Clouds) {
         assert!(found.iter().map(|(_, k, d)| (k.as_slice(), d.as_slice())).eq(here.iter().map(|(k, d)| (k.as_bytes(), d.as_slice()))));
     }
     since(&client, &written, &clouds.proxy).await;
-    let port = KinesisSource::new(BTreeMap::from([("s".to_owned(), Stream::new(client.clone(), "s"))]));
+    source_conforms(&client, "s", Stream::new(client.clone(), "s")).await;
+}
+
+/// The suite of sources over a stream of two shards; `read`: how it is read.
+async fn source_conforms(client: &aws_sdk_kinesis::Client, name: &str, read: Stream) {
+    let port = KinesisSource::new(BTreeMap::from([("s".to_owned(), read)]));
     let send = |records: Vec<(String, Vec<u8>)>| -> futures::future::LocalBoxFuture<'_, ()> {
         let client = client.clone();
         Box::pin(async move {
@@ -420,18 +430,18 @@ async fn kinesis_conforms(clouds: &Clouds) {
                 PutRecordsRequestEntry::builder().data(Blob::new(data)).partition_key(key).build().expect("an entry")
             };
             let entries: Vec<_> = records.into_iter().map(entry).collect();
-            let answer = client.put_records().stream_name("s").set_records(Some(entries)).send().await.expect("PutRecords");
+            let answer = client.put_records().stream_name(name).set_records(Some(entries)).send().await.expect("PutRecords");
             assert_eq!(answer.failed_record_count().unwrap_or_default(), 0);
         })
     };
     let split = || -> futures::future::LocalBoxFuture<'_, ()> {
         let client = client.clone();
         Box::pin(async move {
-            let listed = client.list_shards().stream_name("s").send().await.expect("ListShards");
+            let listed = client.list_shards().stream_name(name).send().await.expect("ListShards");
             let half = (u128::MAX / 4).to_string();
             client
                 .split_shard()
-                .stream_name("s")
+                .stream_name(name)
                 .shard_to_split(listed.shards()[0].shard_id())
                 .new_starting_hash_key(half)
                 .send()
@@ -609,6 +619,88 @@ async fn client_library(clouds: &Clouds) {
     assert!(matches!(&nothing, Err(PortError::Fatal(why)) if why.contains("DynamoDB Scan nothing")), "{nothing:?}");
 }
 
+/// Enhanced fan-out: the suite of sources, and subscriptions that end, are taken away, or were never there.
+async fn pushed(clouds: &Clouds) {
+    let client = clouds.kinesis().await;
+    for name in ["pushed", "again"] {
+        let wish = StreamWish { shards: Some(2), fixed: false, retention_hours: Some(24), kms_key: None };
+        make(clouds, Kind::KinesisStream, name, Wish::Stream(wish)).await;
+    }
+    let reader = |stream: &str| Stream::new(client.clone(), stream).pushed_to("reader");
+    // A consumer is registered first: what to do is said.
+    let source = |stream: &str| KinesisSource::new(BTreeMap::from([("s".to_owned(), reader(stream))]));
+    let one = source("again");
+    let shard = one.shards("s").await.expect("shards").remove(0);
+    let without = one.read(&shard.lineage, Place::Oldest).await.expect_err("there is no consumer");
+    assert!(matches!(&without, PortError::Fatal(why) if why.contains("has no consumer reader; register it: aws kinesis")), "{without}");
+    for name in ["pushed", "again"] {
+        let summary = client.describe_stream_summary().stream_name(name).send().await.expect("a summary");
+        let arn = summary.stream_description_summary().expect("a summary").stream_arn();
+        client.register_stream_consumer().stream_arn(arn).consumer_name("reader").send().await.expect("a consumer");
+    }
+    until("the consumers", PATIENCE, async || {
+        let read = source("pushed").read(&shard.lineage, Place::Oldest).await;
+        if matches!(&read, Err(PortError::Unclear(why)) if why.contains("is not active yet")) { Err(format!("{read:?}")) } else { Ok(()) }
+    })
+    .await;
+    source_conforms(&client, "pushed", reader("pushed")).await;
+
+    let range = shard.range;
+    let key =
+        (0..).map(|n| format!("key-{n}")).find(|k| (range.first..=range.last).contains(&partition_hash(k.as_bytes()))).expect("a key");
+    let streams = KinesisStreams::new(BTreeMap::from([("w".to_owned(), Stream::new(client.clone(), "again"))]));
+    let put = async |from: usize| {
+        let records: Vec<StreamRecord> =
+            (from..from + 10).map(|n| StreamRecord { key: key.clone(), data: Bytes::from(n.to_string()) }).collect();
+        assert_eq!(streams.put("w", &records).await, Ok(Vec::new()));
+    };
+    // Until there are so many; what is unclear is asked again, as a task does.
+    let mut found: Vec<(Offset, Vec<u8>)> = Vec::new();
+    let take = async |source: &KinesisSource, found: &mut Vec<(Offset, Vec<u8>)>, count: usize| {
+        let mut unclear = Vec::new();
+
+        until("the records", PATIENCE, async || {
+            match source.read(&shard.lineage, Place::behind(found.last().map(|(at, _)| *at))).await {
+                Ok(read) => found.extend((0..read.batch.len()).map(|i| (read.batch.positions[i], read.batch.record(i).to_vec()))),
+                Err(PortError::Unclear(why)) => unclear.push(why),
+                Err(why) => panic!("{why}"),
+            }
+            if found.len() >= count { Ok(()) } else { Err(format!("{} records {unclear:?}", found.len())) }
+        })
+        .await;
+        unclear
+    };
+    put(0).await;
+    assert_eq!(take(&one, &mut found, 10).await, Vec::<String>::new());
+    // One that ends is followed by the next one, and nothing is seen twice.
+    let begun = clouds.proxy.pushes.begun();
+    clouds.proxy.pushes.end();
+    put(10).await;
+    assert_eq!(take(&one, &mut found, 20).await, Vec::<String>::new());
+    assert_eq!(clouds.proxy.pushes.begun(), begun + 1);
+    // Another worker takes the shard: at once it is refused, then the one before is ended, and has to say so.
+    let other = source("again");
+    let mut theirs = found.clone();
+    put(20).await;
+    let refused = take(&other, &mut theirs, 30).await;
+    assert!(refused.iter().any(|why| why.contains("SubscribeToShard") && why.contains("ResourceInUseException")), "{refused:?}");
+    put(30).await;
+    let ended = take(&one, &mut found, 40).await;
+    assert!(ended.iter().any(|why| why.contains("another subscription was begun")), "{ended:?}");
+    let numbers: Vec<String> = found.iter().map(|(_, data)| String::from_utf8_lossy(data).into_owned()).collect();
+    assert_eq!(numbers, (0..40).map(|n| n.to_string()).collect::<Vec<_>>());
+    assert!(found.starts_with(&theirs));
+    // From the middle, and from a time.
+    let middle = found[14].0;
+    clouds.proxy.pushes.end();
+    let fresh = source("again");
+    let inside = fresh.read(&shard.lineage, Place::Inside(middle)).await.expect("records").batch;
+    assert_eq!(inside.positions.first(), Some(&found[15].0));
+    clouds.proxy.pushes.end();
+    let since = source("again").read(&shard.lineage, Place::Since(inside.arrivals[0])).await.expect("records").batch;
+    assert!(since.positions.contains(&found[15].0) && since.arrivals.iter().all(|at| *at >= inside.arrivals[0]));
+}
+
 #[tokio::test]
 async fn another_kinesis_conforms() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -616,6 +708,7 @@ async fn another_kinesis_conforms() {
     kinesis_conforms(&clouds).await;
     producer_library(&clouds).await;
     client_library(&clouds).await;
+    pushed(&clouds).await;
     let wish = StreamWish { shards: None, fixed: false, retention_hours: Some(48), kms_key: None };
     let resource_kind = Kind::KinesisStream;
     let services =

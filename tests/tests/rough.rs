@@ -28,7 +28,7 @@ spec:
   streams: [{name: s, kinesis: {streamName: rough-events, shards: {initial: 3}}}]
   tables: [{name: sums, dynamodb: {tableName: rough-sums, partitionKey: {name: campaign, type: S}, sortKey: {name: start, type: S}}}]
   sources:
-    - {name: events, stream: s, columns: {id: BIGINT, user: TEXT, campaign: TEXT, ts: BIGINT, spend: BIGINT}, partitionedBy: [user], eventTime: {field: ts, maxOutOfOrderness: 1s}}
+    - {name: events, stream: s, fanOut: {consumer: leat}, columns: {id: BIGINT, user: TEXT, campaign: TEXT, ts: BIGINT, spend: BIGINT}, partitionedBy: [user], eventTime: {field: ts, maxOutOfOrderness: 1s}}
   steps:
     - {name: unique, from: [events], deduplicate: {by: [id], keyedWith: [user], within: 1d}}
     - {name: sums, from: [unique], window: {tumbling: 1m}, groupBy: [campaign], aggregate: {rows: "count(*)", total: "sum(spend)"}}
@@ -66,6 +66,9 @@ async fn make(clouds: &Clouds) {
         Ok(())
     })
     .await;
+    let summary = kinesis.describe_stream_summary().stream_name("rough-events").send().await.expect("a summary");
+    let arn = summary.stream_description_summary().expect("a summary").stream_arn();
+    kinesis.register_stream_consumer().stream_arn(arn).consumer_name("leat").send().await.expect("a consumer");
 }
 
 fn event(id: u64) -> (String, Value) {
@@ -135,13 +138,21 @@ async fn on_a_rough_road_nothing_is_lost_and_nothing_repeated() {
     })
     .await;
     two.signal("CONT");
-    // AWS is gone for some seconds; what is written meanwhile waits in its producer.
-    clouds.reachable(false);
+    // Subscriptions end, as they do after five minutes. S3 is gone for some seconds, with all sinks
+    // that are files; then all of AWS.
+    clouds.proxy.pushes.end();
     let heard = || three.output().matches("no clear answer").count();
+    let before = heard();
+    clouds.service_reachable("AWS_ENDPOINT_URL_S3", false);
+    put(&clouds, some(2 * third, 2 * third + 600).collect()).await;
+    until("the worker to miss S3", PATIENCE, async || if heard() > before { Ok(()) } else { Err(three.output()) }).await;
+    clouds.service_reachable("AWS_ENDPOINT_URL_S3", true);
+    // What is written meanwhile waits in its producer.
+    clouds.reachable(false);
     let before = heard();
     until("the worker to notice", PATIENCE, async || if heard() > before { Ok(()) } else { Err(three.output()) }).await;
     clouds.reachable(true);
-    put(&clouds, some(2 * third, EVENTS).collect()).await;
+    put(&clouds, some(2 * third + 600, EVENTS).collect()).await;
     // Some events of each shard that close all windows.
     let last = START + EVENTS * 50 + 600_000;
     let closing = (0..97).map(|user| {
@@ -197,6 +208,7 @@ async fn on_a_rough_road_nothing_is_lost_and_nothing_repeated() {
         assert!(worker.ended(PATIENCE).await, "{}", worker.output());
     }
     assert_eq!(ids().await, (0..EVENTS + 97).collect::<Vec<_>>());
+    assert!(clouds.proxy.pushes.begun() > 6, "subscriptions of three shards, begun again and again");
     // The road was rough, in every way.
     let mut met: BTreeMap<Fate, u64> = BTreeMap::new();
     for road in &all {

@@ -138,6 +138,7 @@ fn check_kind(source: &Source, kafka: bool, path: &str, out: &mut Vec<Problem>) 
     };
     if kafka {
         only(source.kpl.is_some(), "kpl", "Kinesis");
+        only(source.fan_out.is_some(), "fanOut", "Kinesis");
         only(start.is_some_and(|s| s.kcl_table.is_some()), "start.kclTable", "Kinesis");
         planned(!source.partitioned_by.is_empty(), format!("{path}.partitionedBy"), "partitionedBy of a topic", out);
         for (partition, at) in start.iter().flat_map(|s| &s.positions).flatten() {
@@ -288,6 +289,9 @@ fn check_source(source: &Source, path: &str, out: &mut Vec<Problem>) {
         if source.files.is_some() {
             out.push(Problem::new(format!("{path}.start"), "files are read from their beginning", "leave it out"));
         }
+    }
+    if source.files.is_some() && source.fan_out.is_some() {
+        out.push(Problem::new(format!("{path}.fanOut"), "files have no consumers", "leave it out"));
     }
     if source.files.is_some() && source.kpl.is_some() {
         out.push(Problem::new(format!("{path}.kpl"), "files have no aggregated records", "leave it out"));

@@ -44,6 +44,10 @@ pub struct Source {
     /// Where a stream is begun. Lineages that were read before go on where they stand. Default: its oldest records.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start: Option<Start>,
+    /// Enhanced fan-out: Kinesis pushes records to a consumer, which has 2 MB a second of each shard to itself. Default: shards are
+    /// polled, within the five reads and 2 MB a second that all who poll share. May be changed at any time; `leat dev` needs none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fan_out: Option<FanOut>,
     /// Aggregated records of the Kinesis Producer Library; they are always taken apart.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kpl: Option<Kpl>,
@@ -53,6 +57,16 @@ pub struct Source {
     /// Newest row per key: a table (not there yet).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub changelog: Planned,
+}
+
+/// Enhanced fan-out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FanOut {
+    /// Name of a consumer that is registered with the stream (`aws kinesis register-stream-consumer`) and that nobody else reads
+    /// by: it has one subscription to a shard, and who subscribes last has it.
+    #[schemars(length(min = 1, max = 128), regex(pattern = AWS_NAME_PATTERN))]
+    pub consumer: String,
 }
 
 /// Where a stream is begun: exactly one member.

@@ -126,6 +126,8 @@ pub struct Read {
     pub scanned: Option<Offset>,
     /// More is there, although it cannot be read yet: this is not the tip.
     pub more: bool,
+    /// The source has waited for more before it answered: it may be asked again at once.
+    pub awaited: bool,
     /// The shard ended, and these are its last records.
     pub end: bool,
     /// At the end: the lineages that go on.

@@ -113,6 +113,8 @@ pub struct SourceTask<C> {
     /// Objects of ids that this owner has made.
     runs: usize,
     at_tip_since: Option<i64>,
+    /// Whether the source has waited for records before it said that there are none.
+    awaited: bool,
     /// Pause before the next read, after ones without a clear answer, ms.
     back_off: u64,
     last_cut: i64,
@@ -195,6 +197,7 @@ impl<C: Control> SourceTask<C> {
             named: BTreeSet::new(),
             runs: 0,
             at_tip_since: None,
+            awaited: false,
             back_off: 0,
             last_cut: now,
             last_snapshot: now,
@@ -336,7 +339,7 @@ impl<C: Control> SourceTask<C> {
         {
             self.reading = true;
             let (source, lineage, from) = (Arc::clone(&self.ports.source), self.job.lineage.clone(), self.place(self.position));
-            let at_tip = if self.at_tip_since.is_some() { self.settings.poll_interval } else { 0 };
+            let at_tip = if self.at_tip_since.is_some() && !self.awaited { self.settings.poll_interval } else { 0 };
             let (clock, pause) = (Arc::clone(&self.ports.clock), at_tip.max(self.back_off));
             busy.push(Box::pin(async move {
                 if pause > 0 {
@@ -552,6 +555,7 @@ impl<C: Control> SourceTask<C> {
             other => other?,
         };
         self.back_off = 0;
+        self.awaited = read.awaited;
         if let Some(last) = read.batch.positions.last() {
             #[cfg(feature = "ablation")]
             self.judge_by_others();
@@ -563,7 +567,7 @@ impl<C: Control> SourceTask<C> {
         } else if read.more {
             self.at_tip_since = None;
             // What is there cannot be read yet: no reason to ask at once.
-            if read.scanned <= self.position {
+            if read.scanned <= self.position && !read.awaited {
                 self.back_off = self.settings.poll_interval;
             }
         } else {

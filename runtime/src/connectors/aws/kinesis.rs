@@ -8,15 +8,15 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use aws_sdk_kinesis::Client;
-use aws_sdk_kinesis::operation::get_records::GetRecordsOutput;
 use aws_sdk_kinesis::primitives::{Blob, DateTime};
-use aws_sdk_kinesis::types::{PutRecordsRequestEntry, ShardIteratorType};
+use aws_sdk_kinesis::types::{PutRecordsRequestEntry, Record, ShardIteratorType};
 use bytes::Bytes;
 use leat_aws::{Call as Tried, Failure, SdkConfig};
 use leat_runtime_core::begin::Known;
 use leat_runtime_core::key::HashRange;
 use leat_runtime_core::position::{Lineage, Offset};
 
+use super::fan_out::Consumer;
 use super::kcl;
 use crate::batch::SourceBatch;
 use crate::codecs::kpl;
@@ -52,11 +52,41 @@ struct Listed {
     closed: bool,
 }
 
+/// What was read of a shard.
+#[derive(Default)]
+pub(super) struct Answer {
+    pub records: Vec<Record>,
+    /// More was there, although there may be none among these.
+    pub more: bool,
+    /// It was waited for more before this was said.
+    pub awaited: bool,
+    /// The shard ended with these.
+    pub ended: bool,
+    /// At the end: the shards that go on, where they are known.
+    pub children: Vec<String>,
+}
+
+impl Answer {
+    /// No records, although it was waited for some.
+    pub fn nothing(more: bool) -> Self {
+        Self { more, awaited: true, ..Self::default() }
+    }
+}
+
+/// What is believed of a stream for a while.
+#[derive(Clone)]
+struct Summary {
+    /// Its creation time, ms.
+    incarnation: String,
+    arn: String,
+}
+
 /// A stream.
 pub struct Stream {
-    client: Client,
-    name: String,
-    incarnation: Mutex<Option<(String, Instant)>>,
+    pub(super) client: Client,
+    pub(super) name: String,
+    summary: Mutex<Option<(Summary, Instant)>>,
+    consumer: Option<Consumer>,
     held: Mutex<HashMap<String, Held>>,
     /// The hash key ranges of shards; one never changes.
     ranges: Mutex<HashMap<String, HashRange>>,
@@ -64,7 +94,7 @@ pub struct Stream {
     fixed: Mutex<Option<Vec<(HashRange, String)>>>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -74,7 +104,8 @@ impl Stream {
         Self {
             client,
             name: name.to_owned(),
-            incarnation: Mutex::default(),
+            summary: Mutex::default(),
+            consumer: None,
             held: Mutex::default(),
             ranges: Mutex::default(),
             fixed: Mutex::default(),
@@ -86,23 +117,48 @@ impl Stream {
         Self::new(Client::new(config), name)
     }
 
-    fn tried(&self, operation: &'static str) -> Tried {
+    /// Read by a registered consumer, to whom its records are pushed.
+    pub fn pushed_to(self, consumer: &str) -> Self {
+        Self { consumer: Some(Consumer::new(consumer)), ..self }
+    }
+
+    pub(super) fn tried(&self, operation: &'static str) -> Tried {
         Tried::new(operation, &self.name)
     }
 
-    /// The stream's creation time, ms.
     async fn incarnation(&self, believed: Duration) -> Result<String, PortError> {
-        if let Some((incarnation, at)) = &*lock(&self.incarnation)
+        Ok(self.summary(believed).await?.incarnation)
+    }
+
+    pub(super) async fn arn(&self) -> Result<String, PortError> {
+        Ok(self.summary(Duration::ZERO).await?.arn)
+    }
+
+    async fn summary(&self, believed: Duration) -> Result<Summary, PortError> {
+        if let Some((summary, at)) = &*lock(&self.summary)
             && at.elapsed() < believed
         {
-            return Ok(incarnation.clone());
+            return Ok(summary.clone());
         }
         let answer = self.client.describe_stream_summary().stream_name(&self.name).send().await;
         let answer = answer.map_err(|e| Failure::of(self.tried("Kinesis DescribeStreamSummary"), &e))?;
-        let created = answer.stream_description_summary().and_then(|s| s.stream_creation_timestamp().to_millis().ok());
-        let incarnation = created.unwrap_or_default().to_string();
-        *lock(&self.incarnation) = Some((incarnation.clone(), Instant::now()));
-        Ok(incarnation)
+        let answer = answer.stream_description_summary();
+        let created = answer.and_then(|s| s.stream_creation_timestamp().to_millis().ok());
+        let arn = answer.map(|s| s.stream_arn().to_owned()).unwrap_or_default();
+        let summary = Summary { incarnation: created.unwrap_or_default().to_string(), arn };
+        *lock(&self.summary) = Some((summary.clone(), Instant::now()));
+        Ok(summary)
+    }
+
+    /// That it was not deleted and made again, where an offset belongs to an `incarnation` of it.
+    pub(super) async fn is_still(&self, incarnation: Option<&str>) -> Result<(), PortError> {
+        if let Some(incarnation) = incarnation
+            && self.incarnation(Duration::ZERO).await? != incarnation
+        {
+            let why = "it was deleted and made again; its records are not those that were read before";
+            return Err(PortError::Fatal(format!("the stream {}: {why}", self.name)));
+        }
+        Ok(())
     }
 
     async fn list(&self) -> Result<Vec<Listed>, PortError> {
@@ -140,13 +196,16 @@ impl Stream {
 
     /// Records of a shard from a place on, behind [`Place::Inside`] with the one that it names; waits so that the shard's limit is kept, and reads on until there are records
     /// or none are left. `incarnation`: what the offset belongs to.
-    async fn read(&self, shard: &str, from: Place, incarnation: Option<&str>) -> Result<GetRecordsOutput, PortError> {
+    async fn read(&self, shard: &str, from: Place, incarnation: Option<&str>) -> Result<Answer, PortError> {
         // A position lies in or behind a whole record, also where that holds several.
         let from = match from {
             Place::After(last) => Place::After(last.inside(0)),
             Place::Inside(last) => Place::Inside(last.inside(0)),
             other => other,
         };
+        if let Some(consumer) = &self.consumer {
+            return consumer.read(self, shard, from, incarnation).await;
+        }
         loop {
             let held = lock(&self.held).remove(shard).filter(|h| h.from == from);
             let (iterator, not_before) = match held {
@@ -178,7 +237,9 @@ impl Stream {
                             .insert(shard.to_owned(), Held { from: last.map_or(from, Place::After), iterator: next, not_before });
                     }
                     if !more {
-                        return Ok(answer);
+                        let ended = answer.next_shard_iterator.is_none();
+                        let children = answer.child_shards().iter().map(|c| c.shard_id().to_owned()).collect();
+                        return Ok(Answer { records: answer.records, ended, children, ..Answer::default() });
                     }
                 }
                 Err(error) => {
@@ -205,12 +266,7 @@ impl Stream {
     }
 
     async fn iterator(&self, shard: &str, from: Place, incarnation: Option<&str>) -> Result<String, PortError> {
-        if let Some(incarnation) = incarnation
-            && self.incarnation(Duration::ZERO).await? != incarnation
-        {
-            let why = "it was deleted and made again; its records are not those that were read before";
-            return Err(PortError::Fatal(format!("the stream {}: {why}", self.name)));
-        }
+        self.is_still(incarnation).await?;
         let request = self.client.get_shard_iterator().stream_name(&self.name).shard_id(shard);
         let request = match from {
             Place::Oldest => request.shard_iterator_type(ShardIteratorType::TrimHorizon),
@@ -222,19 +278,8 @@ impl Stream {
                 request.shard_iterator_type(ShardIteratorType::AtSequenceNumber).starting_sequence_number(at.inside(0).to_string())
             }
         };
-        let answer = match (request.send().await, from) {
-            (Ok(answer), _) => answer,
-            (Err(error), Place::Since(time)) => {
-                let failure = Failure::of(self.tried("Kinesis GetShardIterator"), &error);
-                // Kinesis takes no time that is ahead of its own clock.
-                if failure.code() == Some("InvalidArgumentException") {
-                    let at = format_millis(time);
-                    return Err(PortError::Unclear(format!("{}: it is begun at {at}, which has not come yet: {failure}", self.name)));
-                }
-                return Err(failure.into());
-            }
-            (Err(error), _) => return Err(Failure::of(self.tried("Kinesis GetShardIterator"), &error).into()),
-        };
+        let answer = request.send().await;
+        let answer = answer.map_err(|e| not_begun(&self.name, from, Failure::of(self.tried("Kinesis GetShardIterator"), &e)))?;
         answer.shard_iterator.ok_or_else(|| PortError::Unclear(format!("{}: no iterator for {shard}", self.name)))
     }
 
@@ -258,7 +303,18 @@ impl Stream {
     }
 }
 
-fn offset(sequence_number: &str) -> Result<Offset, PortError> {
+/// Why a shard of a stream cannot be read from a place on. Kinesis takes no time that is ahead of its own clock.
+pub(super) fn not_begun(stream: &str, from: Place, failure: Failure) -> PortError {
+    match from {
+        Place::Since(time) if failure.code() == Some("InvalidArgumentException") => {
+            let at = format_millis(time);
+            PortError::Unclear(format!("{stream}: it is begun at {at}, which has not come yet: {failure}"))
+        }
+        _ => failure.into(),
+    }
+}
+
+pub(super) fn offset(sequence_number: &str) -> Result<Offset, PortError> {
     sequence_number.parse().map_err(|e| PortError::Fatal(format!("a sequence number of Kinesis: {e}")))
 }
 
@@ -327,7 +383,7 @@ impl Source for KinesisSource {
             let answer = stream.read(lineage.partition(), from, Some(lineage.incarnation())).await?;
             let mut batch = SourceBatch::default();
             let (mut data, mut keys) = (Vec::new(), Vec::new());
-            for record in answer.records() {
+            for record in &answer.records {
                 let position = offset(record.sequence_number())?;
                 let arrival = record.approximate_arrival_timestamp().and_then(|t| t.to_millis().ok()).unwrap_or_default();
                 let taken = |position: Offset| matches!(from, Place::Inside(last) if position <= last);
@@ -359,14 +415,14 @@ impl Source for KinesisSource {
                 }
             }
             (batch.data, batch.keys) = (data.into(), keys.into());
-            let end = answer.next_shard_iterator().is_none();
-            let mut children: Vec<Lineage> = answer.child_shards().iter().map(|c| lineage.sibling(c.shard_id())).collect();
+            let end = answer.ended;
+            let mut children: Vec<Lineage> = answer.children.iter().map(|id| lineage.sibling(id)).collect();
             if end && children.is_empty() {
                 let listed = stream.list().await?;
                 let of_it = listed.iter().filter(|s| s.parents.iter().any(|p| p == lineage.partition()));
                 children = of_it.map(|s| lineage.sibling(&s.id)).collect();
             }
-            Ok(Read { batch, end, children, ..Read::default() })
+            Ok(Read { batch, end, children, more: answer.more, awaited: answer.awaited, ..Read::default() })
         })
     }
 }
@@ -457,7 +513,7 @@ impl Log for KinesisLog {
         Box::pin(async move {
             let shard = self.stream.fixed_shard(self.hash(partition)?).await?;
             let answer = self.stream.read(&shard, Place::behind(after), None).await?;
-            if answer.next_shard_iterator().is_none() {
+            if answer.ended {
                 let why = "a shard of it was closed; Leat alone decides how many it has";
                 return Err(PortError::Fatal(format!("the repartition stream {}: {why}", self.stream.name)));
             }

@@ -2,6 +2,7 @@
 //! S3. Calls are tried once each: the engine repeats those that may be repeated.
 
 pub mod dynamodb;
+mod fan_out;
 pub mod files;
 mod kcl;
 pub mod kinesis;

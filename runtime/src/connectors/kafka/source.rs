@@ -29,7 +29,7 @@ use crate::connectors::clock::SystemClock;
 use crate::engine::ports::{Call, Clock, Place, PortError, Read, Shard, Source};
 
 /// How long a broker holds a question for records until there are some.
-const WAIT: Duration = Duration::from_millis(250);
+const WAIT: Duration = Duration::from_millis(500);
 /// Bytes of an answer, unless its first batch alone is larger.
 const FETCH_BYTES: i32 = 4 << 20;
 /// How long it is believed what brokers said of a topic.
@@ -205,7 +205,7 @@ impl Topic {
                 // Behind the last committed record there may be more, in a transaction that is open.
                 let more = stand.next < found.high_watermark;
                 let scanned = u64::try_from(stand.next - 1).ok().map(Offset::new);
-                break Read { batch, scanned, more, ..Read::default() };
+                break Read { batch, scanned, more, awaited: began.elapsed() >= WAIT / 2, ..Read::default() };
             }
         };
         held.used = Instant::now();

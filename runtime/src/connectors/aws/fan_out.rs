@@ -1,0 +1,195 @@
+//! Enhanced fan-out: Kinesis pushes the records of a shard to a registered consumer, which has 2 MB a second of each shard to
+//! itself and shares the five reads a second with nobody.
+//!
+//! A subscription lasts for five minutes at most and begins at a position; nothing is acknowledged, so one that ends is
+//! followed by one behind the last record that was handed on. One consumer can have one subscription to a shard: a second one
+//! is refused within five seconds of the first, and ends it later
+//! (<https://docs.aws.amazon.com/kinesis/latest/APIReference/API_SubscribeToShard.html>). So a worker whose lease was taken
+//! may end that of the new owner; both read on, and cuts of the old one are refused as ever.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use aws_sdk_kinesis::operation::subscribe_to_shard::SubscribeToShardOutput;
+use aws_sdk_kinesis::primitives::DateTime;
+use aws_sdk_kinesis::types::error::SubscribeToShardEventStreamError as StreamError;
+use aws_sdk_kinesis::types::{ConsumerStatus, ShardIteratorType, StartingPosition, SubscribeToShardEventStream as Pushed};
+use leat_aws::Failure;
+
+use super::kinesis::{Answer, Stream, lock, not_begun, offset};
+use crate::engine::ports::{Place, PortError};
+
+/// Longest that a read waits for the next event. Kinesis sends one every few seconds, also without records.
+const WAIT: Duration = Duration::from_secs(1);
+/// Least time between two calls for one shard: one a second is allowed.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Longest that a call may take until its first event.
+const SUBSCRIBE: Duration = Duration::from_secs(10);
+/// How long a subscription lasts, and a little longer.
+const LIFE: Duration = Duration::from_secs(310);
+
+/// A subscription to a shard.
+struct Subscription {
+    /// Behind what was handed on.
+    from: Place,
+    /// `None`: it is over, and the next one is not to be begun before its time.
+    events: Option<SubscribeToShardOutput>,
+    since: Instant,
+    /// Whether more was there when the last event was sent.
+    behind: bool,
+}
+
+/// A consumer of a stream.
+pub struct Consumer {
+    name: String,
+    arn: Mutex<Option<String>>,
+    subscriptions: Mutex<HashMap<String, Subscription>>,
+}
+
+impl Consumer {
+    /// The consumer of this name.
+    pub fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), arn: Mutex::default(), subscriptions: Mutex::default() }
+    }
+
+    /// Its ARN, which names one registration of it.
+    async fn arn(&self, stream: &Stream) -> Result<String, PortError> {
+        if let Some(arn) = &*lock(&self.arn) {
+            return Ok(arn.clone());
+        }
+        let of = stream.arn().await?;
+        let answer = stream.client.describe_stream_consumer().stream_arn(&of).consumer_name(&self.name).send().await;
+        let answer = answer.map_err(|e| {
+            let failure = Failure::of(stream.tried("Kinesis DescribeStreamConsumer"), &e);
+            if failure.code() != Some("ResourceNotFoundException") {
+                return PortError::from(failure);
+            }
+            let register = format!("aws kinesis register-stream-consumer --stream-arn {of} --consumer-name {}", self.name);
+            PortError::Fatal(format!("the stream {} has no consumer {}; register it: {register}", stream.name, self.name))
+        })?;
+        let found = answer.consumer_description().filter(|c| *c.consumer_status() == ConsumerStatus::Active);
+        let Some(found) = found.map(|c| c.consumer_arn().to_owned()) else {
+            return Err(PortError::Unclear(format!("the consumer {} of {} is not active yet", self.name, stream.name)));
+        };
+        *lock(&self.arn) = Some(found.clone());
+        Ok(found)
+    }
+
+    /// Begins a subscription.
+    async fn subscribe(&self, stream: &Stream, shard: &str, from: Place) -> Result<SubscribeToShardOutput, PortError> {
+        let arn = self.arn(stream).await?;
+        let position = match from {
+            Place::Oldest => StartingPosition::builder().r#type(ShardIteratorType::TrimHorizon),
+            Place::Since(time) => StartingPosition::builder().r#type(ShardIteratorType::AtTimestamp).timestamp(DateTime::from_millis(time)),
+            Place::After(after) => {
+                StartingPosition::builder().r#type(ShardIteratorType::AfterSequenceNumber).sequence_number(after.inside(0).to_string())
+            }
+            Place::Inside(at) => {
+                StartingPosition::builder().r#type(ShardIteratorType::AtSequenceNumber).sequence_number(at.inside(0).to_string())
+            }
+        };
+        let position = position.build().map_err(|e| PortError::Fatal(e.to_string()))?;
+        let call = stream.client.subscribe_to_shard().consumer_arn(arn).shard_id(shard).starting_position(position).send();
+        let Ok(answer) = tokio::time::timeout(SUBSCRIBE, call).await else {
+            return Err(PortError::Unclear(format!("{}: time-out", stream.tried("Kinesis SubscribeToShard"))));
+        };
+        match answer {
+            Ok(begun) => Ok(begun),
+            Err(error) => {
+                let failure = Failure::of(stream.tried("Kinesis SubscribeToShard"), &error);
+                if failure.code() == Some("ResourceNotFoundException") {
+                    // It was registered again, or is gone: what is so is found out first.
+                    if lock(&self.arn).take().is_some() {
+                        return Err(PortError::Unclear(failure.to_string()));
+                    }
+                }
+                Err(not_begun(&stream.name, from, failure))
+            }
+        }
+    }
+
+    /// The next records of a shard behind a place.
+    pub(super) async fn read(&self, stream: &Stream, shard: &str, from: Place, incarnation: Option<&str>) -> Result<Answer, PortError> {
+        let held = lock(&self.subscriptions).remove(shard);
+        let mut subscription = match held {
+            Some(held) if held.from == from && held.events.is_some() => held,
+            before => {
+                // The one before ends here, if there is one.
+                if let Some(before) = before {
+                    tokio::time::sleep_until((before.since + AGAIN).into()).await;
+                }
+                self.begin(stream, shard, from, incarnation).await?
+            }
+        };
+        let answer = self.next(stream, &mut subscription).await;
+        if !answer.as_ref().is_ok_and(|answer| answer.ended) {
+            lock(&self.subscriptions).insert(shard.to_owned(), subscription);
+        }
+        answer
+    }
+
+    /// A new subscription; one that cannot be had is not asked for again at once.
+    async fn begin(&self, stream: &Stream, shard: &str, from: Place, incarnation: Option<&str>) -> Result<Subscription, PortError> {
+        let mut subscription = Subscription { from, events: None, since: Instant::now(), behind: true };
+        let begun = match stream.is_still(incarnation).await {
+            Ok(()) => self.subscribe(stream, shard, from).await,
+            Err(error) => Err(error),
+        };
+        let mut subscriptions = lock(&self.subscriptions);
+        // Of shards that this worker has left.
+        subscriptions.retain(|_, s| s.since.elapsed() < LIFE);
+        match begun {
+            Ok(events) => {
+                subscription.events = Some(events);
+                Ok(subscription)
+            }
+            Err(error) => {
+                subscriptions.insert(shard.to_owned(), subscription);
+                Err(error)
+            }
+        }
+    }
+
+    /// What is pushed next.
+    async fn next(&self, stream: &Stream, subscription: &mut Subscription) -> Result<Answer, PortError> {
+        let Some(events) = &mut subscription.events else { return Ok(Answer::nothing(true)) };
+        let event = match tokio::time::timeout(WAIT, events.event_stream.recv()).await {
+            Err(_) => return Ok(Answer::nothing(subscription.behind)),
+            Ok(Ok(Some(Pushed::SubscribeToShardEvent(event)))) => event,
+            // Something that is not known yet.
+            Ok(Ok(Some(_))) => return Ok(Answer::nothing(true)),
+            Ok(Ok(None)) => {
+                subscription.events = None;
+                return Ok(Answer::nothing(true));
+            }
+            Ok(Err(error)) => {
+                subscription.events = None;
+                let error = error.into_service_error();
+                if matches!(error, StreamError::ResourceNotFoundException(_)) {
+                    *lock(&self.arn) = None;
+                }
+                let why = format!("{}: {error}", stream.tried("Kinesis SubscribeToShard"));
+                return Err(if ends_by_itself(&error) { PortError::Unclear(why) } else { PortError::Fatal(why) });
+            }
+        };
+        let children: Vec<String> = event.child_shards().iter().map(|c| c.shard_id().to_owned()).collect();
+        let ended = !children.is_empty();
+        subscription.behind = event.millis_behind_latest > 0;
+        let last = event.records.last().map(|r| offset(r.sequence_number())).transpose()?;
+        // The record that the place lies in may be all that is there.
+        if let Some(last) = last.filter(|last| subscription.from != Place::Inside(*last)) {
+            subscription.from = Place::After(last);
+        }
+        Ok(Answer { records: event.records, more: subscription.behind, awaited: true, ended, children })
+    }
+}
+
+/// Whether another subscription may do better, without anybody's doing.
+fn ends_by_itself(error: &StreamError) -> bool {
+    use StreamError as E;
+    !matches!(
+        error,
+        E::KmsAccessDeniedException(_) | E::KmsDisabledException(_) | E::KmsInvalidStateException(_) | E::KmsNotFoundException(_)
+    )
+}
