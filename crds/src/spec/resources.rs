@@ -196,10 +196,15 @@ pub struct KafkaCluster {
     /// Who workers are, by user name and password. Default: nobody.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scram: Option<KafkaScram>,
-    /// Who workers are, by their AWS role (not there yet).
+    /// Who workers are, by their AWS role, for clusters of Amazon MSK; needs `tls`. The region is the stream's or the pipeline's.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub iam: Planned,
+    pub iam: Option<KafkaIam>,
 }
+
+/// The role of workers as what brokers of Amazon MSK know them by; it has no settings.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KafkaIam {}
 
 /// TLS to brokers.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures::future::BoxFuture;
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::{
     ApiVersionsRequest, ApiVersionsResponse, RequestHeader, ResponseHeader, SaslAuthenticateRequest, SaslHandshakeRequest,
@@ -34,8 +35,23 @@ const CLIENT: &str = "leat";
 pub struct Security {
     /// Encrypted; with the folder of a secret that has `ca.crt`, or `tls.crt` and `tls.key`, or none of them.
     pub tls: Option<Credentials>,
-    /// Who this is, by user name and password: the folder of a secret that has `username` and `password`.
-    pub scram: Option<(scram::Mechanism, Credentials)>,
+    /// Who this is.
+    pub sasl: Option<Sasl>,
+}
+
+/// How brokers know who connects.
+#[derive(Debug, Clone)]
+pub enum Sasl {
+    /// By user name and password: the folder of a secret that has `username` and `password`.
+    Scram(scram::Mechanism, Credentials),
+    /// By a token (OAUTHBEARER, RFC 7628).
+    Bearer(Arc<dyn Tokens>),
+}
+
+/// Makes tokens.
+pub trait Tokens: std::fmt::Debug + Send + Sync {
+    /// One that is good now, and for some minutes.
+    fn token(&self) -> BoxFuture<'_, Result<String, PortError>>;
 }
 
 /// The folder of a secret. It is read anew for each connection, since secrets are exchanged while a worker runs.
@@ -113,6 +129,37 @@ impl Security {
     }
 }
 
+/// What is said in turn until a broker knows who this is.
+enum Exchange {
+    Scram(scram::Mechanism, Scram),
+    Bearer(String),
+}
+
+impl Exchange {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Scram(mechanism, _) => mechanism.name(),
+            Self::Bearer(_) => "OAUTHBEARER",
+        }
+    }
+
+    fn first(&self) -> Vec<u8> {
+        match self {
+            Self::Scram(_, scram) => scram.first(),
+            Self::Bearer(token) => format!("n,,\x01auth=Bearer {token}\x01\x01").into_bytes(),
+        }
+    }
+
+    /// What follows an answer; `None`: this was the last one.
+    fn next(&mut self, answer: &[u8]) -> Result<Option<Vec<u8>>, String> {
+        match self {
+            Self::Scram(_, scram) => scram.next(answer),
+            Self::Bearer(_) if answer.is_empty() => Ok(None),
+            Self::Bearer(_) => Err(format!("the token was refused: {}", String::from_utf8_lossy(answer))),
+        }
+    }
+}
+
 /// Bytes there and back.
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
@@ -123,6 +170,8 @@ pub struct Connection {
     address: String,
     versions: ApiVersionsResponse,
     sent: i32,
+    /// Who this is, where the broker wants to hear it again by then.
+    again: Option<(Sasl, Instant)>,
 }
 
 impl Connection {
@@ -144,42 +193,59 @@ impl Connection {
                 Box::new(connector.connect(name, plain).await.map_err(|why| unclear("no TLS", &why))?)
             }
         };
-        let mut connection = Self { io, address: address.to_owned(), versions: ApiVersionsResponse::default(), sent: 0 };
+        let mut connection = Self { io, address: address.to_owned(), versions: ApiVersionsResponse::default(), sent: 0, again: None };
         // Version 0 is what every broker answers in.
         connection.versions = connection.send(&ApiVersionsRequest::default(), 0, ANSWER).await?;
-        if let Some((mechanism, credentials)) = &security.scram {
-            let (user, password) = (credentials.text("username")?, credentials.text("password")?);
-            let scram = Scram::new(*mechanism, &user, &password).map_err(PortError::Unclear)?;
-            connection.authenticate(*mechanism, scram).await?;
+        if let Some(sasl) = &security.sasl {
+            connection.authenticate(sasl.clone()).await?;
         }
         Ok(connection)
     }
 
-    /// SCRAM (RFC 5802) within Kafka's own messages (KIP-152).
-    async fn authenticate(&mut self, mechanism: scram::Mechanism, mut scram: Scram) -> Result<(), PortError> {
-        let handshake = SaslHandshakeRequest::default().with_mechanism(StrBytes::from_static_str(mechanism.name()));
-        let answer = self.call(&handshake, 1, 1, Duration::ZERO).await?;
+    /// Says who this is: SCRAM (RFC 5802) or a token (RFC 7628), within Kafka's own messages (KIP-152). Where the broker lets
+    /// nobody in for ever, it is said again in time, on the same connection (KIP-368).
+    async fn authenticate(&mut self, sasl: Sasl) -> Result<(), PortError> {
+        let mut exchange = match &sasl {
+            Sasl::Scram(mechanism, credentials) => {
+                let (user, password) = (credentials.text("username")?, credentials.text("password")?);
+                Exchange::Scram(*mechanism, Scram::new(*mechanism, &user, &password).map_err(PortError::Unclear)?)
+            }
+            Sasl::Bearer(tokens) => Exchange::Bearer(tokens.token().await?),
+        };
+        let mechanism = exchange.name();
+        let handshake = SaslHandshakeRequest::default().with_mechanism(StrBytes::from_static_str(mechanism));
+        let answer = self.ask(&handshake, 1, 1, Duration::ZERO).await?;
         if answer.error_code != 0 {
             let takes: Vec<&str> = answer.mechanisms.iter().map(|m| m.as_str()).collect();
-            let why = format!("{} is not enabled there, but {}", mechanism.name(), takes.join(", "));
+            let why = format!("{mechanism} is not enabled there, but {}", takes.join(", "));
             return Err(PortError::Fatal(format!("Kafka at {}: {why}", self.address)));
         }
-        let mut next = Some(scram.first());
+        let (mut next, mut lasts) = (Some(exchange.first()), 0);
         while let Some(bytes) = next {
             let step = SaslAuthenticateRequest::default().with_auth_bytes(bytes.into());
-            let answer = self.call(&step, 0, 2, Duration::ZERO).await?;
+            let answer = self.ask(&step, 0, 2, Duration::ZERO).await?;
             if answer.error_code != 0 {
                 let why = answer.error_message.as_ref().map_or("no reason", |m| m.as_str());
                 return Err(PortError::Fatal(format!("Kafka at {} does not let this worker in: {why}", self.address)));
             }
-            next = scram.next(&answer.auth_bytes).map_err(|why| PortError::Fatal(format!("Kafka at {}: {why}", self.address)))?;
+            lasts = answer.session_lifetime_ms;
+            next = exchange.next(&answer.auth_bytes).map_err(|why| PortError::Fatal(format!("Kafka at {}: {why}", self.address)))?;
         }
+        let lasts = u64::try_from(lasts).ok().filter(|lasts| *lasts > 0);
+        self.again = lasts.map(|lasts| (sasl, Instant::now() + Duration::from_millis(lasts * 3 / 4)));
         Ok(())
     }
 
     /// Makes a call in the highest version that both sides know, of those between `least` and `most`. `waits`: so long it may
     /// let the broker wait.
     pub async fn call<R: Request>(&mut self, request: &R, least: i16, most: i16, waits: Duration) -> Result<R::Response, PortError> {
+        if let Some((sasl, _)) = self.again.take_if(|(_, at)| *at <= Instant::now()) {
+            self.authenticate(sasl).await?;
+        }
+        self.ask(request, least, most, waits).await
+    }
+
+    async fn ask<R: Request>(&mut self, request: &R, least: i16, most: i16, waits: Duration) -> Result<R::Response, PortError> {
         let broker = self.versions.api_keys.iter().find(|k| k.api_key == R::KEY).map_or((0, 0), |k| (k.min_version, k.max_version));
         let version = most.min(R::VERSIONS.max).min(broker.1);
         if version < least || version < broker.0 {

@@ -10,7 +10,7 @@ mod sink;
 mod source;
 
 pub use brokers::Brokers;
-pub use connection::{Credentials, Security};
+pub use connection::{Credentials, Sasl, Security, Tokens};
 pub use scram::Mechanism;
 pub use sink::KafkaTopics;
 pub use source::{KafkaSource, Topic};
