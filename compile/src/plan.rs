@@ -90,6 +90,8 @@ fn pass<'a>(document: &'a JobDocument, used: Option<&BTreeSet<String>>) -> Lower
             sinks::files(&mut lowering, &path, sink, s3);
         } else if let Some(dynamodb) = &sink.dynamodb {
             tables::table(&mut lowering, &path, sink, dynamodb);
+        } else if let Some(redis) = &sink.redis {
+            tables::redis(&mut lowering, &path, sink, redis);
         } else if let Some(stream) = &sink.stream {
             sinks::stream(&mut lowering, &path, sink, stream);
         }

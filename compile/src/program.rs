@@ -458,13 +458,27 @@ pub struct FilesSpec {
     pub schema: SchemaRef,
 }
 
+/// What items are written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TableKind {
+    /// A table of DynamoDB.
+    DynamoDb,
+    /// Values of Redis; `plain`: that of the only attribute, as text.
+    Redis {
+        /// Not as a JSON object.
+        plain: bool,
+    },
+}
+
 /// Items of a table.
 #[derive(Debug, Clone)]
 pub struct TableSpec {
     /// Name of the sink.
     pub name: String,
-    /// The declared table.
+    /// The declared table, or `redis/` and the name of the sink.
     pub table: String,
+    /// What it is written to.
+    pub kind: TableKind,
     /// Attribute and column of the partition key.
     pub partition_key: (String, usize),
     /// Attribute and column of the sort key.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::spec::{StreamingPipelineSpec, Window};
 
 /// Newest version of the document that this code knows. 2: `start`, `fanOut` and `kpl` of sources, files of S3, topics of Kafka, sessions,
-/// joins and windows that slide.
+/// joins, windows that slide and values of Redis.
 pub const JOB_VERSION: u32 = 2;
 
 /// The oldest version that can say what a spec says: what a worker of the version before can run, it gets.
@@ -23,7 +23,8 @@ pub fn version_of(spec: &StreamingPipelineSpec) -> u32 {
         .any(|source| source.start.is_some() || source.kpl.is_some() || source.files.is_some() || source.fan_out.is_some());
     let slides = |window: &Window| window.size.is_some();
     let steps = spec.steps.iter().any(|s| s.sessionize.is_some() || s.join.is_some() || s.window.as_ref().is_some_and(slides));
-    if begun || steps || spec.streams.iter().any(|stream| stream.kafka.is_some()) { 2 } else { 1 }
+    let redis = spec.sinks.iter().any(|sink| sink.redis.is_some());
+    if begun || steps || redis || spec.streams.iter().any(|stream| stream.kafka.is_some()) { 2 } else { 1 }
 }
 
 /// Versions of the document that this code reads: its own and the one before.

@@ -19,6 +19,11 @@ pub fn repartition_stream(namespace: &str, name: &str) -> String {
     format!("leat.{namespace}.{name}.repartition")
 }
 
+/// What the values of a sink into Redis are called where tables have names.
+pub fn redis_table(sink: &str) -> String {
+    format!("redis/{sink}")
+}
+
 /// Group of consumers in Kafka to which offsets are committed, so that tools see how far a pipeline has read.
 pub fn group(namespace: &str, name: &str) -> String {
     format!("leat.{namespace}.{name}")

@@ -24,9 +24,11 @@ use crate::connectors::aws::files::{Prefix, S3Source};
 use crate::connectors::aws::kinesis::{KinesisLog, KinesisSource, KinesisStreams, Stream};
 use crate::connectors::aws::s3::{S3Files, S3Objects, Store};
 use crate::connectors::clock::SystemClock;
+use crate::connectors::redis::{RedisTables, Values};
 use crate::connectors::sources::Sources;
+use crate::connectors::tables::TablesByName;
 use crate::engine::coordinator;
-use crate::engine::ports::{PortError, Ports, Source};
+use crate::engine::ports::{PortError, Ports, Source, Tables};
 use crate::engine::task::{Settings, TaskError};
 use crate::engine::worker::{Shared, Worker, WorkerError};
 use crate::operators::memory::{Disk, Memory};
@@ -197,6 +199,23 @@ async fn ports(program: &Program, tried: &(dyn Fn() + Sync)) -> Result<Ports, Se
             tables.entry(table.name.clone()).or_insert_with(made);
         }
     }
+    let table_names: Vec<String> = tables.keys().cloned().collect();
+    let tables: Arc<dyn Tables> = Arc::new(SinkTables::new(tables));
+    let mut values = HashMap::new();
+    for spec in std::iter::once(spec).chain(before.as_ref().map(|p| &p.document.spec)) {
+        for (sink, redis) in spec.sinks.iter().filter_map(|s| Some((s, s.redis.as_ref()?))) {
+            values.entry(names::redis_table(&sink.name)).or_insert_with(|| Values {
+                url: redis.url.clone(),
+                secret: redis.secret.as_deref().map(|secret| PathBuf::from(names::secret_folder(secret))),
+                plain: redis.value.is_some(),
+                time_to_live: redis.time_to_live.map(|life| Duration::from_millis(life.millis().unsigned_abs())),
+            });
+        }
+    }
+    let mut by_name: BTreeMap<String, Arc<dyn Tables>> = table_names.into_iter().map(|name| (name, Arc::clone(&tables))).collect();
+    let names_of_values: Vec<String> = values.keys().cloned().collect();
+    let values: Arc<dyn Tables> = Arc::new(RedisTables::new(values));
+    by_name.extend(names_of_values.into_iter().map(|name| (name, Arc::clone(&values))));
     let mut sources: BTreeMap<String, Arc<dyn Source>> = BTreeMap::new();
     let names: Vec<String> = streams.keys().cloned().collect();
     let kinesis: Arc<dyn Source> = Arc::new(KinesisSource::new(streams).with_tables(lease_tables));
@@ -215,7 +234,7 @@ async fn ports(program: &Program, tried: &(dyn Fn() + Sync)) -> Result<Ports, Se
         files: Arc::new(S3Files::new(Store::new(s3, None))),
         log: Arc::new(KinesisLog::new(Stream::new(aws_sdk_kinesis::Client::new(&home), &repartition), document.repartition_partitions)),
         source: Arc::new(Sources::new(sources)),
-        tables: Arc::new(SinkTables::new(tables)),
+        tables: Arc::new(TablesByName::new(by_name)),
         streams: Arc::new(KinesisStreams::new(written)),
         topics: kafka::sinks(written_topics)?,
         clock: Arc::new(SystemClock),

@@ -10,6 +10,7 @@ pub mod kubectl;
 pub mod node;
 pub mod process;
 pub mod pushes;
+pub mod redis;
 pub mod rough;
 pub mod workers;
 

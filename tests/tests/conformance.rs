@@ -20,7 +20,10 @@ use leat_runtime::connectors::local::shard::Record;
 use leat_runtime::connectors::local::store::Store;
 use leat_runtime::connectors::local::streams::{LocalLog, LocalSource, LocalStream};
 use leat_runtime::connectors::local::written::LocalStreams;
-use leat_runtime::engine::ports::{Completed, Files, Guard, Log, Objects, Place, PortError, Rows, Source, StoredRow, Streams, Tables};
+use leat_runtime::connectors::redis::{RedisTables, Values};
+use leat_runtime::engine::ports::{
+    Call, Completed, Files, Guard, Log, Objects, Place, PortError, Rows, Source, StoredRow, Streams, Tables,
+};
 use leat_runtime::output::{Attribute, Item, StreamRecord};
 use leat_runtime_core::begin::{self, Known, Listed};
 use leat_runtime_core::key::{HashRange, partition_hash};
@@ -29,6 +32,7 @@ use leat_runtime_core::position::{Lineage, Offset};
 use leat_runtime_core::row::{Expect, Fence, Part};
 use leat_tests::clouds::{Clouds, Kinesis, Proxy};
 use leat_tests::process::{tool, until};
+use leat_tests::redis::Redis;
 use leat_tests::repository;
 use serde_json::Value;
 
@@ -617,6 +621,117 @@ async fn client_library(clouds: &Clouds) {
     assert!(matches!(&strange, Err(PortError::Fatal(why)) if why.contains("GetShardIterator")), "{strange:?}");
     let nothing = source.standing("s", "nothing").await;
     assert!(matches!(&nothing, Err(PortError::Fatal(why)) if why.contains("DynamoDB Scan nothing")), "{nothing:?}");
+}
+
+/// Items as fields of one hash.
+struct Fields(RedisTables);
+
+impl Tables for Fields {
+    fn put<'a>(&'a self, table: &'a str, items: &'a [Item], guard: Guard) -> Call<'a, ()> {
+        Box::pin(async move {
+            let hash = (String::from("leat_key"), Attribute::S("all".to_owned()));
+            let of_hash = |item: &Item| Item { key: [vec![hash.clone()], item.key.clone()].concat(), ..item.clone() };
+            let items: Vec<Item> = items.iter().map(of_hash).collect();
+            self.0.put(table, &items, guard).await
+        })
+    }
+}
+
+/// Strings and fields of hashes, their life, and what happens when Redis is gone, full, closed, or has something else there.
+#[tokio::test]
+async fn redis_conforms() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut redis = Redis::start(folder.path(), true).await;
+    let secret = |name: &str, files: &[(&str, &str)]| {
+        let folder = folder.path().join(name);
+        std::fs::create_dir_all(&folder).expect("a folder");
+        files.iter().for_each(|(name, text)| std::fs::write(folder.join(name), text).expect("a file"));
+        Some(folder)
+    };
+    let url = |database: u8| format!("redis://127.0.0.1:{}/{database}", redis.port);
+    let values = |database: u8, plain: bool| Values {
+        url: url(database),
+        secret: secret("right", &[("password", "pass-word\n")]),
+        plain,
+        time_to_live: None,
+    };
+    let of = |values: Values| RedisTables::new(HashMap::from([("t".to_owned(), values)]));
+    let lines = |said: String| said.lines().map(str::to_owned).collect::<Vec<_>>();
+    tables(&of(values(1, true)), async || {
+        let keys = lines(redis.ask(&["-n", "1", "KEYS", "?"]));
+        keys.into_iter().map(|key| (key.clone(), redis.ask(&["-n", "1", "GET", &key]))).collect()
+    })
+    .await;
+    tables(&Fields(of(values(2, false))), async || {
+        let all = lines(redis.ask(&["-n", "2", "HGETALL", "all"]));
+        let value = |json: &str| serde_json::from_str::<Value>(json).expect("JSON")["value"].as_str().expect("a text").to_owned();
+        all.chunks(2).map(|pair| (pair[0].clone(), value(&pair[1]))).collect()
+    })
+    .await;
+
+    let item = |key: &str, total: &str| Item {
+        key: vec![("leat_key".to_owned(), Attribute::S(key.to_owned()))],
+        attributes: BTreeMap::from([
+            ("total".to_owned(), Attribute::N(total.to_owned())),
+            ("name".to_owned(), Attribute::S("a \"b\" \u{e9}".to_owned())),
+            ("none".to_owned(), Attribute::Null),
+            ("yes".to_owned(), Attribute::Bool(true)),
+        ]),
+        version: 1,
+    };
+    let lives = of(Values { time_to_live: Some(Duration::from_secs(60)), ..values(3, false) });
+    let guard = |cut| Guard { born: 1, cut };
+    // A decimal keeps all its digits, and whoever reads the value needs not know what is beside it.
+    lives.put("t", &[item("k", "12345678901234567890.12345678901234567")], guard(7)).await.expect("written");
+    assert_eq!(
+        redis.ask(&["-n", "3", "GET", "k"]),
+        "{\"name\":\"a \\\"b\\\" \u{e9}\",\"none\":null,\"total\":12345678901234567890.12345678901234567,\"yes\":true}"
+    );
+    let left = |key: &str| redis.ask(&["-n", "3", "PTTL", key]).parse::<i64>().expect("a number");
+    assert!((1..=60_000).contains(&left("k")), "{}", left("k"));
+    assert!(left("leat:guard:{k}") > 86_400_000, "the guard outlives what it guards");
+    redis.ask(&["-n", "3", "DEL", "k"]);
+    lives.put("t", &[item("k", "1")], guard(6)).await.expect("an answer");
+    assert_eq!(redis.ask(&["-n", "3", "EXISTS", "k"]), "0", "what is older does not come back");
+    // Of writes in any order the newest stays.
+    let many = of(values(4, true));
+    let only =
+        |total: usize| Item { attributes: BTreeMap::from([("total".to_owned(), Attribute::N(total.to_string()))]), ..item("k", "0") };
+    let writes = (0..200_usize).map(|n| (n * 7919) % 200).map(|cut| {
+        let (many, items) = (&many, [only(cut)]);
+        async move { many.put("t", &items, guard(cut as u64)).await }
+    });
+    assert!(futures::future::join_all(writes).await.iter().all(Result::is_ok));
+    assert_eq!(redis.ask(&["-n", "4", "GET", "k"]), "199");
+    // What is there of somebody else's kind is left alone, and named.
+    redis.ask(&["-n", "4", "LPUSH", "list", "theirs"]);
+    let theirs = many.put("t", &[item("list", "1")], guard(300)).await;
+    assert!(matches!(&theirs, Err(PortError::Fatal(why)) if why.contains("this sink did not write what is there")), "{theirs:?}");
+    assert_eq!(redis.ask(&["-n", "4", "LRANGE", "list", "0", "-1"]), "theirs");
+    // Full, and with room again.
+    redis.ask(&["CONFIG", "SET", "maxmemory", "1"]);
+    let full = many.put("t", &[only(300)], guard(300)).await;
+    assert!(matches!(&full, Err(PortError::Unclear(why)) if why.contains("OOM")), "{full:?}");
+    redis.ask(&["CONFIG", "SET", "maxmemory", "0"]);
+    assert_eq!(many.put("t", &[only(300)], guard(300)).await, Ok(()));
+    for (folder, files, said) in
+        [("wrong", &[("password", "wrong")][..], "does not let this worker in"), ("nothing", &[][..], "has no `password`")]
+    {
+        let refused = of(Values { secret: secret(folder, files), ..values(4, true) }).put("t", &[only(1)], guard(1)).await;
+        assert!(matches!(&refused, Err(PortError::Fatal(why)) if why.contains(said)), "{refused:?}");
+    }
+    let nobody = of(Values { secret: None, ..values(4, true) }).put("t", &[only(1)], guard(1)).await;
+    assert!(matches!(&nobody, Err(PortError::Fatal(why)) if why.contains("does not let this worker in")), "{nobody:?}");
+    let absent = of(values(99, true)).put("t", &[only(1)], guard(1)).await;
+    assert!(matches!(&absent, Err(PortError::Fatal(why)) if why.contains("out of range")), "{absent:?}");
+    // Gone, and back with all that was acknowledged.
+    redis.kill();
+    let gone = many.put("t", &[only(301)], guard(301)).await;
+    assert!(matches!(&gone, Err(PortError::Unclear(why)) if why.starts_with("Redis redis://127.0.0.1:")), "{gone:?}");
+    redis.restart().await;
+    assert_eq!(redis.ask(&["-n", "4", "GET", "k"]), "300");
+    until("a write", PATIENCE, async || many.put("t", &[only(301)], guard(301)).await.map_err(|e| e.to_string())).await;
+    assert_eq!(redis.ask(&["-n", "4", "GET", "k"]), "301");
 }
 
 /// Enhanced fan-out: the suite of sources, and subscriptions that end, are taken away, or were never there.

@@ -9,7 +9,9 @@ use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::PutRecordsRequestEntry;
 use leat_compile::program::Program;
 use leat_tests::clouds::{Clouds, Kinesis};
+use leat_tests::gate::Gate;
 use leat_tests::process::until;
+use leat_tests::redis::Redis;
 use leat_tests::rough::{Fate, Road};
 use leat_tests::workers::{rows, start, table};
 use serde_json::{Value, json};
@@ -37,11 +39,12 @@ spec:
     - {name: curated, from: [unique], s3: {location: "s3://example-lake/curated/", format: JsonLines, roll: {interval: 2s}}}
     - {name: visits, from: [visits], s3: {location: "s3://example-lake/visits/", format: JsonLines, roll: {interval: 1s}}}
     - {name: sums, from: [sums], dynamodb: {table: sums, columns: {start: "to_char(window_start, '%Y-%m-%dT%H:%M')"}}}
+    - {name: live, from: [sums], redis: {url: "redis://REDIS", key: "sum:{campaign}", type: Hash, field: "{window_start}", value: total}}
   deadLetter: {s3: {location: "s3://example-lake/dead/"}}
 "#;
 
-fn compiled() -> Program {
-    let documents = leat::manifest::documents("pipeline.yaml", MANIFEST).expect("YAML");
+fn compiled(redis: &str) -> Program {
+    let documents = leat::manifest::documents("pipeline.yaml", &MANIFEST.replace("REDIS", redis)).expect("YAML");
     leat::manifest::pipeline(&documents, leat::manifest::References::default()).expect("a pipeline").program
 }
 
@@ -108,7 +111,10 @@ async fn on_a_rough_road_nothing_is_lost_and_nothing_repeated() {
     let job = folder.path().join("job");
     std::fs::create_dir(&job).expect("a folder");
     std::fs::write(job.join("revision"), "1").expect("a file");
-    std::fs::write(job.join("job.json"), serde_json::to_string(&compiled().document).expect("JSON")).expect("a file");
+    let redis = Redis::start(folder.path(), false).await;
+    let gate = Gate::open("127.0.0.1", redis.port).await;
+    let document = compiled(&gate.address.to_string()).document;
+    std::fs::write(job.join("job.json"), serde_json::to_string(&document).expect("JSON")).expect("a file");
     let (mut roads, mut all) = (BTreeMap::new(), Vec::new());
     for (seed, (service, behind)) in clouds.endpoints.iter().enumerate() {
         let (address, road) = Road::to(behind, seed as u64 + 1, 80).await;
@@ -149,9 +155,11 @@ async fn on_a_rough_road_nothing_is_lost_and_nothing_repeated() {
     clouds.service_reachable("AWS_ENDPOINT_URL_S3", true);
     // What is written meanwhile waits in its producer.
     clouds.reachable(false);
+    gate.set(false);
     let before = heard();
     until("the worker to notice", PATIENCE, async || if heard() > before { Ok(()) } else { Err(three.output()) }).await;
     clouds.reachable(true);
+    gate.set(true);
     put(&clouds, some(2 * third + 600, EVENTS).collect()).await;
     // Some events of each shard that close all windows.
     let last = START + EVENTS * 50 + 600_000;
@@ -175,7 +183,19 @@ async fn on_a_rough_road_nothing_is_lost_and_nothing_repeated() {
         }
     })
     .await;
-    assert_eq!(sums(&clouds).await, Ok(expected));
+    assert_eq!(sums(&clouds).await.as_ref(), Ok(&expected));
+    until("all values of Redis", PATIENCE, async || {
+        let mut found = BTreeMap::new();
+        for campaign in (0..7).map(|n| format!("c-{n}")) {
+            let all: Vec<String> = redis.ask(&["HGETALL", &format!("sum:{campaign}")]).lines().map(str::to_owned).collect();
+            found.extend(
+                all.chunks(2).map(|pair| ((campaign.clone(), pair[0][..16].to_owned()), pair[1].parse::<u64>().expect("a number"))),
+            );
+        }
+        let totals: BTreeMap<_, u64> = expected.iter().map(|(key, (_, total))| (key.clone(), *total)).collect();
+        if found == totals { Ok(()) } else { Err(format!("{} of {} values", found.len(), totals.len())) }
+    })
+    .await;
     until("all files", PATIENCE, async || {
         let found = rows(&clouds, "curated/").await?.len() as u64;
         if found >= EVENTS + 97 { Ok(()) } else { Err(format!("{found} rows\n{}\n{}", two.output(), three.output())) }

@@ -221,3 +221,38 @@ spec:
     ];
     says(&said, &expect);
 }
+
+#[test]
+fn what_is_wrong_with_values_of_redis_is_said() {
+    let manifest = r#"apiVersion: leat.dev/v1alpha1
+kind: StreamingPipeline
+metadata: {name: values}
+spec:
+  streams: [{name: s, kinesis: {streamName: s}}]
+  sources: [{name: events, stream: s, columns: {user: TEXT, campaign: TEXT, ts: BIGINT, leat_key: TEXT}, eventTime: {field: ts}}]
+  steps: [{name: sums, from: [events], window: {tumbling: 1m}, groupBy: [campaign], aggregate: {rows: "count(*)"}}]
+  sinks:
+    - {name: a, from: [sums], redis: {url: "redis://:pass@host", key: "sum:{campain}", field: "{window_start}"}}
+    - {name: b, from: [sums], redis: {url: "http://redis", key: "sum:{campaign}", type: Hash}}
+    - {name: c, from: [sums], redis: {url: "redis://host:6379/0", key: "sum:{campaign}"}}
+    - {name: d, from: [sums], redis: {url: "redis://host:6379/0", key: "sum:{campaign}", value: sum}}
+    - {name: e, from: [events], redis: {url: "redis://host", key: "user:{user"}}
+    - {name: f, from: [sums], redis: {url: "redis://host", key: "{{sum}:{campaign}:{window_start}"}}
+"#;
+    let (fine, said) = validate(manifest);
+    assert!(!fine);
+    let expect = [
+        "spec.sinks[0].redis.url: a password does not belong into a manifest",
+        "spec.sinks[0].redis.key: `campain` is not a column of what comes in; did you mean `campaign`?",
+        "spec.sinks[0].redis.field: only a Hash has fields",
+        "spec.sinks[1].redis.url: this is no address of Redis",
+        "spec.sinks[1].redis.field: a Hash has fields",
+        "spec.sinks[2].redis: rows differ in `window_start`, and the key does not contain it",
+        "spec.sinks[3].redis.key: `sum:{campaign} of redis://host:6379/0` is there twice",
+        "spec.sinks[3].redis.value: `sum` is not a column of what comes in",
+        "spec.sinks[4].redis.key: `leat_key` is a name of the sink's own",
+        "spec.sinks[4].redis.key: `{user` has no end",
+    ];
+    says(&said, &expect);
+    assert!(!said.iter().any(|s| s.contains("sinks[5]")), "a brace that is doubled is one: {said:?}");
+}

@@ -72,6 +72,7 @@ pub fn prepare() -> Result<Environment> {
     let mut variables = emulator_variables()?;
     // A program of one file is compiled when it is started.
     needed("javac", "default-jdk-headless")?;
+    needed("redis-server", "redis-server")?;
     let python = kept(PYTHON_FOLDER, python)?;
     let (server, etcd) = kubernetes()?;
     variables.extend([

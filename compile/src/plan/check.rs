@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use leat_crds::problem::Problem;
-use leat_crds::spec::{Aws, FilesFormat, JoinKind, Kafka, Management, RecordFormat, Sink, Source, Step, Stream, StreamingPipelineSpec};
+use leat_crds::spec::{
+    Aws, FilesFormat, JoinKind, Kafka, Management, RecordFormat, RedisSink, RedisType, Sink, Source, Step, Stream, StreamingPipelineSpec,
+};
 
 /// Words that YAML 1.1 reads as something else.
 const YAML_WORDS: [&str; 9] = ["on", "off", "yes", "no", "y", "n", "null", "true", "false"];
@@ -175,6 +177,14 @@ fn collisions(spec: &StreamingPipelineSpec, out: &mut Vec<Problem>) {
     twice(tables, &|i| format!("spec.tables[{i}].dynamodb.tableName"), "a table is declared once", out);
     let written = spec.sinks.iter().map(|s| s.dynamodb.as_ref().map(|d| (d.table.as_str(), None)));
     twice(written, &|i| format!("spec.sinks[{i}].dynamodb.table"), "of two sinks into one table one replaces the other's items", out);
+    let values = spec.sinks.iter().map(|s| {
+        s.redis.as_ref().map(|r| {
+            format!("{} of {}", [Some(&r.key), r.field.as_ref()].into_iter().flatten().cloned().collect::<Vec<_>>().join(" "), r.url)
+        })
+    });
+    let values: Vec<Option<String>> = values.collect();
+    let values = values.iter().map(|value| value.as_deref().map(|value| (value, None)));
+    twice(values, &|i| format!("spec.sinks[{i}].redis.key"), "of two sinks into one key one replaces the other's values", out);
     for (i, table) in spec.tables.iter().enumerate() {
         let Some(dynamodb) = &table.dynamodb else { continue };
         let path = format!("spec.tables[{i}].dynamodb");
@@ -398,27 +408,55 @@ fn check_step(step: &Step, path: &str, out: &mut Vec<Problem>) {
     }
 }
 
+fn check_redis(redis: &RedisSink, path: &str, out: &mut Vec<Problem>) {
+    let rest = redis.url.strip_prefix("redis://").or_else(|| redis.url.strip_prefix("rediss://"));
+    let fits = |rest: &str| {
+        let (host, database) = rest.split_once('/').unwrap_or((rest, ""));
+        let (name, port) = host.rsplit_once(':').unwrap_or((host, "6379"));
+        !name.is_empty() && port.parse::<u16>().is_ok() && (database.is_empty() || database.parse::<u16>().is_ok())
+    };
+    if rest.is_some_and(|rest| rest.contains('@')) {
+        out.push(Problem::new(
+            format!("{path}.url"),
+            "a password does not belong into a manifest",
+            "put it into a Secret, and name that in `secret`",
+        ));
+    } else if !rest.is_some_and(fits) {
+        let hint = "`redis://host:6379/0`, or `rediss://` with TLS";
+        out.push(Problem::new(format!("{path}.url"), "this is no address of Redis", hint));
+    }
+    let hash = redis.kind == Some(RedisType::Hash);
+    if hash != redis.field.is_some() {
+        let (message, hint) =
+            if hash { ("a Hash has fields", "write which: `field: \"{hour}\"`") } else { ("only a Hash has fields", "`type: Hash`") };
+        out.push(Problem::new(format!("{path}.field"), message, hint));
+    }
+}
+
 fn check_sink(sink: &Sink, path: &str, out: &mut Vec<Problem>) {
     exactly_one("input", &[("from", !sink.from.is_empty()), ("fromEach", !sink.from_each.is_empty())], path, out);
     let kinds = [
         ("s3", sink.s3.is_some()),
         ("dynamodb", sink.dynamodb.is_some()),
         ("stream", sink.stream.is_some()),
+        ("redis", sink.redis.is_some()),
         ("iceberg", sink.iceberg.is_some()),
         ("delta", sink.delta.is_some()),
         ("redshift", sink.redshift.is_some()),
-        ("redis", sink.redis.is_some()),
         ("eventBridge", sink.event_bridge.is_some()),
         ("sns", sink.sns.is_some()),
         ("sqs", sink.sqs.is_some()),
     ];
     exactly_one("kind", &kinds, path, out);
-    for (kind, present) in &kinds[3..] {
+    for (kind, present) in &kinds[4..] {
         planned(*present, format!("{path}.{kind}"), kind, out);
     }
     from(&sink.from, path, out);
     if let Some(s3) = &sink.s3 {
         location(&format!("{path}.s3.location"), &s3.location, out);
+    }
+    if let Some(redis) = &sink.redis {
+        check_redis(redis, &format!("{path}.redis"), out);
     }
     let size = sink.s3.as_ref().and_then(|s| s.roll.as_ref()).and_then(|r| r.size).map_or(0, |s| s.bytes());
     if size > LARGEST_FILE {

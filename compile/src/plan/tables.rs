@@ -3,15 +3,20 @@
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field as ArrowField, Schema, SchemaRef};
+use leat_crds::names;
 use leat_crds::problem::suggest;
-use leat_crds::spec::{DynamoDbSink, DynamoDbTable, KeyAttribute, KeyType, Sink};
+use leat_crds::spec::{DynamoDbSink, DynamoDbTable, KeyAttribute, KeyType, RedisSink, Sink};
+use leat_crds::values::Duration;
 
 use super::lower::{Key, Lowering, Output, Place, TIMESTAMP, label};
-use crate::program::{EdgeKind, Expr, From, Op, RowsSpec, Side, TableSpec, Then};
+use crate::program::{EdgeKind, Expr, From, Op, RowsSpec, Side, TableKind, TableSpec, Then};
 use crate::sql::type_name;
 
 /// Column that is added to single events on their way to a table.
 const EVENT_TIME: &str = "leat_event_time";
+/// Attributes of an item for Redis that are its key and its field.
+const KEY: &str = "leat_key";
+const FIELD: &str = "leat_field";
 
 /// An attribute of an item.
 struct Attribute {
@@ -57,23 +62,122 @@ pub(super) fn table(l: &mut Lowering<'_>, path: &str, sink: &Sink, spec: &Dynamo
         );
     }
     let Some(shape) = shape(l, &path, spec, table, &input.schema) else { return };
+    let target = Target {
+        table: spec.table.clone(),
+        kind: TableKind::DynamoDb,
+        time_to_live: table.time_to_live.clone().zip(spec.time_to_live),
+        key: "put it into the table's key under `columns`",
+    };
+    items(l, &path, sink, target, shape, (input, inputs));
+}
+
+/// What items are written to.
+struct Target {
+    table: String,
+    kind: TableKind,
+    time_to_live: Option<(String, Duration)>,
+    /// How a column comes into the key.
+    key: &'static str,
+}
+
+/// The operator that makes items of rows.
+fn items(l: &mut Lowering<'_>, path: &str, sink: &Sink, target: Target, shape: Shape, (input, inputs): (Output, Vec<(Output, Side)>)) {
     let made = match input.key.clone() {
-        Some(key) => results(l, &path, &key, shape, input, inputs),
-        None => events(l, &path, sink, shape, input, &inputs),
+        Some(key) => results(l, path, &key, &target, shape, input, inputs),
+        None => events(l, path, sink, shape, input, &inputs),
     };
     let Some((shape, version_column, input, inputs)) = made else { return };
     let index = l.program.tables.len();
     l.program.tables.push(TableSpec {
         name: label(&sink.name),
-        table: spec.table.clone(),
+        table: target.table,
+        kind: target.kind,
         partition_key: shape.partition_key,
         sort_key: shape.sort_key,
         attributes: shape.attributes.into_iter().map(|a| (a.name, a.expr)).collect(),
-        time_to_live: table.time_to_live.clone().zip(spec.time_to_live),
+        time_to_live: target.time_to_live,
         version_column,
         schema: Arc::clone(&input.schema),
     });
-    l.place(&path, &label(&sink.name), &inputs, &input.schema, &|| Op::Table(index));
+    l.place(path, &label(&sink.name), &inputs, &input.schema, &|| Op::Table(index));
+}
+
+/// A sink of values in Redis: items whose key is the text of the key, and that of the field.
+pub(super) fn redis(l: &mut Lowering<'_>, path: &str, sink: &Sink, spec: &RedisSink) {
+    let Some((input, inputs)) = l.inputs(path, &sink.from) else { return };
+    if !l.only_passed(path, &inputs) {
+        return;
+    }
+    let path = format!("{path}.redis");
+    for reserved in [KEY, FIELD].iter().filter(|name| input.schema.column_with_name(name).is_some()) {
+        l.problem(
+            &format!("{path}.key"),
+            format!("`{reserved}` is a name of the sink's own"),
+            "give the column another name in a `select`",
+        );
+    }
+    if let Some(value) = &spec.value
+        && l.column(&format!("{path}.value"), value, &input.schema).is_none()
+    {
+        return;
+    }
+    let mut attributes = columns(l, &input.schema, |name| spec.value.as_ref().is_none_or(|value| value == name));
+    let mut texts = |name: &str, member: &str, template: &str| {
+        attributes.push(composed(l, &format!("{path}.{member}"), name, template, &input.schema)?);
+        Some((name.to_owned(), attributes.len() - 1))
+    };
+    let partition_key = texts(KEY, "key", &spec.key);
+    let sort_key = match &spec.field {
+        Some(field) => texts(FIELD, "field", field).map(Some),
+        None => Some(None),
+    };
+    let (Some(partition_key), Some(sort_key)) = (partition_key, sort_key) else { return };
+    let target = Target {
+        table: names::redis_table(&sink.name),
+        kind: TableKind::Redis { plain: spec.value.is_some() },
+        time_to_live: None,
+        key: "put it into `key` or `field`, in braces",
+    };
+    items(l, &path, sink, target, Shape { attributes, partition_key, sort_key }, (input, inputs));
+}
+
+/// A text with columns in braces.
+fn composed(l: &mut Lowering<'_>, path: &str, name: &str, template: &str, schema: &SchemaRef) -> Option<Attribute> {
+    let mut parts: Vec<String> = Vec::new();
+    let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
+    let mut rest = template;
+    while let Some(at) = rest.find('{') {
+        let (before, opened) = rest.split_at(at);
+        if let Some(behind) = opened.strip_prefix("{{") {
+            parts.push(literal(&format!("{before}{{")));
+            rest = behind;
+            continue;
+        }
+        let Some((column, behind)) = opened[1..].split_once('}') else {
+            l.problem(path, format!("`{opened}` has no end"), "write `{column}`, or `{{` for a brace");
+            return None;
+        };
+        let index = l.column(path, column, schema)?;
+        let quoted = format!("\"{}\"", column.replace('"', "\"\""));
+        parts.push(literal(before));
+        parts.push(match schema.field(index).data_type() {
+            DataType::Utf8 => quoted,
+            DataType::Timestamp(..) => format!("to_char({quoted}, '%Y-%m-%dT%H:%M:%S%.fZ')"),
+            _ => format!("CAST({quoted} AS TEXT)"),
+        });
+        rest = behind;
+    }
+    parts.push(literal(rest));
+    match l.planner.scalar(&parts.join(" || "), schema) {
+        Ok(scalar) => {
+            let columns = scalar.columns.into_iter().collect();
+            Some(Attribute { name: name.to_owned(), expr: scalar.expr, data_type: scalar.data_type, columns })
+        }
+        Err(error) => {
+            l.problem(path, error.message, error.hint);
+            None
+        }
+    }
 }
 
 /// What an item is made of: the row's columns, and those under `columns`.
@@ -136,7 +240,15 @@ fn key(l: &mut Lowering<'_>, path: &str, attributes: &[Attribute], key: &KeyAttr
 type Made = (Shape, usize, Output, Vec<(Output, Side)>);
 
 /// Rows of an aggregate: one per key and window, which are the item's.
-fn results(l: &mut Lowering<'_>, path: &str, key: &Key, shape: Shape, input: Output, inputs: Vec<(Output, Side)>) -> Option<Made> {
+fn results(
+    l: &mut Lowering<'_>,
+    path: &str,
+    key: &Key,
+    target: &Target,
+    shape: Shape,
+    input: Output,
+    inputs: Vec<(Output, Side)>,
+) -> Option<Made> {
     let in_key: Vec<&String> = shape.key().into_iter().flat_map(|i| &shape.attributes[i].columns).collect();
     let lacks = |columns: &[String]| columns.iter().filter(|c| !in_key.contains(c)).cloned().collect::<Vec<_>>();
     if key.columns.is_empty() {
@@ -144,11 +256,7 @@ fn results(l: &mut Lowering<'_>, path: &str, key: &Key, shape: Shape, input: Out
     }
     // Of several sets that tell rows apart, the one that is nearest.
     for column in key.columns.iter().map(|columns| lacks(columns)).min_by_key(Vec::len).unwrap_or_default() {
-        l.problem(
-            path,
-            format!("rows differ in `{column}`, and the table's key does not contain it: they would overwrite each other"),
-            "put it into the table's key under `columns`",
-        );
+        l.problem(path, format!("rows differ in `{column}`, and the key does not contain it: they would overwrite each other"), target.key);
     }
     match input.schema.index_of(key.version) {
         Ok(version) => Some((shape, version, input, inputs)),

@@ -232,7 +232,7 @@ pub struct EventTime {
 /// Where results go: `from` or `fromEach`, and exactly one kind.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(extend("x-kubernetes-validations" = [{"rule": "has(self.from) != has(self.fromEach)", "message": "exactly one of from, fromEach"}, {"rule": "[has(self.s3), has(self.dynamodb), has(self.stream)].filter(x, x).size() <= 1", "message": "exactly one kind of sink"}]))]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "has(self.from) != has(self.fromEach)", "message": "exactly one of from, fromEach"}, {"rule": "[has(self.s3), has(self.dynamodb), has(self.stream), has(self.redis)].filter(x, x).size() <= 1", "message": "exactly one kind of sink"}]))]
 pub struct Sink {
     /// Name inside this manifest.
     #[schemars(length(min = 1, max = 63))]
@@ -263,9 +263,9 @@ pub struct Sink {
     /// Kind (not there yet).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub redshift: Planned,
-    /// Kind (not there yet).
+    /// Values of Redis.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub redis: Planned,
+    pub redis: Option<RedisSink>,
     /// Kind (not there yet).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_bridge: Planned,
@@ -348,6 +348,46 @@ pub struct DynamoDbSink {
     /// How long an item lives after its window's end or event time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time_to_live: Option<Duration>,
+}
+
+/// Values of Redis 6 or newer, each the newest row of its key: what is older than what is there is not written.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{"rule": "has(self.field) == (has(self.type) && self.type == 'Hash')", "message": "a Hash has a field, and a String has none"}]))]
+pub struct RedisSink {
+    /// `redis://host:port/database`, or `rediss://` with TLS; without a password.
+    #[schemars(length(min = 9, max = 1024))]
+    pub url: String,
+    /// A Secret in the pipeline's namespace with `password`, and `username` where there is one. Default: nobody.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub secret: Option<String>,
+    /// The key, with columns in braces: `metrics:{campaign}`; `{{` is a brace. Rows with one text are versions of one value.
+    #[schemars(length(min = 1, max = 512))]
+    pub key: String,
+    /// What a row becomes. Default: String.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<RedisType>,
+    /// The field of a Hash, with columns in braces as in `key`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub field: Option<String>,
+    /// The column whose text is the value. Default: all columns, as a JSON object.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 255))]
+    pub value: Option<String>,
+    /// How long a key lives behind the last write to it. Default: for ever.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time_to_live: Option<Duration>,
+}
+
+/// What a row becomes in Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RedisType {
+    /// A string under its key.
+    String,
+    /// A field of the hash under its key.
+    Hash,
 }
 
 /// Records of a stream, JSON. Of Kinesis at least once: each has a member `leat_id`, the same when it is sent again. Of a topic

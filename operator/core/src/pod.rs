@@ -107,12 +107,15 @@ pub fn template(program: &Program, defaults: &WorkerDefaults, labels: &Value, se
 
 /// The Secrets that workers read.
 fn secrets(program: &Program) -> BTreeSet<String> {
-    let clusters = program.document.spec.streams.iter().filter_map(|s| Some(&s.kafka.as_ref()?.cluster));
+    let spec = &program.document.spec;
+    let clusters = spec.streams.iter().filter_map(|s| Some(&s.kafka.as_ref()?.cluster));
+    let redis = spec.sinks.iter().filter_map(|s| s.redis.as_ref()?.secret.clone());
     clusters
         .flat_map(|cluster| {
             let tls = cluster.tls.as_ref().and_then(|tls| tls.secret.clone());
             tls.into_iter().chain(cluster.scram.as_ref().map(|scram| scram.secret.clone()))
         })
+        .chain(redis)
         .collect()
 }
 

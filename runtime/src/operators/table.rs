@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use arrow::array::{ArrayRef, RecordBatch};
-use leat_compile::program::TableSpec;
+use leat_compile::program::{TableKind, TableSpec};
 use leat_runtime_core::value::Value;
 
 use super::evaluate::{self, Failure};
@@ -26,6 +26,16 @@ fn refused_key(attribute: &Attribute, longest: usize) -> Option<&'static str> {
     }
 }
 
+/// Why Redis does not take a value.
+fn refused_value(attribute: &Attribute, key: bool, plain: bool) -> Option<&'static str> {
+    match attribute {
+        Attribute::Null if key || plain => Some("it is NULL"),
+        Attribute::S(text) if key && text.is_empty() => Some("it is empty"),
+        Attribute::N(text) if !text.parse::<f64>().is_ok_and(f64::is_finite) => Some("the number is not finite"),
+        _ => None,
+    }
+}
+
 /// Why DynamoDB does not take a value: its numbers are finite, from 1E-130 to below 1E+126.
 fn refused(attribute: &Attribute) -> Option<&'static str> {
     let Attribute::N(text) = attribute else { return None };
@@ -45,6 +55,12 @@ pub fn items(spec: &TableSpec, rows: &RecordBatch) -> (Vec<Item>, Vec<Failure>) 
     }
     for row in 0..rows.num_rows() {
         let of = |i: usize| attribute(&evaluate::value(&columns[i].1, row), columns[i].1.data_type());
+        if let TableKind::Redis { plain } = spec.kind {
+            let is_key = |i: usize| i == spec.partition_key.1 || spec.sort_key.as_ref().is_some_and(|(_, sort)| *sort == i);
+            let wrong = (0..columns.len()).find_map(|i| Some((i, refused_value(&of(i), is_key(i), plain)?)));
+            failures.extend(wrong.map(|(i, why)| Failure::of(row, format!("Redis does not take `{}`: {why}", columns[i].0))));
+            continue;
+        }
         let keys =
             [(spec.partition_key.1, LONGEST_PARTITION_KEY)].into_iter().chain(spec.sort_key.as_ref().map(|(_, i)| (*i, LONGEST_SORT_KEY)));
         let of_key = keys.map(|(i, longest)| (i, refused_key(&of(i), longest)));
