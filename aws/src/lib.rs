@@ -20,6 +20,7 @@ use aws_config::{BehaviorVersion, Region};
 use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use leat_crds::spec::Aws;
 
 /// Longest that one call may take, its retries included.
@@ -79,9 +80,19 @@ pub enum Retries {
     Caller,
 }
 
+fn http() -> SharedHttpClient {
+    aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https()
+}
+
+/// The same, over connections that are shared with nobody: an HTTP/2 connection takes so many calls at once and no more, so calls
+/// that last for minutes would hold up all others.
+pub fn apart(config: &SdkConfig) -> SdkConfig {
+    config.to_builder().http_client(http()).build()
+}
+
 /// Loads credentials and makes the configuration that clients are built from. Makes no call before the first request.
 pub async fn connect(target: &Target, retries: Retries) -> SdkConfig {
-    let http = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
+    let http = http();
     let timeouts = TimeoutConfig::builder().operation_timeout(CALL).operation_attempt_timeout(TRY).connect_timeout(CONNECT).build();
     let retry = match retries {
         Retries::Sdk => RetryConfig::standard(),

@@ -39,6 +39,8 @@ const ROUND: Duration = Duration::from_millis(500);
 const PATIENCE: i64 = 20_000;
 /// How long a folder may show another job than the one that the pod was made for.
 const STALE: Duration = Duration::from_secs(90);
+/// Connections to Kinesis over which subscriptions of a source are spread.
+const LINES: usize = 16;
 /// Least time between two lines about calls without a clear answer.
 const SAID: Duration = Duration::from_secs(10);
 
@@ -161,7 +163,10 @@ async fn ports(program: &Program, tried: &(dyn Fn() + Sync)) -> Result<Ports, Se
                 let made = || {
                     let polled = Stream::new(aws_sdk_kinesis::Client::new(&config), &kinesis.stream_name);
                     match fan_out {
-                        Some(fan_out) => polled.pushed_to(&fan_out.consumer),
+                        Some(fan_out) => {
+                            let line = || aws_sdk_kinesis::Client::new(&leat_aws::apart(&config));
+                            polled.pushed_to(&fan_out.consumer, std::iter::repeat_with(line).take(LINES).collect())
+                        }
                         None => polled,
                     }
                 };
@@ -207,7 +212,6 @@ async fn ports(program: &Program, tried: &(dyn Fn() + Sync)) -> Result<Ports, Se
             values.entry(names::redis_table(&sink.name)).or_insert_with(|| Values {
                 url: redis.url.clone(),
                 secret: redis.secret.as_deref().map(|secret| PathBuf::from(names::secret_folder(secret))),
-                plain: redis.value.is_some(),
                 time_to_live: redis.time_to_live.map(|life| Duration::from_millis(life.millis().unsigned_abs())),
             });
         }

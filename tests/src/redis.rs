@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::kafka::certificates;
 use crate::process::{Program, free_port, until};
 
 /// Password of everybody.
@@ -13,25 +14,33 @@ pub const PASSWORD: &str = "pass-word";
 pub struct Redis {
     /// Its port on loopback.
     pub port: u16,
+    /// The one where it speaks TLS, when it is closed: with a certificate of the authority in `ca.crt`.
+    pub tls: u16,
     closed: bool,
     program: Option<Program>,
     start: Box<dyn Fn() -> Program + Send + Sync>,
 }
 
 impl Redis {
-    /// Starts one with its files in `folder`; `closed`: to those who do not know its password.
+    /// Starts one with its files in `folder`; `closed`: to those who do not know its password; then it speaks TLS too.
     pub async fn start(folder: &Path, closed: bool) -> Self {
-        let (port, folder) = (free_port(), folder.to_owned());
+        let (port, tls, folder) = (free_port(), free_port(), folder.to_owned());
+        if closed {
+            certificates(&folder, "127.0.0.1");
+        }
         let start = Box::new(move || {
             let mut command = Command::new("redis-server");
             command.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", ""]);
             if closed {
-                command.args(["--requirepass", PASSWORD]);
+                command.args(["--requirepass", PASSWORD, "--tls-port", &tls.to_string(), "--tls-auth-clients", "no"]);
+                for (option, file) in [("cert", "broker.crt"), ("key", "broker.key"), ("ca-cert", "ca.crt")] {
+                    command.arg(format!("--tls-{option}-file")).arg(folder.join(file));
+                }
             }
             command.args(["--appendonly", "yes", "--appendfsync", "always", "--dir"]).arg(&folder);
             Program::start("redis", &folder, &mut command)
         });
-        let mut redis = Self { port, closed, program: None, start };
+        let mut redis = Self { port, tls, closed, program: None, start };
         redis.restart().await;
         redis
     }

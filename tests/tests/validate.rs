@@ -235,7 +235,7 @@ spec:
     - {name: a, from: [sums], redis: {url: "redis://:pass@host", key: "sum:{campain}", field: "{window_start}"}}
     - {name: b, from: [sums], redis: {url: "http://redis", key: "sum:{campaign}", type: Hash}}
     - {name: c, from: [sums], redis: {url: "redis://host:6379/0", key: "sum:{campaign}"}}
-    - {name: d, from: [sums], redis: {url: "redis://host:6379/0", key: "sum:{campaign}", value: sum}}
+    - {name: d, from: [sums], redis: {url: "redis://host", key: "sum:{campaign}", value: sum, timeToLive: 0s}}
     - {name: e, from: [events], redis: {url: "redis://host", key: "user:{user"}}
     - {name: f, from: [sums], redis: {url: "redis://host", key: "{{sum}:{campaign}:{window_start}"}}
 "#;
@@ -248,8 +248,9 @@ spec:
         "spec.sinks[1].redis.url: this is no address of Redis",
         "spec.sinks[1].redis.field: a Hash has fields",
         "spec.sinks[2].redis: rows differ in `window_start`, and the key does not contain it",
-        "spec.sinks[3].redis.key: `sum:{campaign} of redis://host:6379/0` is there twice",
+        "spec.sinks[3].redis.key: `sum:{campaign}` is there twice",
         "spec.sinks[3].redis.value: `sum` is not a column of what comes in",
+        "spec.sinks[3].redis.timeToLive: a key has to live",
         "spec.sinks[4].redis.key: `leat_key` is a name of the sink's own",
         "spec.sinks[4].redis.key: `{user` has no end",
     ];

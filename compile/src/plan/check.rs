@@ -177,14 +177,20 @@ fn collisions(spec: &StreamingPipelineSpec, out: &mut Vec<Problem>) {
     twice(tables, &|i| format!("spec.tables[{i}].dynamodb.tableName"), "a table is declared once", out);
     let written = spec.sinks.iter().map(|s| s.dynamodb.as_ref().map(|d| (d.table.as_str(), None)));
     twice(written, &|i| format!("spec.sinks[{i}].dynamodb.table"), "of two sinks into one table one replaces the other's items", out);
-    let values = spec.sinks.iter().map(|s| {
-        s.redis.as_ref().map(|r| {
-            format!("{} of {}", [Some(&r.key), r.field.as_ref()].into_iter().flatten().cloned().collect::<Vec<_>>().join(" "), r.url)
-        })
-    });
-    let values: Vec<Option<String>> = values.collect();
-    let values = values.iter().map(|value| value.as_deref().map(|value| (value, None)));
-    twice(values, &|i| format!("spec.sinks[{i}].redis.key"), "of two sinks into one key one replaces the other's values", out);
+    let values: Vec<(usize, &RedisSink)> = spec.sinks.iter().enumerate().filter_map(|(i, s)| Some((i, s.redis.as_ref()?))).collect();
+    for (n, (i, redis)) in values.iter().enumerate() {
+        let of_key = |other: &&(usize, &RedisSink)| other.1.key == redis.key && target(&other.1.url) == target(&redis.url);
+        for (_, before) in values[..n].iter().filter(of_key) {
+            let path = format!("spec.sinks[{i}].redis");
+            if before.field == redis.field || before.kind != redis.kind {
+                let hint = "of two sinks into one key one replaces the other's values";
+                out.push(Problem::new(format!("{path}.key"), format!("`{}` is there twice", redis.key), hint));
+            } else if before.time_to_live != redis.time_to_live {
+                let hint = "all fields of a hash live equally long";
+                out.push(Problem::new(format!("{path}.timeToLive"), "another sink writes the same hash with another one", hint));
+            }
+        }
+    }
     for (i, table) in spec.tables.iter().enumerate() {
         let Some(dynamodb) = &table.dynamodb else { continue };
         let path = format!("spec.tables[{i}].dynamodb");
@@ -408,12 +414,23 @@ fn check_step(step: &Step, path: &str, out: &mut Vec<Problem>) {
     }
 }
 
+/// The server and the database of an address of Redis.
+fn target(url: &str) -> (String, &str) {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let (host, database) = rest.split_once('/').unwrap_or((rest, ""));
+    let host = if host.contains(':') { host.to_owned() } else { format!("{host}:6379") };
+    (host, if database.is_empty() { "0" } else { database })
+}
+
 fn check_redis(redis: &RedisSink, path: &str, out: &mut Vec<Problem>) {
     let rest = redis.url.strip_prefix("redis://").or_else(|| redis.url.strip_prefix("rediss://"));
     let fits = |rest: &str| {
         let (host, database) = rest.split_once('/').unwrap_or((rest, ""));
         let (name, port) = host.rsplit_once(':').unwrap_or((host, "6379"));
-        !name.is_empty() && port.parse::<u16>().is_ok() && (database.is_empty() || database.parse::<u16>().is_ok())
+        !name.is_empty()
+            && !name.contains(['?', '#'])
+            && port.parse::<u16>().is_ok()
+            && (database.is_empty() || database.parse::<u16>().is_ok())
     };
     if rest.is_some_and(|rest| rest.contains('@')) {
         out.push(Problem::new(
@@ -424,6 +441,9 @@ fn check_redis(redis: &RedisSink, path: &str, out: &mut Vec<Problem>) {
     } else if !rest.is_some_and(fits) {
         let hint = "`redis://host:6379/0`, or `rediss://` with TLS";
         out.push(Problem::new(format!("{path}.url"), "this is no address of Redis", hint));
+    }
+    if redis.time_to_live.is_some_and(|life| life.millis() <= 0) {
+        out.push(Problem::new(format!("{path}.timeToLive"), "a key has to live", "leave it out, or write how long: `48h`"));
     }
     let hash = redis.kind == Some(RedisType::Hash);
     if hash != redis.field.is_some() {

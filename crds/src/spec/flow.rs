@@ -358,7 +358,8 @@ pub struct RedisSink {
     /// `redis://host:port/database`, or `rediss://` with TLS; without a password.
     #[schemars(length(min = 9, max = 1024))]
     pub url: String,
-    /// A Secret in the pipeline's namespace with `password`, and `username` where there is one. Default: nobody.
+    /// A Secret in the pipeline's namespace with `password`, and `username` where there is one; `ca.crt`, the authorities that the
+    /// server's certificate comes from, when they are not known publicly. Default: nobody.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub secret: Option<String>,

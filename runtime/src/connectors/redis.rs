@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, ErrorKind, IntoConnectionInfo, RedisError, Script, ServerErrorKind};
+use redis::{AsyncConnectionConfig, Client, ErrorKind, IntoConnectionInfo, RedisError, Script, ServerErrorKind, TlsCertificates};
 
 use crate::engine::ports::{Call, Guard, PortError, Tables};
+use crate::operators::table::GUARDS;
 use crate::output::{Attribute, Item};
 
 /// Longest that a connection may take.
@@ -24,40 +25,38 @@ const AT_ONCE: usize = 128;
 /// How much longer than its value a guard lives: whoever is late by more than this may bring a value back.
 const GUARDED: Duration = Duration::from_secs(24 * 3600);
 
-/// KEYS: value, guard. ARGV: field or empty, value, born, version, cut, life of the value and of the guard in ms or 0.
+/// KEYS: value, guard. ARGV: field or empty, value, born, version, cut, life of the value and of the guard in ms or 0. Redis takes
+/// nothing of a script back that fails in the middle, so the guard comes last: what is not guarded is written again.
 const WRITE: &str = r"
 local hash = ARGV[1] ~= ''
+local found = redis.call('TYPE', KEYS[1]).ok
+if found ~= 'none' and found ~= (hash and 'hash' or 'string') then
+  return redis.error_reply('LEATTYPE there is a ' .. found)
+end
 local there
 if hash then there = redis.call('HGET', KEYS[2], ARGV[1]) else there = redis.call('GET', KEYS[2]) end
 if there then
-  local new = {tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])}
-  local i, newer = 1, false
-  for old in string.gmatch(there, '%S+') do
-    old = tonumber(old)
-    if old ~= new[i] then newer = old < new[i]; break end
-    i = i + 1
+  local old = {string.match(there, '^(%-?%d+) (%-?%d+) (%d+)$')}
+  if #old ~= 3 then return redis.error_reply('LEATGUARD its guard cannot be read') end
+  local newer = false
+  for i = 1, 3 do
+    local a, b = tonumber(old[i]), tonumber(ARGV[i + 2])
+    if a ~= b then newer = a < b; break end
   end
   if not newer then return 0 end
-else
-  local found = redis.call('TYPE', KEYS[1]).ok
-  if found ~= 'none' and found ~= (hash and 'hash' or 'string') then
-    return redis.error_reply('WRONGTYPE there is a ' .. found)
-  end
 end
 local guard = ARGV[3] .. ' ' .. ARGV[4] .. ' ' .. ARGV[5]
 if hash then
   redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+  if ARGV[6] == '0' then redis.call('PERSIST', KEYS[1]) else redis.call('PEXPIRE', KEYS[1], ARGV[6]) end
   redis.call('HSET', KEYS[2], ARGV[1], guard)
-else
+  if ARGV[6] == '0' then redis.call('PERSIST', KEYS[2]) else redis.call('PEXPIRE', KEYS[2], ARGV[7]) end
+elseif ARGV[6] == '0' then
   redis.call('SET', KEYS[1], ARGV[2])
   redis.call('SET', KEYS[2], guard)
-end
-if ARGV[6] ~= '0' then
-  redis.call('PEXPIRE', KEYS[1], ARGV[6])
-  redis.call('PEXPIRE', KEYS[2], ARGV[7])
-elseif hash then
-  redis.call('PERSIST', KEYS[1])
-  redis.call('PERSIST', KEYS[2])
+else
+  redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[6])
+  redis.call('SET', KEYS[2], guard, 'PX', ARGV[7])
 end
 return 1
 ";
@@ -67,10 +66,9 @@ return 1
 pub struct Values {
     /// `redis://host:port/database`, or `rediss://` with TLS.
     pub url: String,
-    /// Folder of a secret that has `password`, and `username` where there is one. Read anew for each connection.
+    /// Folder of a secret that has `password`, and `username` where there is one; `ca.crt` where the authorities are not known
+    /// publicly. Read anew for each connection.
     pub secret: Option<PathBuf>,
-    /// The value is that of the row's only column as text; else all columns as a JSON object.
-    pub plain: bool,
     /// How long a key lives behind the last write.
     pub time_to_live: Option<Duration>,
 }
@@ -116,25 +114,37 @@ impl Server {
         }
         let wrong = |error: RedisError| PortError::Fatal(format!("{}: {error}", self.what()));
         let mut info = self.values.url.as_str().into_connection_info().map_err(wrong)?;
-        if self.values.secret.is_some() {
-            let missing = || PortError::Fatal(format!("{}: its secret has no `password`", self.what()));
-            let mut settings = info.redis_settings().clone().set_password(self.file("password")?.ok_or_else(missing)?);
-            if let Some(name) = self.file("username")? {
-                settings = settings.set_username(name);
+        let authorities = self.file("ca.crt")?;
+        match (self.file("username")?, self.file("password")?) {
+            (name, Some(password)) => {
+                let settings = info.redis_settings().clone().set_password(password);
+                info = info.set_redis_settings(match name {
+                    Some(name) => settings.set_username(name),
+                    None => settings,
+                });
             }
-            info = info.set_redis_settings(settings);
+            (None, None) if authorities.is_some() || self.values.secret.is_none() => {}
+            _ => return Err(PortError::Fatal(format!("{}: its secret has no `password`", self.what()))),
         }
-        let client = Client::open(info).map_err(wrong)?;
+        let client = match authorities {
+            Some(pem) => Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert: Some(pem.into_bytes()) }),
+            None => Client::open(info),
+        };
+        let client = client.map_err(wrong)?;
         let config = AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(Some(ANSWER));
-        let made = client.get_multiplexed_async_connection_with_config(&config).await.map_err(|e| self.failed(&e))?;
+        let made = client.get_multiplexed_async_connection_with_config(&config).await.map_err(|e| self.failed(&e, None))?;
         *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(made.clone());
         Ok(made)
     }
 
-    /// What an error means, and what follows.
-    fn failed(&self, error: &RedisError) -> PortError {
-        let why = format!("{}: {error}", self.what());
-        // The library keeps only the words of a refusal to take up a database.
+    /// What an error means, and what follows; `key`: what was to be written.
+    fn failed(&self, error: &RedisError, key: Option<&str>) -> PortError {
+        let what = match key {
+            Some(key) => format!("{}, key `{}`", self.what(), key.chars().take(128).collect::<String>()),
+            None => self.what(),
+        };
+        let why = format!("{what}: {error}");
+        // The library keeps only the words of some refusals, and a script those of a command that it may not use.
         let said = |words: &str| error.detail().is_some_and(|detail| detail.contains(words));
         let coded = |codes: &[&str]| codes.iter().any(|code| error.code() == Some(code));
         match error.kind() {
@@ -145,9 +155,13 @@ impl Server {
             _ if coded(&["WRONGPASS", "NOAUTH"]) || said("Authentication required") => {
                 PortError::Fatal(format!("{} does not let this worker in: {error}", self.what()))
             }
-            _ if said("DB index is out of range") => PortError::Fatal(why),
-            ErrorKind::Server(ServerErrorKind::NoPerm) | ErrorKind::InvalidClientConfig => PortError::Fatal(why),
-            _ if coded(&["WRONGTYPE"]) => PortError::Fatal(format!("{why}: this sink did not write what is there; take another `key`")),
+            ErrorKind::Server(ServerErrorKind::NoPerm) => PortError::Fatal(why),
+            _ if said("has no permissions") || said("user executing the script can't") => PortError::Fatal(why),
+            _ if said("DB index is out of range") || error.kind() == ErrorKind::InvalidClientConfig => PortError::Fatal(why),
+            _ if coded(&["LEATTYPE", "WRONGTYPE"]) => {
+                PortError::Fatal(format!("{why}: it is of another type than this sink's; take another `key`, or delete it"))
+            }
+            _ if coded(&["LEATGUARD"]) => PortError::Fatal(format!("{why}: delete `{}`", key.map(guard_key).unwrap_or_default())),
             // The connection may be of no use any more, or lead to a server that was the first until now.
             _ => {
                 *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -155,39 +169,11 @@ impl Server {
             }
         }
     }
-
-    fn value(&self, item: &Item) -> String {
-        match item.attributes.values().next() {
-            Some(Attribute::S(text) | Attribute::N(text)) if self.values.plain => text.clone(),
-            Some(Attribute::Bool(flag)) if self.values.plain => flag.to_string(),
-            _ => json(item),
-        }
-    }
-}
-
-/// The attributes of an item as a JSON object; numbers as they are written.
-fn json(item: &Item) -> String {
-    let quoted = |text: &str| serde_json::Value::from(text).to_string();
-    let members: Vec<String> = item
-        .attributes
-        .iter()
-        .map(|(name, value)| {
-            let value = match value {
-                Attribute::S(text) => quoted(text),
-                Attribute::N(number) => number.clone(),
-                Attribute::Bool(flag) => flag.to_string(),
-                Attribute::Null => "null".to_owned(),
-            };
-            format!("{}:{value}", quoted(name))
-        })
-        .collect();
-    format!("{{{}}}", members.join(","))
 }
 
 /// Where the guard of a key stands: in the slot of the key, for which Redis hashes what is between its first braces.
 fn guard_key(key: &str) -> String {
-    let tagged = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).is_some_and(|(tag, _)| !tag.is_empty());
-    if tagged { format!("leat:guard:{key}") } else { format!("leat:guard:{{{key}}}") }
+    if key.contains('{') { format!("{GUARDS}of:{key}") } else { format!("{GUARDS}{{{key}}}") }
 }
 
 fn text(attribute: &Attribute) -> &str {
@@ -208,10 +194,11 @@ impl Tables for RedisTables {
                 async move {
                     let key = item.key.first().map_or("", |(_, key)| text(key));
                     let field = item.key.get(1).map_or("", |(_, field)| text(field));
+                    let value = item.attributes.values().next().map_or("", text);
                     let mut call = self.script.prepare_invoke();
-                    call.key(key).key(guard_key(key)).arg(field).arg(server.value(item));
+                    call.key(key).key(guard_key(key)).arg(field).arg(value);
                     call.arg(guard.born).arg(item.version).arg(guard.cut).arg(life.0.to_string()).arg(life.1.to_string());
-                    call.invoke_async::<i64>(&mut connection).await.map(drop).map_err(|error| server.failed(&error))
+                    call.invoke_async::<i64>(&mut connection).await.map(drop).map_err(|error| server.failed(&error, Some(key)))
                 }
             });
             futures::stream::iter(writes).buffer_unordered(AT_ONCE).try_collect().await

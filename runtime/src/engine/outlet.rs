@@ -203,3 +203,7 @@ impl Outlet {
         ))
     }
 }
+
+#[cfg(test)]
+#[path = "outlet_tests.rs"]
+mod tests;

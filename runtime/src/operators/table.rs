@@ -26,14 +26,45 @@ fn refused_key(attribute: &Attribute, longest: usize) -> Option<&'static str> {
     }
 }
 
-/// Why Redis does not take a value.
-fn refused_value(attribute: &Attribute, key: bool, plain: bool) -> Option<&'static str> {
+/// What the keys of guards in Redis begin with.
+pub const GUARDS: &str = "leat:guard:";
+
+/// Why Redis does not take a value: as its key, its field, or what is kept (`plain`: alone).
+fn refused_value(attribute: &Attribute, key: bool, field: bool, plain: bool) -> Option<&'static str> {
     match attribute {
-        Attribute::Null if key || plain => Some("it is NULL"),
-        Attribute::S(text) if key && text.is_empty() => Some("it is empty"),
+        Attribute::Null if key || field || plain => Some("it is NULL"),
+        Attribute::S(text) if (key || field) && text.is_empty() => Some("it is empty"),
+        Attribute::S(text) if key && text.starts_with(GUARDS) => Some("guards have such keys"),
+        Attribute::S(text) if key && !well_braced(text) => Some("braces in a key hold its hash tag, as in `a:{b}`"),
         Attribute::N(text) if !text.parse::<f64>().is_ok_and(f64::is_finite) => Some("the number is not finite"),
         _ => None,
     }
+}
+
+/// Whether the first braces of a key, if there are any, hold something: then it alone tells the slot of the key.
+fn well_braced(key: &str) -> bool {
+    match key.split_once('{') {
+        None => !key.contains('}'),
+        Some((_, rest)) => rest.split_once('}').is_some_and(|(tag, _)| !tag.is_empty()),
+    }
+}
+
+/// What is kept in Redis: the text of the only attribute (`plain`), or all as a JSON object, numbers as they are written.
+fn kept(attributes: &BTreeMap<String, Attribute>, plain: bool) -> Attribute {
+    let quoted = |text: &str| serde_json::Value::from(text).to_string();
+    let text = |value: &Attribute, quoted: &dyn Fn(&str) -> String| match value {
+        Attribute::S(text) => quoted(text),
+        Attribute::N(number) => number.clone(),
+        Attribute::Bool(flag) => flag.to_string(),
+        Attribute::Null => "null".to_owned(),
+    };
+    Attribute::S(match attributes.values().next() {
+        Some(only) if plain => text(only, &str::to_owned),
+        _ => {
+            let members = attributes.iter().map(|(name, value)| format!("{}:{}", quoted(name), text(value, &quoted)));
+            format!("{{{}}}", members.collect::<Vec<_>>().join(","))
+        }
+    })
 }
 
 /// Why DynamoDB does not take a value: its numbers are finite, from 1E-130 to below 1E+126.
@@ -56,8 +87,8 @@ pub fn items(spec: &TableSpec, rows: &RecordBatch) -> (Vec<Item>, Vec<Failure>) 
     for row in 0..rows.num_rows() {
         let of = |i: usize| attribute(&evaluate::value(&columns[i].1, row), columns[i].1.data_type());
         if let TableKind::Redis { plain } = spec.kind {
-            let is_key = |i: usize| i == spec.partition_key.1 || spec.sort_key.as_ref().is_some_and(|(_, sort)| *sort == i);
-            let wrong = (0..columns.len()).find_map(|i| Some((i, refused_value(&of(i), is_key(i), plain)?)));
+            let is_field = |i: usize| spec.sort_key.as_ref().is_some_and(|(_, sort)| *sort == i);
+            let wrong = (0..columns.len()).find_map(|i| Some((i, refused_value(&of(i), i == spec.partition_key.1, is_field(i), plain)?)));
             failures.extend(wrong.map(|(i, why)| Failure::of(row, format!("Redis does not take `{}`: {why}", columns[i].0))));
             continue;
         }
@@ -86,6 +117,10 @@ pub fn items(spec: &TableSpec, rows: &RecordBatch) -> (Vec<Item>, Vec<Failure>) 
             };
             if let Some((name, live)) = &spec.time_to_live {
                 attributes.insert(name.clone(), Attribute::N(end.saturating_add(live.millis()).div_euclid(1000).to_string()));
+            }
+            // What it will be is decided by the job that made it, which may not be the one that writes it.
+            if let TableKind::Redis { plain } = spec.kind {
+                attributes = BTreeMap::from([("value".to_owned(), kept(&attributes, plain))]);
             }
             Item { key, attributes, version: end }
         })
@@ -125,6 +160,35 @@ pub fn attribute(value: &Value, data_type: &arrow::datatypes::DataType) -> Attri
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_redis_refuses_is_known_before_it_is_asked() {
+        let key = |text: &str| refused_value(&Attribute::S(text.to_owned()), true, false, false);
+        for wrong in ["", "leat:guard:x", "a{}b", "a}b", "{", "}{", "x{y"] {
+            assert!(key(wrong).is_some(), "{wrong}");
+        }
+        for fine in ["metrics:c-1", "{c}:x", "a{b}c{", "leat:x"] {
+            assert_eq!(key(fine), None, "{fine}");
+        }
+        assert!(refused_value(&Attribute::Null, false, true, false).is_some());
+        assert!(refused_value(&Attribute::Null, false, false, true).is_some());
+        assert!(refused_value(&Attribute::N("NaN".to_owned()), false, false, false).is_some());
+        assert_eq!(refused_value(&Attribute::Null, false, false, false), None);
+    }
+
+    #[test]
+    fn a_value_is_a_text_or_an_object_with_all_digits() {
+        let all = BTreeMap::from([
+            ("total".to_owned(), Attribute::N("12345678901234567890.12345678901234567".to_owned())),
+            ("name".to_owned(), Attribute::S("a \"b\" \u{e9}".to_owned())),
+            ("none".to_owned(), Attribute::Null),
+            ("yes".to_owned(), Attribute::Bool(true)),
+        ]);
+        let object = "{\"name\":\"a \\\"b\\\" \u{e9}\",\"none\":null,\"total\":12345678901234567890.12345678901234567,\"yes\":true}";
+        assert_eq!(kept(&all, false), Attribute::S(object.to_owned()));
+        let only = BTreeMap::from([("name".to_owned(), Attribute::S("a \"b\"".to_owned()))]);
+        assert_eq!(kept(&only, true), Attribute::S("a \"b\"".to_owned()));
+    }
 
     #[test]
     fn what_dynamodb_refuses_is_known_before_it_is_asked() {

@@ -9,8 +9,10 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use aws_sdk_kinesis::Client;
 use aws_sdk_kinesis::operation::subscribe_to_shard::SubscribeToShardOutput;
 use aws_sdk_kinesis::primitives::DateTime;
 use aws_sdk_kinesis::types::error::SubscribeToShardEventStreamError as StreamError;
@@ -22,6 +24,10 @@ use crate::engine::ports::{Place, PortError};
 
 /// Longest that a read waits for the next event. Kinesis sends one every few seconds, also without records.
 const WAIT: Duration = Duration::from_secs(1);
+/// After this without an event nothing is known of what is there.
+const SILENT: Duration = Duration::from_secs(10);
+/// After this without an event the subscription is begun again, as the Kinesis Client Library does.
+const DEAD: Duration = Duration::from_secs(35);
 /// Least time between two calls for one shard: one a second is allowed.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Longest that a call may take until its first event.
@@ -36,6 +42,8 @@ struct Subscription {
     /// `None`: it is over, and the next one is not to be begun before its time.
     events: Option<SubscribeToShardOutput>,
     since: Instant,
+    /// When the last event came.
+    heard: Instant,
     /// Whether more was there when the last event was sent.
     behind: bool,
 }
@@ -43,14 +51,17 @@ struct Subscription {
 /// A consumer of a stream.
 pub struct Consumer {
     name: String,
+    /// Clients with connections of their own, which subscriptions take in turn.
+    lines: Vec<Client>,
+    turn: AtomicUsize,
     arn: Mutex<Option<String>>,
     subscriptions: Mutex<HashMap<String, Subscription>>,
 }
 
 impl Consumer {
-    /// The consumer of this name.
-    pub fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), arn: Mutex::default(), subscriptions: Mutex::default() }
+    /// The consumer of this name; `lines`: see [`Stream::pushed_to`].
+    pub fn new(name: &str, lines: Vec<Client>) -> Self {
+        Self { name: name.to_owned(), lines, turn: AtomicUsize::default(), arn: Mutex::default(), subscriptions: Mutex::default() }
     }
 
     /// Its ARN, which names one registration of it.
@@ -90,7 +101,9 @@ impl Consumer {
             }
         };
         let position = position.build().map_err(|e| PortError::Fatal(e.to_string()))?;
-        let call = stream.client.subscribe_to_shard().consumer_arn(arn).shard_id(shard).starting_position(position).send();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let client = self.lines.get(turn % self.lines.len().max(1)).unwrap_or(&stream.client);
+        let call = client.subscribe_to_shard().consumer_arn(arn).shard_id(shard).starting_position(position).send();
         let Ok(answer) = tokio::time::timeout(SUBSCRIBE, call).await else {
             return Err(PortError::Unclear(format!("{}: time-out", stream.tried("Kinesis SubscribeToShard"))));
         };
@@ -131,7 +144,7 @@ impl Consumer {
 
     /// A new subscription; one that cannot be had is not asked for again at once.
     async fn begin(&self, stream: &Stream, shard: &str, from: Place, incarnation: Option<&str>) -> Result<Subscription, PortError> {
-        let mut subscription = Subscription { from, events: None, since: Instant::now(), behind: true };
+        let mut subscription = Subscription { from, events: None, since: Instant::now(), heard: Instant::now(), behind: true };
         let begun = match stream.is_still(incarnation).await {
             Ok(()) => self.subscribe(stream, shard, from).await,
             Err(error) => Err(error),
@@ -155,7 +168,13 @@ impl Consumer {
     async fn next(&self, stream: &Stream, subscription: &mut Subscription) -> Result<Answer, PortError> {
         let Some(events) = &mut subscription.events else { return Ok(Answer::nothing(true)) };
         let event = match tokio::time::timeout(WAIT, events.event_stream.recv()).await {
-            Err(_) => return Ok(Answer::nothing(subscription.behind)),
+            // A connection that died unnoticed is as silent as a shard; what is not known is not the tip.
+            Err(_) if subscription.heard.elapsed() > DEAD => {
+                subscription.events = None;
+                let what = stream.tried("Kinesis SubscribeToShard");
+                return Err(PortError::Unclear(format!("{what}: nothing was sent for {} s", DEAD.as_secs())));
+            }
+            Err(_) => return Ok(Answer::nothing(subscription.behind || subscription.heard.elapsed() > SILENT)),
             Ok(Ok(Some(Pushed::SubscribeToShardEvent(event)))) => event,
             // Something that is not known yet.
             Ok(Ok(Some(_))) => return Ok(Answer::nothing(true)),
@@ -173,6 +192,7 @@ impl Consumer {
                 return Err(if ends_by_itself(&error) { PortError::Unclear(why) } else { PortError::Fatal(why) });
             }
         };
+        subscription.heard = Instant::now();
         let children: Vec<String> = event.child_shards().iter().map(|c| c.shard_id().to_owned()).collect();
         let ended = !children.is_empty();
         subscription.behind = event.millis_behind_latest > 0;

@@ -117,9 +117,10 @@ impl Stream {
         Self::new(Client::new(config), name)
     }
 
-    /// Read by a registered consumer, to whom its records are pushed.
-    pub fn pushed_to(self, consumer: &str) -> Self {
-        Self { consumer: Some(Consumer::new(consumer)), ..self }
+    /// Read by a registered consumer, to whom its records are pushed; over these clients, which are used for nothing else
+    /// ([`leat_aws::apart`]).
+    pub fn pushed_to(self, consumer: &str, lines: Vec<Client>) -> Self {
+        Self { consumer: Some(Consumer::new(consumer, lines)), ..self }
     }
 
     pub(super) fn tried(&self, operation: &'static str) -> Tried {
