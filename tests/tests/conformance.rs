@@ -612,6 +612,10 @@ async fn client_library(clouds: &Clouds) {
             let read = reader.read(&shard.lineage, Place::Inside(behind)).await.expect("records").batch;
             assert!(read.positions.starts_with(&[all[TAKEN].0, all[TAKEN + 1].0]), "{behind}: {:?}", &read.positions[..3]);
         }
+        // Behind the last record: it is looked at, has nothing more, and what comes then is no gap.
+        let last = all.last().expect("records").0;
+        let read = source.read(&shard.lineage, Place::Inside(last)).await.expect("an answer");
+        assert!(read.batch.is_empty() && read.scanned == Some(last) && read.more, "{read:?}");
     }
     // A number that the shard cannot have is known before anything depends on it.
     let shard = &source.shards("s").await.expect("shards")[0];
@@ -826,6 +830,10 @@ async fn pushed(clouds: &Clouds) {
     let fresh = source("again");
     let inside = fresh.read(&shard.lineage, Place::Inside(middle)).await.expect("records").batch;
     assert_eq!(inside.positions.first(), Some(&found[15].0));
+    clouds.proxy.pushes.end();
+    let last = found[39].0;
+    let read = source("again").read(&shard.lineage, Place::Inside(last)).await.expect("an answer");
+    assert!(read.batch.is_empty() && read.scanned == Some(last) && read.more, "{read:?}");
     clouds.proxy.pushes.end();
     let since = source("again").read(&shard.lineage, Place::Since(inside.arrivals[0])).await.expect("records").batch;
     assert!(since.positions.contains(&found[15].0) && since.arrivals.iter().all(|at| *at >= inside.arrivals[0]));

@@ -17,9 +17,10 @@ use leat_runtime::connectors::local::streams::{LocalLog, LocalSource, LocalStrea
 use leat_runtime::connectors::local::written::LocalStreams;
 use leat_runtime::engine::coordinator::{self, Begins};
 use leat_runtime::engine::looks::Looks;
-use leat_runtime::engine::ports::{Call, PortError, Ports, Rows, StoredRow};
+use leat_runtime::engine::ports::{Call, Place, PortError, Ports, Read, Rows, Shard, Source, StoredRow};
 use leat_runtime::engine::task::{Settings, decode};
 use leat_runtime::engine::worker::Worker;
+use leat_runtime_core::begin::Known;
 use leat_runtime_core::path;
 use leat_runtime_core::position::Lineage;
 use leat_runtime_core::row::{Expect, Fence, SourceRow};
@@ -189,6 +190,77 @@ async fn a_source_is_begun_behind_the_records_that_are_named_and_only_once() {
     put(100, 120);
     let more = stream.ends();
     run(named(3), "one-2", 2, of(more["shard-0000"] - 7, more["shard-0001"])).await;
+}
+
+/// Reads as Kinesis does: the record that a place lies in is looked at too.
+struct Looking(Arc<dyn Source>);
+
+impl Source for Looking {
+    fn shards<'a>(&'a self, source: &'a str) -> Call<'a, Vec<Shard>> {
+        self.0.shards(source)
+    }
+
+    fn standing<'a>(&'a self, source: &'a str, application: &'a str) -> Call<'a, Vec<(String, Known)>> {
+        self.0.standing(source, application)
+    }
+
+    fn probe<'a>(&'a self, lineage: &'a Lineage, from: Place) -> Call<'a, ()> {
+        self.0.probe(lineage, from)
+    }
+
+    fn read<'a>(&'a self, lineage: &'a Lineage, from: Place) -> Call<'a, Read> {
+        Box::pin(async move {
+            let read = self.0.read(lineage, from).await?;
+            Ok(match from {
+                Place::Inside(last) => Read { scanned: Some(last), more: read.more || read.batch.is_empty(), ..read },
+                _ => read,
+            })
+        })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_that_is_begun_behind_its_last_record_goes_on_after_a_restart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let stream = stream(folder.path());
+    let put = |from: usize, to: usize| {
+        let record =
+            |n: usize| Record { key: format!("key-{n}").into_bytes(), data: format!("{{\"id\":\"{n}\"}}").into_bytes(), arrival: 1_000 };
+        stream.append((from..to).map(|n| (n as u64, record(n))).collect(), None).expect("appended");
+    };
+    put(0, 100);
+    let before = stream.ends();
+    let rows: Arc<dyn Rows> = Arc::new(Store::open(&folder.path().join("rows.redb")).expect("a store"));
+    let ports = ports(folder.path(), Arc::clone(&rows), &stream);
+    let ports = Ports { source: Arc::new(Looking(ports.source.clone())), ..ports };
+    let at = |shard: &str| format!("{shard}: \"{}\"", before[shard]);
+    let program = Arc::new(with_source("one", &format!("start: {{positions: {{{}, {}}}}}, ", at("shard-0000"), at("shard-0001"))));
+    let worker = async |session: &str| {
+        let worker = Worker::new(ports.clone(), Settings::default(), session.to_owned(), Arc::clone(&program), 1, 1).expect("a worker");
+        worker.register().await.expect("registered");
+        worker
+    };
+    let mut one = worker("one-1").await;
+    until("cuts at the places", PATIENCE, async || {
+        one.round().await.map_err(|e| e.to_string())?;
+        let all = rows.list(path::SOURCES).await.map_err(|e| e.to_string())?;
+        let at: Vec<_> = all.iter().filter_map(|(_, row)| decode::<SourceRow>(&row.body).expect("a row").position).collect();
+        if at.len() == 2 { Ok(()) } else { Err(format!("{at:?}")) }
+    })
+    .await;
+    assert!(taken(&*rows).await.values().all(|count| *count == 0), "nothing was there yet");
+    one.stop();
+    put(100, 160);
+    let after = stream.ends();
+    let wanted: BTreeMap<_, _> = after.iter().map(|(shard, end)| (format!("events/1/{shard}"), end - before[shard])).collect();
+    let mut two = worker("two-1").await;
+    until("what came while nobody was there", PATIENCE, async || {
+        two.round().await.map_err(|e| e.to_string())?;
+        let found = taken(&*rows).await;
+        if found == wanted { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .await;
+    two.leave(10_000).await.expect("it leaves");
 }
 
 /// A source whose records have no time, beside one with windows: these close by the time of the others, and what the rows keep of

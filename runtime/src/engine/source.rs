@@ -26,7 +26,7 @@ use leat_runtime_core::watermark::Watermark;
 #[cfg(feature = "ablation")]
 use self::send::computed_again;
 use self::send::{Queue, append};
-use self::wait::lowest_of_others;
+use self::wait::{Tip, lowest_of_others};
 use super::file::{self, FileWriter};
 use super::looks::{Look, Looks};
 use super::outlet::{Outlet, Outlets, outlets};
@@ -112,7 +112,10 @@ pub struct SourceTask<C> {
     named: BTreeSet<String>,
     /// Objects of ids that this owner has made.
     runs: usize,
-    at_tip_since: Option<i64>,
+    /// `None`: more is there, or that is not known.
+    tip: Option<Tip>,
+    /// What recovery has read and not used.
+    ahead: Option<Read>,
     /// Whether the source has waited for records before it said that there are none.
     awaited: bool,
     /// Pause before the next read, after ones without a clear answer, ms.
@@ -196,7 +199,8 @@ impl<C: Control> SourceTask<C> {
             snapshot: None,
             named: BTreeSet::new(),
             runs: 0,
-            at_tip_since: None,
+            tip: None,
+            ahead: None,
             awaited: false,
             back_off: 0,
             last_cut: now,
@@ -339,9 +343,12 @@ impl<C: Control> SourceTask<C> {
         {
             self.reading = true;
             let (source, lineage, from) = (Arc::clone(&self.ports.source), self.job.lineage.clone(), self.place(self.position));
-            let at_tip = if self.at_tip_since.is_some() && !self.awaited { self.settings.poll_interval } else { 0 };
-            let (clock, pause) = (Arc::clone(&self.ports.clock), at_tip.max(self.back_off));
+            let at_tip = if self.tip.is_some() && !self.awaited { self.settings.poll_interval } else { 0 };
+            let (clock, pause, ahead) = (Arc::clone(&self.ports.clock), at_tip.max(self.back_off), self.ahead.take());
             busy.push(Box::pin(async move {
+                if let Some(read) = ahead {
+                    return Event::Read(Ok(read));
+                }
                 if pause > 0 {
                     clock.sleep(pause).await;
                 }
@@ -550,6 +557,8 @@ impl<C: Control> SourceTask<C> {
             Err(PortError::Unclear(why)) => {
                 self.ports.unclear.note(&why);
                 self.back_off = (self.back_off * 2).clamp(10, 2_000);
+                self.tip = self.tip.map(Tip::unsure);
+                self.progress.lock().unwrap_or_else(PoisonError::into_inner).at_tip = false;
                 return Ok(());
             }
             other => other?,
@@ -563,16 +572,15 @@ impl<C: Control> SourceTask<C> {
             self.weigh();
             self.position = Some(*last);
             self.changed = true;
-            self.at_tip_since = None;
+            self.tip = None;
         } else if read.more {
-            self.at_tip_since = None;
+            self.tip = None;
             // What is there cannot be read yet: no reason to ask at once.
             if read.scanned <= self.position && !read.awaited {
                 self.back_off = self.settings.poll_interval;
             }
         } else {
-            let now = self.ports.clock.now();
-            self.at_tip_since.get_or_insert(now);
+            self.tip = Some(Tip::seen(self.tip, self.ports.clock.now()));
         }
         // What is no record lies behind this lineage too, or it would be asked for again when it is gone.
         if let Some(scanned) = read.scanned.filter(|scanned| Some(*scanned) > self.position) {
@@ -586,7 +594,7 @@ impl<C: Control> SourceTask<C> {
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         progress.taken = self.chain.taken;
         progress.watermark = self.chain.watermark;
-        progress.at_tip = self.at_tip_since.is_some();
+        progress.at_tip = self.tip.is_some();
         Ok(())
     }
 

@@ -18,12 +18,15 @@ use aws_sdk_kinesis::primitives::DateTime;
 use aws_sdk_kinesis::types::error::SubscribeToShardEventStreamError as StreamError;
 use aws_sdk_kinesis::types::{ConsumerStatus, ShardIteratorType, StartingPosition, SubscribeToShardEventStream as Pushed};
 use leat_aws::Failure;
+use leat_runtime_core::position::Offset;
 
 use super::kinesis::{Answer, Stream, lock, not_begun, offset};
 use crate::engine::ports::{Place, PortError};
 
 /// Longest that a read waits for the next event. Kinesis sends one every few seconds, also without records.
 const WAIT: Duration = Duration::from_secs(1);
+/// A subscription that was not read for so long is dropped: what it was sent takes room on a connection that others use.
+const UNREAD: Duration = Duration::from_secs(10);
 /// After this without an event nothing is known of what is there.
 const SILENT: Duration = Duration::from_secs(10);
 /// After this without an event the subscription is begun again, as the Kinesis Client Library does.
@@ -32,8 +35,6 @@ const DEAD: Duration = Duration::from_secs(35);
 const AGAIN: Duration = Duration::from_secs(1);
 /// Longest that a call may take until its first event.
 const SUBSCRIBE: Duration = Duration::from_secs(10);
-/// How long a subscription lasts, and a little longer.
-const LIFE: Duration = Duration::from_secs(310);
 
 /// A subscription to a shard.
 struct Subscription {
@@ -42,10 +43,21 @@ struct Subscription {
     /// `None`: it is over, and the next one is not to be begun before its time.
     events: Option<SubscribeToShardOutput>,
     since: Instant,
+    /// When it was read last.
+    read: Instant,
     /// When the last event came.
     heard: Instant,
     /// Whether more was there when the last event was sent.
     behind: bool,
+    /// How far the shard was looked through with the last event, records or not.
+    through: Option<Offset>,
+}
+
+impl Subscription {
+    /// Whether there may be more than was sent.
+    fn unknown(&self) -> bool {
+        self.behind || self.heard.elapsed() > SILENT
+    }
 }
 
 /// A consumer of a stream.
@@ -87,8 +99,14 @@ impl Consumer {
         Ok(found)
     }
 
-    /// Begins a subscription.
-    async fn subscribe(&self, stream: &Stream, shard: &str, from: Place) -> Result<SubscribeToShardOutput, PortError> {
+    /// Begins a subscription; behind `through`, where all from the place to there has come already.
+    async fn subscribe(
+        &self,
+        stream: &Stream,
+        shard: &str,
+        from: Place,
+        through: Option<Offset>,
+    ) -> Result<SubscribeToShardOutput, PortError> {
         let arn = self.arn(stream).await?;
         let position = match from {
             Place::Oldest => StartingPosition::builder().r#type(ShardIteratorType::TrimHorizon),
@@ -100,10 +118,13 @@ impl Consumer {
                 StartingPosition::builder().r#type(ShardIteratorType::AtSequenceNumber).sequence_number(at.inside(0).to_string())
             }
         };
+        let position = through.map_or(position, |through| {
+            StartingPosition::builder().r#type(ShardIteratorType::AfterSequenceNumber).sequence_number(through.to_string())
+        });
         let position = position.build().map_err(|e| PortError::Fatal(e.to_string()))?;
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let client = self.lines.get(turn % self.lines.len().max(1)).unwrap_or(&stream.client);
-        let call = client.subscribe_to_shard().consumer_arn(arn).shard_id(shard).starting_position(position).send();
+        let call = client.subscribe_to_shard().consumer_arn(&arn).shard_id(shard).starting_position(position).send();
         let Ok(answer) = tokio::time::timeout(SUBSCRIBE, call).await else {
             return Err(PortError::Unclear(format!("{}: time-out", stream.tried("Kinesis SubscribeToShard"))));
         };
@@ -111,9 +132,10 @@ impl Consumer {
             Ok(begun) => Ok(begun),
             Err(error) => {
                 let failure = Failure::of(stream.tried("Kinesis SubscribeToShard"), &error);
+                // The consumer was registered again, or is gone; or it is the shard that is gone.
                 if failure.code() == Some("ResourceNotFoundException") {
-                    // It was registered again, or is gone: what is so is found out first.
-                    if lock(&self.arn).take().is_some() {
+                    lock(&self.arn).take();
+                    if self.arn(stream).await? != arn {
                         return Err(PortError::Unclear(failure.to_string()));
                     }
                 }
@@ -124,18 +146,26 @@ impl Consumer {
 
     /// The next records of a shard behind a place.
     pub(super) async fn read(&self, stream: &Stream, shard: &str, from: Place, incarnation: Option<&str>) -> Result<Answer, PortError> {
-        let held = lock(&self.subscriptions).remove(shard);
+        let held = {
+            let mut subscriptions = lock(&self.subscriptions);
+            // What one that was not read for long has kept is old, and no word of what is there now.
+            subscriptions.retain(|_, s| s.read.elapsed() < UNREAD);
+            subscriptions.remove(shard)
+        };
         let mut subscription = match held {
             Some(held) if held.from == from && held.events.is_some() => held,
             before => {
                 // The one before ends here, if there is one.
-                if let Some(before) = before {
+                if let Some(before) = &before {
                     tokio::time::sleep_until((before.since + AGAIN).into()).await;
                 }
-                self.begin(stream, shard, from, incarnation).await?
+                // What was known of the shard is known still, when one follows that ended here.
+                let known = before.filter(|before| before.from == from);
+                self.begin(stream, shard, from, incarnation, known).await?
             }
         };
         let answer = self.next(stream, &mut subscription).await;
+        subscription.read = Instant::now();
         if !answer.as_ref().is_ok_and(|answer| answer.ended) {
             lock(&self.subscriptions).insert(shard.to_owned(), subscription);
         }
@@ -143,23 +173,38 @@ impl Consumer {
     }
 
     /// A new subscription; one that cannot be had is not asked for again at once.
-    async fn begin(&self, stream: &Stream, shard: &str, from: Place, incarnation: Option<&str>) -> Result<Subscription, PortError> {
-        let mut subscription = Subscription { from, events: None, since: Instant::now(), heard: Instant::now(), behind: true };
+    async fn begin(
+        &self,
+        stream: &Stream,
+        shard: &str,
+        from: Place,
+        incarnation: Option<&str>,
+        known: Option<Subscription>,
+    ) -> Result<Subscription, PortError> {
+        let now = Instant::now();
+        let mut subscription = match known {
+            Some(known) => Subscription { events: None, since: now, ..known },
+            None => Subscription { from, events: None, since: now, read: now, heard: now, behind: true, through: None },
+        };
         let begun = match stream.is_still(incarnation).await {
-            Ok(()) => self.subscribe(stream, shard, from).await,
+            Ok(()) => self.subscribe(stream, shard, from, subscription.through).await,
             Err(error) => Err(error),
         };
-        let mut subscriptions = lock(&self.subscriptions);
-        // Of shards that this worker has left.
-        subscriptions.retain(|_, s| s.since.elapsed() < LIFE);
         match begun {
             Ok(events) => {
                 subscription.events = Some(events);
                 Ok(subscription)
             }
             Err(error) => {
-                subscriptions.insert(shard.to_owned(), subscription);
-                Err(error)
+                subscription.read = Instant::now();
+                subscription.behind = true;
+                // It may be the number that cannot be begun behind.
+                let numbered = subscription.through.take().is_some();
+                lock(&self.subscriptions).insert(shard.to_owned(), subscription);
+                Err(match error {
+                    PortError::Fatal(why) if numbered => PortError::Unclear(why),
+                    error => error,
+                })
             }
         }
     }
@@ -169,21 +214,23 @@ impl Consumer {
         let Some(events) = &mut subscription.events else { return Ok(Answer::nothing(true)) };
         let event = match tokio::time::timeout(WAIT, events.event_stream.recv()).await {
             // A connection that died unnoticed is as silent as a shard; what is not known is not the tip.
-            Err(_) if subscription.heard.elapsed() > DEAD => {
+            Err(_) if subscription.heard.max(subscription.since).elapsed() > DEAD => {
                 subscription.events = None;
                 let what = stream.tried("Kinesis SubscribeToShard");
                 return Err(PortError::Unclear(format!("{what}: nothing was sent for {} s", DEAD.as_secs())));
             }
-            Err(_) => return Ok(Answer::nothing(subscription.behind || subscription.heard.elapsed() > SILENT)),
+            Err(_) => return Ok(Answer::nothing(subscription.unknown())),
             Ok(Ok(Some(Pushed::SubscribeToShardEvent(event)))) => event,
             // Something that is not known yet.
             Ok(Ok(Some(_))) => return Ok(Answer::nothing(true)),
+            // As it does after five minutes: whether this is the tip is no other question than before.
             Ok(Ok(None)) => {
                 subscription.events = None;
-                return Ok(Answer::nothing(true));
+                return Ok(Answer::nothing(subscription.unknown()));
             }
             Ok(Err(error)) => {
                 subscription.events = None;
+                subscription.behind = true;
                 let error = error.into_service_error();
                 if matches!(error, StreamError::ResourceNotFoundException(_)) {
                     *lock(&self.arn) = None;
@@ -197,10 +244,14 @@ impl Consumer {
         let ended = !children.is_empty();
         subscription.behind = event.millis_behind_latest > 0;
         let last = event.records.last().map(|r| offset(r.sequence_number())).transpose()?;
-        // The record that the place lies in may be all that is there.
-        if let Some(last) = last.filter(|last| subscription.from != Place::Inside(*last)) {
+        if let Some(last) = last {
             subscription.from = Place::After(last);
         }
+        let least = match subscription.from {
+            Place::After(last) | Place::Inside(last) => last,
+            Place::Oldest | Place::Since(_) => Offset::new(0),
+        };
+        subscription.through = offset(&event.continuation_sequence_number).ok().filter(|through| *through > least);
         Ok(Answer { records: event.records, more: subscription.behind, awaited: true, ended, children })
     }
 }

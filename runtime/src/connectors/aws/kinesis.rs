@@ -195,8 +195,8 @@ impl Stream {
         }
     }
 
-    /// Records of a shard from a place on, behind [`Place::Inside`] with the one that it names; waits so that the shard's limit is kept, and reads on until there are records
-    /// or none are left. `incarnation`: what the offset belongs to.
+    /// Records of a shard from a place on, behind [`Place::Inside`] with the one that it names; waits so that the shard's limit
+    /// is kept. `incarnation`: what the offset belongs to.
     async fn read(&self, shard: &str, from: Place, incarnation: Option<&str>) -> Result<Answer, PortError> {
         // A position lies in or behind a whole record, also where that holds several.
         let from = match from {
@@ -229,19 +229,16 @@ impl Stream {
             match self.client.get_records().shard_iterator(&iterator).limit(READ_RECORDS).send().await {
                 Ok(answer) => {
                     let last = answer.records().last().map(|r| offset(r.sequence_number())).transpose()?;
-                    // The record that the place lies in may be all that is there.
-                    let last = last.filter(|last| from != Place::Inside(*last));
                     let next = answer.next_shard_iterator().map(str::to_owned);
                     let more = next.is_some() && last.is_none() && answer.millis_behind_latest().unwrap_or_default() > 0;
                     if next.is_some() {
                         lock(&self.held)
                             .insert(shard.to_owned(), Held { from: last.map_or(from, Place::After), iterator: next, not_before });
                     }
-                    if !more {
-                        let ended = answer.next_shard_iterator.is_none();
-                        let children = answer.child_shards().iter().map(|c| c.shard_id().to_owned()).collect();
-                        return Ok(Answer { records: answer.records, ended, children, ..Answer::default() });
-                    }
+                    let ended = answer.next_shard_iterator.is_none();
+                    let children = answer.child_shards().iter().map(|c| c.shard_id().to_owned()).collect();
+                    // Where more is there it need not be waited for again: the next read waits for the limit.
+                    return Ok(Answer { records: answer.records, more, awaited: more, ended, children });
                 }
                 Err(error) => {
                     let failure = Failure::of(self.tried("Kinesis GetRecords"), &error);
@@ -423,7 +420,13 @@ impl Source for KinesisSource {
                 let of_it = listed.iter().filter(|s| s.parents.iter().any(|p| p == lineage.partition()));
                 children = of_it.map(|s| lineage.sibling(&s.id)).collect();
             }
-            Ok(Read { batch, end, children, more: answer.more, awaited: answer.awaited, ..Read::default() })
+            // The record that the place lies in may have no others than were taken; it was looked at all the same.
+            let scanned = match from {
+                Place::Inside(last) if !answer.records.is_empty() => Some(last),
+                _ => None,
+            };
+            let more = answer.more || (scanned.is_some() && batch.is_empty());
+            Ok(Read { batch, end, children, more, awaited: answer.awaited, scanned })
         })
     }
 }
@@ -513,7 +516,12 @@ impl Log for KinesisLog {
     fn read<'a>(&'a self, partition: u16, after: Option<Offset>) -> Call<'a, Vec<(Offset, Bytes)>> {
         Box::pin(async move {
             let shard = self.stream.fixed_shard(self.hash(partition)?).await?;
-            let answer = self.stream.read(&shard, Place::behind(after), None).await?;
+            let answer = loop {
+                let answer = self.stream.read(&shard, Place::behind(after), None).await?;
+                if !answer.more || !answer.records.is_empty() {
+                    break answer;
+                }
+            };
             if answer.ended {
                 let why = "a shard of it was closed; Leat alone decides how many it has";
                 return Err(PortError::Fatal(format!("the repartition stream {}: {why}", self.stream.name)));

@@ -226,6 +226,10 @@ impl Connection {
             let answer = self.ask(&step, 0, 2, Duration::ZERO).await?;
             if answer.error_code != 0 {
                 let why = answer.error_message.as_ref().map_or("no reason", |m| m.as_str());
+                // Brokers of Amazon MSK say so where connections come too fast.
+                if why.contains("Too many connects") {
+                    return Err(PortError::Unclear(format!("Kafka at {}: {why}", self.address)));
+                }
                 return Err(PortError::Fatal(format!("Kafka at {} does not let this worker in: {why}", self.address)));
             }
             lasts = answer.session_lifetime_ms;
@@ -240,7 +244,10 @@ impl Connection {
     /// let the broker wait.
     pub async fn call<R: Request>(&mut self, request: &R, least: i16, most: i16, waits: Duration) -> Result<R::Response, PortError> {
         if let Some((sasl, _)) = self.again.take_if(|(_, at)| *at <= Instant::now()) {
-            self.authenticate(sasl).await?;
+            // A role may have come back under another name, which brokers take on a connection of its own alone.
+            self.authenticate(sasl).await.map_err(|why| match why {
+                PortError::Fatal(why) | PortError::Unclear(why) => PortError::Unclear(format!("{why}; it is connected to anew")),
+            })?;
         }
         self.ask(request, least, most, waits).await
     }

@@ -10,6 +10,7 @@ use super::send::leave;
 use super::{QUEUE_BYTES, SourceTask};
 use crate::batch::SourceBatch;
 use crate::engine::file::FileWriter;
+use crate::engine::ports::Read;
 use crate::engine::task::{self, Control, TaskError};
 use crate::operators::saved::Run;
 use crate::operators::source::Leaving;
@@ -62,17 +63,18 @@ impl<C: Control> SourceTask<C> {
         self.apply_raises(&raises, at, true);
         while at < self.row.position {
             let read = self.ports.insist(|| self.ports.source.read(&self.job.lineage, self.place(at))).await?;
-            let mut batch = truncate(&read.batch, self.row.position);
+            let (mut batch, behind) = split(&read.batch, self.row.position);
             // All up to here was looked at, whether or not a record is left there.
             let reached = read.scanned.map(|scanned| Some(scanned).min(self.row.position));
             if batch.is_empty() && (!read.batch.is_empty() || read.end) && reached.is_none() {
                 return Err(TaskError::Trimmed { what: self.job.lineage.to_string(), from: at });
             }
-            if batch.is_empty() && reached <= Some(at) {
+            if batch.is_empty() && reached <= Some(at) && !read.more {
                 let (lineage, to) = (&self.job.lineage, self.row.position.map(|p| p.to_string()).unwrap_or_default());
                 self.ports.unclear.note(&format!("{lineage} gives no records up to {to}, which are needed to compute its state again"));
                 self.ports.clock.sleep(10).await;
             }
+            let kept = !batch.is_empty();
             // A raise stands between two records: the batch ends there.
             while !batch.is_empty() {
                 let stop = raises.iter().filter_map(|(p, _)| *p).filter(|p| Some(*p) > at && Some(p) < batch.positions.last()).min();
@@ -104,6 +106,8 @@ impl<C: Control> SourceTask<C> {
                     });
                 }
             }
+            // What lies right behind the cut need not be read again.
+            self.ahead = (kept && !behind.is_empty()).then_some(Read { batch: behind, ..read });
         }
         drop(self.chain.take_partials(&mut Default::default()));
         // A step that the snapshot does not know goes on with the numbers that its edge has had: readers have seen them.
@@ -139,12 +143,6 @@ impl<C: Control> SourceTask<C> {
             }
         }
     }
-}
-
-/// The records up to `end`.
-fn truncate(batch: &SourceBatch, end: Option<Offset>) -> SourceBatch {
-    let keep = batch.positions.partition_point(|p| Some(*p) <= end);
-    range(batch, 0, keep)
 }
 
 /// The records up to `stop`, and those behind it.

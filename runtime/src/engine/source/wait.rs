@@ -20,6 +20,35 @@ const SMALLER: usize = 8;
 /// A look is recent for so many times what is good enough for tasks that need looks.
 const SEEN: i64 = 4;
 
+/// After so long without an answer, ms, nothing is known of what is there.
+const HEARD: i64 = 10_000;
+
+/// Nothing newer is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Tip {
+    /// Since then, ms.
+    since: i64,
+    /// The source has said so last at this time, ms.
+    seen: i64,
+}
+
+impl Tip {
+    /// The source says so, again or for the first time.
+    pub(super) fn seen(before: Option<Self>, now: i64) -> Self {
+        Self { since: before.map_or(now, |tip| tip.since), seen: now }
+    }
+
+    /// Nobody knows what came since the source last answered; if nothing, the time before it counts.
+    pub(super) fn unsure(self) -> Self {
+        Self { seen: self.since, ..self }
+    }
+
+    /// Whether nothing newer has come for so many ms, as far as is known now.
+    fn silent(self, now: i64, timeout: i64) -> bool {
+        self.seen - self.since >= timeout && now - self.seen <= HEARD
+    }
+}
+
 impl<C: Control> SourceTask<C> {
     /// Says how much memory the task takes.
     pub(super) fn weigh(&mut self) {
@@ -64,7 +93,7 @@ impl<C: Control> SourceTask<C> {
         let waits = self.timed() && self.pressed() && !self.draining() && !self.ended && ahead();
         if waits {
             // Whether it is at the tip is not known while nothing is read, so it is not idle either.
-            self.at_tip_since = None;
+            self.tip = None;
         }
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         progress.at_tip &= !waits;
@@ -94,7 +123,7 @@ impl<C: Control> SourceTask<C> {
             // Where no step is keyed nobody asks for watermarks.
             None => !self.job.program.keyed.edges.is_empty(),
             Some(time) => {
-                let silent = self.at_tip_since.zip(time.idle_timeout).is_some_and(|(since, timeout)| now - since >= timeout.millis());
+                let silent = self.tip.zip(time.idle_timeout).is_some_and(|(tip, timeout)| tip.silent(now, timeout.millis()));
                 silent && self.row.position == self.position
             }
         };
@@ -126,4 +155,24 @@ pub(super) fn lowest_of_others(look: &Look, mine: &Lineage) -> Option<Watermark>
     let others = || look.sources.iter().filter(|(lineage, (_, row))| counts(lineage) && row.status == Status::Live);
     let busy = others().filter(|(_, (_, row))| !row.idle).map(|(_, (_, row))| row.watermark).min();
     busy.or_else(|| others().map(|(_, (_, row))| row.watermark).max())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_is_silent_while_it_says_so() {
+        let tip = Tip::seen(None, 1_000);
+        assert!(!tip.silent(1_000, 500));
+        // Time alone says nothing: it has to be asked.
+        assert!(!tip.silent(1_600, 500));
+        let tip = Tip::seen(Some(tip), 1_600);
+        assert!(tip.silent(1_600, 500) && tip.silent(1_600 + HEARD, 500));
+        assert!(!tip.silent(1_601 + HEARD, 500), "a read that takes long is no answer");
+        // After a read that failed nothing is known until one succeeds; then all of the time counts.
+        let tip = tip.unsure();
+        assert!(!tip.silent(2_500, 500));
+        assert!(Tip::seen(Some(tip), 2_500).silent(2_500, 500));
+    }
 }
