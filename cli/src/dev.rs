@@ -29,7 +29,7 @@ use leat_runtime::connectors::local::streams::{LocalLog, LocalSource, LocalStrea
 use leat_runtime::connectors::local::written::LocalStreams;
 use leat_runtime::engine::coordinator;
 use leat_runtime::engine::keyed;
-use leat_runtime::engine::ports::{Guard, Objects, Ports, Rows, StoredRow, Tables};
+use leat_runtime::engine::ports::{Guard, Objects, Ports, Rows, StoredRow, Tables, Unclear};
 use leat_runtime::engine::task::{self, Settings};
 use leat_runtime::engine::worker::{Shared, Worker};
 use leat_runtime::operators::memory::{Disk, Memory};
@@ -270,6 +270,9 @@ fn register(folder: &Path, definition: &str) -> Result<()> {
 
 async fn drive(world: &World, options: &Options, stop: &Arc<AtomicBool>) -> Result<Report> {
     let started = Instant::now();
+    if options.talk {
+        tokio::spawn(say(Arc::clone(&world.ports.unclear)));
+    }
     let session = format!("dev-{}-{}", std::process::id(), feed::now());
     // One process at a time holds the state, so what it wants is newer than what ran before.
     let hash = leat_compile::job_hash(&world.program.document);
@@ -287,7 +290,8 @@ async fn drive(world: &World, options: &Options, stop: &Arc<AtomicBool>) -> Resu
     let mut feeds: Vec<Running> = Vec::new();
     for (name, feed) in &options.feeds {
         let Some(stream) = world.streams.get(name) else { continue };
-        let (fed, thread) = feed::spawn(feed.clone(), Arc::clone(&world.program), name.clone(), Arc::clone(stream))?;
+        let unclear = Arc::clone(&world.ports.unclear);
+        let (fed, thread) = feed::spawn(feed.clone(), Arc::clone(&world.program), name.clone(), Arc::clone(stream), unclear)?;
         feeds.push((fed, Some(thread)));
     }
     if let Some(address) = &options.listen {
@@ -309,7 +313,10 @@ async fn drive(world: &World, options: &Options, stop: &Arc<AtomicBool>) -> Resu
         worker.stop();
         return Err(outcome.err().unwrap_or_else(|| anyhow::anyhow!("the run stopped")));
     };
-    worker.leave(PATIENCE).await?;
+    // What is not behind a cut is taken again by the next run.
+    if let Ok(left) = tokio::time::timeout(Duration::from_millis(PATIENCE as u64 + 1_000), worker.leave(PATIENCE)).await {
+        left?;
+    }
     outcome::report(world, done, before, started.elapsed().as_secs_f64()).await
 }
 
@@ -325,7 +332,10 @@ async fn rounds(
     let mut progress = Progress::new(&world.program, before);
     let (mut done, mut waited) = (false, false);
     while !stop.load(Ordering::Relaxed) && !done {
-        worker.round().await?;
+        tokio::select! {
+            round = worker.round() => round?,
+            () = stopped(stop) => break,
+        }
         for (_, thread) in feeds.iter_mut() {
             if let Some(ended) = thread.take_if(|t| t.is_finished()) {
                 ended.join().map_err(|_| anyhow::anyhow!("a feed stopped unexpectedly"))??;
@@ -333,7 +343,10 @@ async fn rounds(
         }
         let fed = feeds.iter().all(|(_, thread)| thread.is_none());
         if options.until_done && fed {
-            done = seal(world, &worker.shared).await?;
+            done = tokio::select! {
+                done = seal(world, &worker.shared) => done?,
+                () = stopped(stop) => break,
+            };
         }
         if options.talk && world.ports.memory.waited() > 0 && !std::mem::replace(&mut waited, true) {
             let limit = Size::from_bytes(options.memory as u64);
@@ -347,6 +360,28 @@ async fn rounds(
         }
     }
     Ok(done)
+}
+
+async fn stopped(stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Says when calls are made again for a while, and when that is over: a run that stands still must not be silent.
+async fn say(unclear: Arc<Unclear>) {
+    let (mut seen, mut again, mut said) = (0, 0, false);
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let (count, why) = unclear.seen();
+        again = if count > seen { again + 1 } else { 0 };
+        seen = count;
+        if again >= 2 && !std::mem::replace(&mut said, true) {
+            eprintln!("  waits: {why}");
+        } else if again == 0 && std::mem::take(&mut said) {
+            eprintln!("  goes on");
+        }
+    }
 }
 
 /// Records taken by all lineages.
@@ -400,7 +435,7 @@ async fn change_pipeline(world: &World, decide: &dyn Fn(&PipelineRow) -> Option<
         let mut next = PipelineRow::clone(&pipeline);
         next.seal = seal;
         let row = StoredRow { fence: Fence { cut: fence.cut + 1, ..fence.clone() }, body: task::encode(&next) };
-        if world.ports.rows.put(path::PIPELINE, row, Expect::Fence(fence)).await? {
+        if world.ports.insist(|| world.ports.rows.put(path::PIPELINE, row.clone(), Expect::Fence(fence.clone()))).await? {
             return Ok(());
         }
     }

@@ -5,7 +5,7 @@ use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use arrow::datatypes::DataType;
@@ -18,6 +18,7 @@ use leat_runtime::codecs::framing::Framing;
 use leat_runtime::connectors::local::files;
 use leat_runtime::connectors::local::shard::Record;
 use leat_runtime::connectors::local::streams::LocalStream;
+use leat_runtime::engine::ports::{PortError, Unclear};
 
 use crate::generate;
 use crate::sample::Keys;
@@ -26,6 +27,8 @@ use crate::sample::Keys;
 pub const SEED: u64 = 7;
 /// Bytes that are appended at once, about.
 const CHUNK: usize = 4 << 20;
+/// Pause before a chunk is appended again.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// Where records come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +71,8 @@ pub struct Fed {
     pub done: AtomicBool,
     /// Somebody wants it to stop.
     pub stop: AtomicBool,
+    /// Appends that are made again.
+    pub unclear: Arc<Unclear>,
 }
 
 /// Now, in milliseconds since the epoch.
@@ -119,12 +124,22 @@ impl Sink<'_> {
         let ends = std::mem::take(&mut self.ends);
         let keys = self.keys.of(&data, &ends);
         let arrival = now();
-        let mut start = 0;
-        let records = keys.into_iter().zip(&ends).enumerate().map(|(i, (key, end))| {
-            let record = Record { arrival, key, data: data[std::mem::replace(&mut start, *end)..*end].to_vec() };
-            (self.first + i as u64, record)
-        });
-        self.stream.append(records.collect(), Some(&self.id))?;
+        let records = || {
+            let mut start = 0;
+            let records = keys.iter().zip(&ends).enumerate().map(|(i, (key, end))| {
+                let data = data[std::mem::replace(&mut start, *end)..*end].to_vec();
+                (self.first + i as u64, Record { arrival, key: key.clone(), data })
+            });
+            records.collect()
+        };
+        while let Err(why) = self.stream.append(records(), Some(&self.id)) {
+            match why {
+                // A part may be there: each shard knows how far it was fed.
+                PortError::Unclear(why) if !fed.stop.load(Ordering::Relaxed) => fed.unclear.note(&why),
+                why => return Err(why.into()),
+            }
+            std::thread::sleep(AGAIN);
+        }
         self.first += ends.len() as u64;
         fed.records.store(self.first - 1, Ordering::Relaxed);
         Ok(())
@@ -317,8 +332,9 @@ pub fn spawn(
     program: Arc<Program>,
     name: String,
     stream: Arc<LocalStream>,
+    unclear: Arc<Unclear>,
 ) -> Result<(Arc<Fed>, std::thread::JoinHandle<Result<()>>)> {
-    let fed = Arc::new(Fed::default());
+    let fed = Arc::new(Fed { unclear, ..Fed::default() });
     let seen = Arc::clone(&fed);
     let thread = std::thread::Builder::new().name("feed".to_owned()).spawn(move || run(&feed, &program, &name, &stream, &seen))?;
     Ok((fed, thread))

@@ -34,6 +34,7 @@ pub struct Proxy {
     recovery: Mutex<BTreeMap<String, bool>>,
     held: Mutex<Option<String>>,
     refused: Mutex<Option<(String, String)>>,
+    refusals: Mutex<u64>,
     stopped: Mutex<Option<String>>,
     waiting: Mutex<BTreeMap<String, u64>>,
     /// Subscriptions to shards.
@@ -59,6 +60,11 @@ impl Proxy {
     /// Answers calls of an operation with this error code until this is called with `None`.
     pub fn refuse(&self, operation_and_code: Option<(&str, &str)>) {
         *self.refused.lock().expect("a lock") = operation_and_code.map(|(o, c)| (o.to_owned(), c.to_owned()));
+    }
+
+    /// Calls that were answered so.
+    pub fn refusals(&self) -> u64 {
+        *self.refusals.lock().expect("a lock")
     }
 }
 
@@ -214,6 +220,7 @@ async fn answer(State(front): State<Arc<Front>>, headers: HeaderMap, body: Bytes
     if let Some((refused, code)) = proxy.refused.lock().expect("a lock").clone()
         && refused == operation
     {
+        *proxy.refusals.lock().expect("a lock") += 1;
         let status = if code == "InternalServerError" { 500 } else { 400 };
         let name = format!("com.amazonaws.dynamodb.v20120810#{code}");
         return json_answer(status, &json!({"__type": name, "message": "answered by the test"}));

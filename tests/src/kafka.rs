@@ -34,7 +34,7 @@ pub async fn start(folder: &Path, address: &str, port: u16, controller: u16) -> 
     run(folder, address, port, &file).await
 }
 
-/// Ports of a broker besides, to which clients come by TLS: with a password, with a certificate, and with a token.
+/// Ports of a broker besides: to three of them clients come by TLS, with a password, with a certificate, and with a token.
 pub struct Doors {
     /// By SCRAM, user `leat` with the password `pass-word`.
     pub scram: u16,
@@ -42,16 +42,19 @@ pub struct Doors {
     pub certificate: u16,
     /// By a token, which has to be shown again every two seconds.
     pub token: u16,
+    /// Without TLS, by a road to it (port of the road, port behind it).
+    pub road: (u16, u16),
 }
 
 /// Sets a broker up; `doors`: with these, and certificates that [`certificates`] has made in the folder.
 pub fn configure(folder: &Path, address: &str, port: u16, controller: u16, doors: Option<&Doors>) -> PathBuf {
     let file = folder.join("kafka.properties");
-    let (mut listeners, mut protocols, mut more) = (String::new(), String::new(), Vec::new());
+    let (mut listeners, mut advertised, mut protocols, mut more) = (String::new(), String::new(), String::new(), Vec::new());
     if let Some(doors) = doors {
-        let Doors { scram, certificate, token } = doors;
-        listeners = format!(",WORD://{address}:{scram},CERTIFICATE://{address}:{certificate},TOKEN://{address}:{token}");
-        protocols = ",WORD:SASL_SSL,CERTIFICATE:SSL,TOKEN:SASL_SSL".to_owned();
+        let Doors { scram, certificate, token, road: (road, behind) } = doors;
+        let by_tls = format!(",WORD://{address}:{scram},CERTIFICATE://{address}:{certificate},TOKEN://{address}:{token}");
+        (listeners, advertised) = (format!("{by_tls},ROAD://{address}:{behind}"), format!("{by_tls},ROAD://{address}:{road}"));
+        protocols = ",WORD:SASL_SSL,CERTIFICATE:SSL,TOKEN:SASL_SSL,ROAD:PLAINTEXT".to_owned();
         let unsecured = "org.apache.kafka.common.security.oauthbearer.internals.unsecured.OAuthBearerUnsecuredValidatorCallbackHandler";
         let login = "org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required;";
         let inline = |name: &str| std::fs::read_to_string(folder.join(name)).expect("a certificate").trim_end().replace('\n', "\\n");
@@ -79,7 +82,7 @@ pub fn configure(folder: &Path, address: &str, port: u16, controller: u16, doors
         format!("controller.quorum.voters=1@{address}:{controller}"),
         "controller.listener.names=CONTROLLER".to_owned(),
         format!("listeners=PLAINTEXT://{address}:{port},CONTROLLER://{address}:{controller}{listeners}"),
-        format!("advertised.listeners=PLAINTEXT://{address}:{port}{listeners}"),
+        format!("advertised.listeners=PLAINTEXT://{address}:{port}{advertised}"),
         format!("listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT{protocols}"),
         format!("log.dirs={}", folder.join("kafka").display()),
         // One broker has no other to replicate to.

@@ -7,11 +7,14 @@ pub mod cluster;
 pub mod gate;
 pub mod kafka;
 pub mod kubectl;
+pub mod laptop;
 pub mod node;
 pub mod process;
 pub mod pushes;
 pub mod redis;
 pub mod rough;
+pub mod sources;
+pub mod wires;
 pub mod workers;
 
 use std::path::{Path, PathBuf};

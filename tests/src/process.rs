@@ -33,6 +33,12 @@ impl Program {
         self.child.try_wait().expect("a child").is_none()
     }
 
+    /// A path as the program sees it, which may have a file system of its own.
+    pub fn sees(&self, path: &Path) -> PathBuf {
+        let path = path.strip_prefix("/").unwrap_or(path);
+        Path::new("/proc").join(self.child.id().to_string()).join("root").join(path)
+    }
+
     /// Sends a signal by its name.
     pub fn signal(&self, name: &str) {
         let sent = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status();

@@ -12,6 +12,7 @@ use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use serde_json::{Value, json};
 
 /// What happens to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,6 +31,8 @@ pub enum Fate {
     Twice,
     /// The server says that it is overburdened.
     Refused,
+    /// Every second record of a PutRecords is refused; other calls go through.
+    Half,
 }
 
 /// A road.
@@ -61,15 +64,41 @@ impl Road {
         *self.rough.lock().expect("a number") = 0;
     }
 
-    fn fate(&self) -> (Fate, u64) {
+    /// What happens to the next call; `batch`: whether each of its records is answered.
+    fn fate(&self, batch: bool) -> (Fate, u64) {
         let mut state = self.random.lock().expect("a number");
         *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let drawn = *state >> 33;
         let fates = [Fate::Late, Fate::Lost, Fate::Unheard, Fate::Cut, Fate::Twice, Fate::Refused];
-        let fate = if drawn % 1000 < *self.rough.lock().expect("a number") { fates[(drawn / 1000 % 6) as usize] } else { Fate::Fine };
+        let (drawn_of, rough) = (drawn % 1000, *self.rough.lock().expect("a number"));
+        let fate = match drawn_of {
+            met if met < rough => fates[(drawn / 1000 % 6) as usize],
+            // They are few.
+            met if batch && met < 4 * rough => Fate::Half,
+            _ => Fate::Fine,
+        };
         *self.met.lock().expect("a map").entry(fate).or_default() += 1;
         (fate, drawn / 6000)
     }
+}
+
+/// A PutRecords with its first record, its third, and so on; and how many it had.
+fn every_second(body: &Bytes) -> (Bytes, usize) {
+    let mut request: Value = serde_json::from_slice(body).expect("a request");
+    let records = request["Records"].as_array().expect("records").clone();
+    request["Records"] = records.iter().step_by(2).cloned().collect();
+    (request.to_string().into(), records.len())
+}
+
+/// Its answer, with those between them refused; `records`: of the whole request.
+fn with_refused(bytes: &Bytes, records: usize) -> Bytes {
+    let mut answer: Value = serde_json::from_slice(bytes).expect("an answer");
+    let mut taken = answer["Records"].as_array().expect("records").clone().into_iter();
+    let refused = json!({"ErrorCode": "ProvisionedThroughputExceededException", "ErrorMessage": "the shard has enough"});
+    let all: Vec<Value> = (0..records).map(|i| if i % 2 == 0 { taken.next().expect("an answer") } else { refused.clone() }).collect();
+    answer["FailedRecordCount"] = json!(all.iter().filter(|r| r.get("ErrorCode").is_some_and(|c| !c.is_null())).count());
+    answer["Records"] = json!(all);
+    answer.to_string().into()
 }
 
 /// An answer that breaks off: the server ends the connection where a body is an error.
@@ -84,6 +113,9 @@ async fn pass(State(road): State<Arc<Road>>, request: Request<Body>) -> Response
     let Ok(body) = body.collect().await.map(http_body_util::Collected::to_bytes) else {
         return broken_off(StatusCode::BAD_REQUEST, Bytes::new());
     };
+    let batch = parts.headers.get("x-amz-target").is_some_and(|t| t.as_bytes().ends_with(b".PutRecords"));
+    let (fate, drawn) = road.fate(batch);
+    let (body, records) = if fate == Fate::Half { every_second(&body) } else { (body, 0) };
     let target = parts.uri.path_and_query().map_or("/", |p| p.as_str());
     let uri = format!("{}{target}", road.behind);
     let once = || {
@@ -93,7 +125,6 @@ async fn pass(State(road): State<Arc<Road>>, request: Request<Body>) -> Response
         }
         road.client.request(forward.body(Full::new(body.clone())).expect("a request"))
     };
-    let (fate, drawn) = road.fate();
     match fate {
         Fate::Lost => return broken_off(StatusCode::OK, Bytes::new()),
         Fate::Refused => {
@@ -102,7 +133,7 @@ async fn pass(State(road): State<Arc<Road>>, request: Request<Body>) -> Response
         }
         Fate::Late => tokio::time::sleep(Duration::from_millis(drawn % 700)).await,
         Fate::Twice => drop(once().await),
-        Fate::Fine | Fate::Unheard | Fate::Cut => {}
+        Fate::Fine | Fate::Unheard | Fate::Cut | Fate::Half => {}
     }
     let Ok(answer) = once().await else { return broken_off(StatusCode::OK, Bytes::new()) };
     let (head, mut body) = answer.into_parts();
@@ -125,6 +156,7 @@ async fn pass(State(road): State<Arc<Road>>, request: Request<Body>) -> Response
         Fate::Cut => return broken_off(head.status, bytes.slice(..bytes.len() / 2)),
         _ => {}
     }
+    let bytes = if fate == Fate::Half && head.status.is_success() { with_refused(&bytes, records) } else { bytes };
     let mut out = Response::builder().status(head.status);
     for (name, value) in head.headers.iter().filter(|(name, _)| !["transfer-encoding"].contains(&name.as_str())) {
         out = out.header(name, value);

@@ -26,14 +26,15 @@ use leat_runtime::engine::ports::{
 };
 use leat_runtime::output::{Attribute, Item, StreamRecord};
 use leat_runtime_core::begin::{self, Known, Listed};
-use leat_runtime_core::key::{HashRange, partition_hash};
+use leat_runtime_core::key::partition_hash;
 use leat_runtime_core::path;
-use leat_runtime_core::position::{Lineage, Offset};
+use leat_runtime_core::position::Offset;
 use leat_runtime_core::row::{Expect, Fence, Part};
 use leat_tests::clouds::{Clouds, Kinesis, Proxy};
 use leat_tests::process::{tool, until};
 use leat_tests::redis::Redis;
 use leat_tests::repository;
+use leat_tests::sources::{Feed, read_shard, source};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -222,91 +223,6 @@ async fn streams(streams: &dyn Streams) -> Vec<(String, Vec<u8>)> {
     (0..=1_200).map(record).map(|r| (r.key, r.data.to_vec())).collect()
 }
 
-/// What a source's suite needs besides the port.
-struct Feed<'a> {
-    send: &'a dyn Fn(Vec<(String, Vec<u8>)>) -> futures::future::LocalBoxFuture<'a, ()>,
-    split: &'a dyn Fn() -> futures::future::LocalBoxFuture<'a, ()>,
-}
-
-async fn read_shard(source: &dyn Source, lineage: &Lineage, mut after: Option<Offset>, count: usize) -> Vec<(Offset, Vec<u8>, Vec<u8>)> {
-    let mut all = Vec::new();
-    while all.len() < count {
-        let read = until("records", PATIENCE, async || match source.read(lineage, Place::behind(after)).await {
-            // A source may ask for patience, as where a subscription can be had once in five seconds.
-            Err(PortError::Unclear(why)) => Err(why),
-            clear => Ok(clear.expect("records")),
-        })
-        .await;
-        for i in 0..read.batch.len() {
-            all.push((read.batch.positions[i], read.batch.key(i).unwrap_or_default().to_vec(), read.batch.record(i).to_vec()));
-        }
-        assert!(read.batch.arrivals.iter().all(|a| *a > 1_700_000_000_000));
-        after = all.last().map(|(o, ..)| *o).or(after);
-    }
-    all
-}
-
-async fn source(source: &dyn Source, feed: Feed<'_>) {
-    let shards = source.shards("s").await.expect("shards");
-    assert_eq!(shards.len(), 2);
-    assert!(shards.iter().all(|s| s.parents.is_empty() && s.lineage.source() == "s" && !s.lineage.incarnation().is_empty()));
-    let mut ranges: Vec<HashRange> = shards.iter().map(|s| s.range).collect();
-    ranges.sort_by_key(|r| r.first);
-    assert!(ranges[0].first == 0 && ranges[0].last + 1 == ranges[1].first && ranges[1].last == u128::MAX);
-    // A record is where its key puts it, and stays there; with its bytes, whatever they are.
-    let records: Vec<(String, Vec<u8>)> = (0..400u32)
-        .map(|n| {
-            (
-                format!("key-{n}"),
-                match n % 3 {
-                    0 => vec![0xff, 0x00, n as u8],
-                    1 => Vec::from(format!("event {n}")),
-                    _ => vec![b'x'; 3_000],
-                },
-            )
-        })
-        .collect();
-    (feed.send)(records.clone()).await;
-    let mut seen = BTreeSet::new();
-    for shard in &shards {
-        let expected: Vec<&(String, Vec<u8>)> =
-            records.iter().filter(|(k, _)| (shard.range.first..=shard.range.last).contains(&partition_hash(k.as_bytes()))).collect();
-        let all = read_shard(source, &shard.lineage, None, expected.len()).await;
-        assert!(all.iter().map(|(_, k, d)| (k.as_slice(), d.as_slice())).eq(expected.iter().map(|(k, d)| (k.as_bytes(), d.as_slice()))));
-        assert!(all.windows(2).all(|w| w[0].0 < w[1].0));
-        let again = read_shard(source, &shard.lineage, Some(all[9].0), all.len() - 10).await;
-        assert!(again[..] == all[10..], "reading after an offset gives the same records");
-        seen.extend(all.into_iter().map(|(_, k, _)| k));
-    }
-    assert_eq!(seen.len(), records.len());
-    // A split: the parent ends after its last record and names its children, which share its range.
-    (feed.split)().await;
-    let after = until("the children", PATIENCE, async || {
-        let shards = source.shards("s").await.map_err(|e| e.to_string())?;
-        if shards.len() == 4 { Ok(shards) } else { Err(format!("{} shards", shards.len())) }
-    })
-    .await;
-    let children: Vec<_> = after.iter().filter(|s| !s.parents.is_empty()).collect();
-    assert_eq!(children.len(), 2);
-    let parent = after.iter().find(|s| s.lineage == children[0].parents[0]).expect("the parent");
-    assert!(children.iter().all(|c| c.parents == [parent.lineage.clone()]));
-    let mut halves: Vec<HashRange> = children.iter().map(|c| c.range).collect();
-    halves.sort_by_key(|r| r.first);
-    assert!(halves[0].first == parent.range.first && halves[0].last + 1 == halves[1].first && halves[1].last == parent.range.last);
-    let mut position = None;
-    let ended = until("the end of the parent", PATIENCE, async || {
-        let read = source.read(&parent.lineage, Place::behind(position)).await.map_err(|e| e.to_string())?;
-        position = read.batch.positions.last().copied().or(position);
-        if read.end { Ok(read) } else { Err("it goes on".to_owned()) }
-    })
-    .await;
-    let named: BTreeSet<&Lineage> = ended.children.iter().collect();
-    assert_eq!(named, children.iter().map(|c| &c.lineage).collect());
-    // Another incarnation is another source.
-    let stranger = Lineage::new("s", "1", parent.lineage.partition());
-    assert!(matches!(source.read(&stranger, Place::Oldest).await, Err(PortError::Fatal(_))));
-}
-
 #[tokio::test]
 async fn the_laptop_conforms() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -341,7 +257,7 @@ async fn the_laptop_conforms() {
         stream.split().expect("a split");
         Box::pin(async {})
     };
-    source(&port, Feed { send: &send, split: &split }).await;
+    source(&port, Feed { send: &send, split: &split, merge: None }).await;
 }
 
 /// Makes what a suite needs as the operator does.
@@ -372,10 +288,13 @@ async fn since(client: &aws_sdk_kinesis::Client, written: &KinesisSource, proxy:
     let all = async |from: Place| {
         let (mut found, mut from) = (Vec::new(), from);
         loop {
-            let read = written.read(&shard, from).await.expect("records").batch;
-            let Some(last) = read.positions.last() else { return found };
-            from = Place::After(*last);
-            found.extend(read.positions.iter().copied().zip(read.arrivals));
+            let read = written.read(&shard, from).await.expect("records");
+            match read.batch.positions.last() {
+                Some(last) => from = Place::After(*last),
+                None if read.more => {}
+                None => return found,
+            }
+            found.extend(read.batch.positions.iter().copied().zip(read.batch.arrivals));
         }
     };
     let stream = KinesisStreams::new(BTreeMap::from([("w".to_owned(), Stream::new(client.clone(), "w"))]));
@@ -397,6 +316,23 @@ async fn since(client: &aws_sdk_kinesis::Client, written: &KinesisSource, proxy:
     let ahead = written.read(&shard, Place::Since(4_000_000_000_000)).await;
     proxy.refuse(None);
     assert!(matches!(&ahead, Err(PortError::Unclear(why)) if why.contains("2096-10-02") && why.contains("has not come yet")), "{ahead:?}");
+    // One that is throttled says so; behind an iterator that has expired, reading goes on with another one.
+    let half = whole[whole.len() / 2];
+    let before = written.read(&shard, Place::After(half.0)).await.expect("records").batch;
+    let last = *before.positions.last().expect("records");
+    let marks: Vec<StreamRecord> = (0..8).map(|n| StreamRecord { key: format!("mark-{n}"), data: Bytes::from_static(b"{}") }).collect();
+    stream.put("w", &marks).await.expect("put");
+    proxy.refuse(Some(("GetRecords", "ProvisionedThroughputExceededException")));
+    let throttled = written.read(&shard, Place::After(last)).await;
+    assert!(matches!(&throttled, Err(PortError::Unclear(why)) if why.contains("GetRecords") && why.contains("throttled")), "{throttled:?}");
+    proxy.refuse(Some(("GetRecords", "ExpiredIteratorException")));
+    let refused = proxy.refusals();
+    let cleared = async {
+        until("a refusal", PATIENCE, async || if proxy.refusals() > refused { Ok(()) } else { Err("none yet".to_owned()) }).await;
+        proxy.refuse(None);
+    };
+    let (read, ()) = futures::join!(read_shard(written, &shard, Some(last), 1), cleared);
+    assert!(read[0].0 > last && read[0].1.starts_with(b"mark-"), "{read:?}");
 }
 
 async fn kinesis_conforms(clouds: &Clouds) {
@@ -453,7 +389,17 @@ async fn source_conforms(client: &aws_sdk_kinesis::Client, name: &str, read: Str
                 .expect("SplitShard");
         })
     };
-    source(&port, Feed { send: &send, split: &split }).await;
+    // The children of the split above.
+    let merge = || -> futures::future::LocalBoxFuture<'_, ()> {
+        let client = client.clone();
+        Box::pin(async move {
+            let listed = client.list_shards().stream_name(name).send().await.expect("ListShards");
+            let children: Vec<&str> = listed.shards().iter().filter(|s| s.parent_shard_id().is_some()).map(|s| s.shard_id()).collect();
+            let [one, other] = children[..] else { panic!("{children:?}") };
+            client.merge_shards().stream_name(name).shard_to_merge(one).adjacent_shard_to_merge(other).send().await.expect("MergeShards");
+        })
+    };
+    source(&port, Feed { send: &send, split: &split, merge: Some(&merge) }).await;
 }
 
 /// A table with these keys.

@@ -30,6 +30,7 @@ use leat_runtime_core::position::{Lineage, Offset};
 use leat_tests::duckdb;
 use leat_tests::kafka::{self, Doors};
 use leat_tests::process::{Program, free_port, tool, until};
+use leat_tests::wires::Wires;
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -51,8 +52,11 @@ struct Cluster {
 
 impl Cluster {
     async fn start(folder: &Path) -> Self {
-        let (port, controller, doors) =
-            (free_port(), free_port(), Doors { scram: free_port(), certificate: free_port(), token: free_port() });
+        let (port, controller, doors) = (
+            free_port(),
+            free_port(),
+            Doors { scram: free_port(), certificate: free_port(), token: free_port(), road: (free_port(), free_port()) },
+        );
         kafka::certificates(folder, ADDRESS);
         let configured = kafka::configure(folder, ADDRESS, port, controller, Some(&doors));
         let broker = kafka::run(folder, ADDRESS, port, &configured).await;
@@ -548,7 +552,10 @@ async fn a_pipeline(cluster: &mut Cluster) {
     let folder = cluster.folder.join("pipeline");
     std::fs::create_dir(&folder).expect("a folder");
     let store = Arc::new(Store::open(&folder.join("state.redb")).expect("a store"));
-    let topic = cluster.topic("piped");
+    // Its connections end in the middle of requests and answers.
+    let (road, behind) = cluster.doors.road;
+    let wires = Wires::to(ADDRESS, road, behind, 7, 200_000).await;
+    let topic = cluster.topic_by("piped", road, Security::default());
     let ports = Ports {
         rows: Arc::clone(&store) as _,
         objects: Arc::new(LocalObjects::new(&folder.join("objects"))),
@@ -557,7 +564,7 @@ async fn a_pipeline(cluster: &mut Cluster) {
         source: Arc::new(KafkaSource::new(BTreeMap::from([("events".to_owned(), topic)]))),
         tables: store,
         streams: Arc::new(LocalStreams::new(&folder.join("written"))),
-        topics: Arc::new(cluster.sink("copied")),
+        topics: Arc::new(cluster.sink_by("copied", road, Security::default())),
         clock: Arc::new(SystemClock),
         unclear: Arc::default(),
         memory: Arc::default(),
@@ -619,4 +626,6 @@ async fn a_pipeline(cluster: &mut Cluster) {
     let rejects: u64 = second.shared.sources().values().flat_map(|p| p.ledger.0.values().map(Counts::rejects).collect::<Vec<_>>()).sum();
     assert_eq!(rejects, 1, "a record without value is no row; it is in the dead letters");
     second.leave(30_000).await.expect("it drains");
+    let cut = wires.cut.load(Ordering::Relaxed);
+    assert!(cut > 3, "{cut} connections ended on the way");
 }

@@ -234,7 +234,7 @@ async fn on_a_rough_road_nothing_is_lost_and_nothing_repeated() {
     for road in &all {
         road.met.lock().expect("a map").iter().for_each(|(fate, n)| *met.entry(*fate).or_default() += n);
     }
-    for fate in [Fate::Late, Fate::Lost, Fate::Unheard, Fate::Cut, Fate::Twice, Fate::Refused] {
+    for fate in [Fate::Late, Fate::Lost, Fate::Unheard, Fate::Cut, Fate::Twice, Fate::Refused, Fate::Half] {
         assert!(met.get(&fate) > Some(&3), "{met:?}");
     }
 }

@@ -14,6 +14,7 @@ use leat_compile::program::{Encoding, Program};
 use leat_runtime::codecs::framing::Framing;
 use leat_runtime::connectors::local::shard::Record;
 use leat_runtime::connectors::local::streams::LocalStream;
+use leat_runtime::engine::ports::PortError;
 
 use crate::feed::{self, now};
 use crate::sample::Keys;
@@ -53,6 +54,8 @@ async fn append(State(world): State<Arc<Streams>>, Path(name): Path<String>, bod
     });
     match wrote.await {
         Ok(Ok(count)) => (StatusCode::OK, format!("{{\"accepted\":{count}}}\n")),
+        // There may be room later; what went to some of the shards stays there.
+        Ok(Err(error @ PortError::Unclear(_))) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
         Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }

@@ -5,6 +5,7 @@ mod output;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use arrow::array::RecordBatch;
 use bytes::Bytes;
@@ -123,6 +124,8 @@ pub struct Progress {
     /// When settled, per lineage the cut up to which everything sent here was consumed; 0: not all of it. `None`: the
     /// lineages are not known.
     pub consumed: Option<BTreeMap<Lineage, u64>>,
+    /// What cuts and snapshots cost it.
+    pub held: task::Held,
 }
 
 impl<C: Control> KeyedTask<C> {
@@ -530,6 +533,7 @@ impl<C: Control> KeyedTask<C> {
 
     /// Starts a cut of everything taken so far.
     fn cut(&mut self, now: i64, drained: bool, with_snapshot: bool) -> Result<LocalBoxFuture<'static, Event>, TaskError> {
+        let began = Instant::now();
         self.cutting = true;
         self.changed = false;
         let number = self.fence.cut + 1;
@@ -580,6 +584,7 @@ impl<C: Control> KeyedTask<C> {
         let rolls = self.rolls(now, number, &row, drained || self.draining());
         let after = Fence { cut: number, drained, ..self.fence.clone() };
         let (ports, key, before, rules) = (self.ports.clone(), self.key.clone(), self.fence.clone(), self.rules());
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).held.note(began);
         Ok(Box::pin(async move { Event::Cut(write(&ports, &key, &before, after, row, objects, rolls, rules).await.map(Box::new)) }))
     }
 }

@@ -3,6 +3,7 @@
 mod cut;
 mod recover;
 mod send;
+mod snapshot;
 mod wait;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,9 +32,9 @@ use super::file::{self, FileWriter};
 use super::looks::{Look, Looks};
 use super::outlet::{Outlet, Outlets, outlets};
 use super::ports::{Place, PortError, Ports, Read};
-use super::task::{self, Base, Control, Exit, Settings, TaskError};
+use super::task::{self, Base, Control, Exit, Settings, TaskError, Tries};
+use crate::operators::files::FilesMark;
 use crate::operators::memory::Share;
-use crate::operators::saved::Saved;
 use crate::operators::source::{Replayable, SourceChain};
 
 /// So many bytes may wait to be sent before reading waits too.
@@ -68,6 +69,7 @@ struct Pending {
     /// `None`: not read back yet.
     left: Option<Vec<Message>>,
     busy: bool,
+    tries: Tries,
 }
 
 /// Something that was under way came to an end.
@@ -108,6 +110,8 @@ pub struct SourceTask<C> {
     raises: Vec<(Option<Offset>, Watermark)>,
     /// A snapshot that is written and waits for a cut that makes it the base.
     snapshot: Option<Base>,
+    /// How far the rows for files were when the last snapshot was taken.
+    filed: Vec<FilesMark>,
     /// Objects of this task that the base names.
     named: BTreeSet<String>,
     /// Objects of ids that this owner has made.
@@ -158,6 +162,8 @@ pub struct Progress {
     pub ledger: Ledger,
     /// Reading waits for lineages that are behind in event time, since memory is full.
     pub waits: bool,
+    /// What cuts and snapshots cost it.
+    pub held: task::Held,
 }
 
 impl<C: Control> SourceTask<C> {
@@ -188,7 +194,7 @@ impl<C: Control> SourceTask<C> {
             progress,
             position: row.position,
             assigned: BTreeMap::new(),
-            pending: row.unsent.iter().map(|s| Pending { staged: s.clone(), left: None, busy: false }).collect(),
+            pending: row.unsent.iter().map(|s| Pending { staged: s.clone(), left: None, busy: false, tries: Tries::default() }).collect(),
             replayable: Queue::default(),
             outlets: Some(outlets),
             complete: row.complete.iter().map(|f| (f.destination.clone(), (f.clone(), false))).collect(),
@@ -197,6 +203,7 @@ impl<C: Control> SourceTask<C> {
             writers: BTreeMap::new(),
             raises: row.raises.clone(),
             snapshot: None,
+            filed: Vec::new(),
             named: BTreeSet::new(),
             runs: 0,
             tip: None,
@@ -413,7 +420,7 @@ impl<C: Control> SourceTask<C> {
         for pending in self.pending.iter_mut().filter(|p| !p.busy) {
             pending.busy = true;
             let (ports, object) = (self.ports.clone(), pending.staged.object.clone());
-            let partitions = self.job.partitions;
+            let (partitions, pause) = (self.job.partitions, pending.tries.with(pending.left.as_ref().map_or(0, Vec::len)));
             match pending.left.take() {
                 None => busy.push(Box::pin(async move {
                     let loaded = ports.insist(|| ports.objects.get(&object)).await;
@@ -421,7 +428,7 @@ impl<C: Control> SourceTask<C> {
                     Event::Loaded(object, messages)
                 })),
                 Some(messages) => {
-                    busy.push(Box::pin(async move { Event::Sent(object, append(&ports, messages, groups, partitions).await) }))
+                    busy.push(Box::pin(async move { Event::Sent(object, append(&ports, messages, groups, partitions, pause).await) }))
                 }
             }
         }
@@ -442,43 +449,6 @@ impl<C: Control> SourceTask<C> {
         {
             busy.push(self.take_snapshot());
         }
-    }
-
-    /// A snapshot of the state as it is. Partial results are no part of it: it becomes the base only with a later cut,
-    /// which stages them.
-    fn take_snapshot(&mut self) -> LocalBoxFuture<'static, Event> {
-        self.snapshotting = true;
-        let head = self.object(path::Kind::Snapshot, self.fence.cut, self.chain.taken as usize);
-        let saved = self.saved(self.fence.cut);
-        let base = Base::new(&head, self.position, &saved);
-        let ports = self.ports.clone();
-        Box::pin(async move {
-            for (name, bytes) in task::objects_of(&head, saved) {
-                if let Err(error) = ports.insist(|| ports.objects.put(&name, bytes.clone())).await {
-                    return Event::Snapshot(Err(error));
-                }
-            }
-            Event::Snapshot(Ok(base))
-        })
-    }
-
-    /// The state as bytes, with names for what it needs beside its head.
-    fn saved(&mut self, cut: u64) -> Saved {
-        let generation = self.rules().hold(Rule::Names).then_some(self.fence.generation);
-        let (pipeline, key, runs) = (&self.job.unique, &self.key, &mut self.runs);
-        let saved = self.chain.snapshot(self.settings.run_ids, &mut || {
-            *runs += 1;
-            path::object(path::Kind::Ids, pipeline, key, cut, generation, *runs)
-        });
-        if !self.rules().hold(Rule::Stored) {
-            self.chain.stored(&saved.named);
-        }
-        saved
-    }
-
-    fn object(&self, kind: path::Kind, cut: u64, index: usize) -> String {
-        let generation = self.rules().hold(Rule::Names).then_some(self.fence.generation);
-        path::object(kind, &self.job.unique, &self.key, cut, generation, index)
     }
 
     fn apply(&mut self, event: Event) -> Result<(), TaskError> {
@@ -546,6 +516,7 @@ impl<C: Control> SourceTask<C> {
 
     fn pend(&mut self, object: &str, messages: Vec<Message>) {
         for pending in self.pending.iter_mut().filter(|p| p.staged.object == object) {
+            pending.tries.left(messages.len());
             pending.left = Some(messages.clone());
             pending.busy = false;
         }

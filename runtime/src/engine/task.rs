@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
@@ -101,6 +102,57 @@ pub trait Control {
     #[cfg(feature = "ablation")]
     fn merged(&self) -> i64 {
         i64::MIN
+    }
+}
+
+/// How often, and for how long, a task was held up by its own cuts and snapshots: while it decides what is written. Writing goes on
+/// beside its work.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Held {
+    /// How often.
+    pub times: u64,
+    /// For how long in all.
+    pub total: Duration,
+    /// For how long at most.
+    pub longest: Duration,
+}
+
+impl Held {
+    /// Once more, since `began`.
+    pub fn note(&mut self, began: Instant) {
+        self.add(&Self { times: 1, total: began.elapsed(), longest: began.elapsed() });
+    }
+
+    /// Those of another task too.
+    pub fn add(&mut self, other: &Self) {
+        self.times += other.times;
+        self.total += other.total;
+        self.longest = self.longest.max(other.longest);
+    }
+}
+
+/// How often nothing of something was accepted, one time after the other.
+#[derive(Default)]
+pub(super) struct Tries {
+    refused: u32,
+    sent: usize,
+}
+
+impl Tries {
+    /// So much is sent; answers the pause where none of it is accepted.
+    pub fn with(&mut self, sent: usize) -> u64 {
+        self.sent = sent;
+        self.pause()
+    }
+
+    /// So much was not accepted.
+    pub fn left(&mut self, left: usize) {
+        self.refused = if left > 0 && left == self.sent { self.refused + 1 } else { 0 };
+    }
+
+    /// Pause before it is sent again, ms: twice as long each time, as where a call has no clear answer.
+    pub fn pause(&self) -> u64 {
+        (10 << self.refused.min(8)).min(2_000)
     }
 }
 

@@ -3,7 +3,7 @@
 //! Rows of a sink are numbered in the order of their lineage. What is in parts is known by number, so a restart may
 //! compute rows again and drop those that a part has already.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
 
 use arrow::array::{AsArray, RecordBatch, UInt32Array};
@@ -39,6 +39,14 @@ pub struct FileRows {
     next: u64,
     buffers: BTreeMap<String, Buffer>,
     flushed: BTreeMap<String, u64>,
+}
+
+/// How far the rows of a sink were when a snapshot was taken.
+#[derive(Debug, Clone, Default)]
+pub struct FilesMark {
+    next: u64,
+    /// Those with rows that were in no part.
+    folders: BTreeSet<String>,
 }
 
 impl FileRows {
@@ -88,9 +96,14 @@ impl FileRows {
         self.buffers.retain(|folder, buffer| flushed.get(folder).is_none_or(|f| buffer.end > *f));
     }
 
-    /// Forgets folders whose parts no replay can reach: those flushed before the base of recovery.
-    pub fn forget_flushed(&mut self, base: &FileRows) {
-        self.flushed.retain(|folder, end| *end > base.next || base.buffers.contains_key(folder));
+    /// What a snapshot that is taken now has of these rows.
+    pub fn mark(&self) -> FilesMark {
+        FilesMark { next: self.next, folders: self.buffers.keys().cloned().collect() }
+    }
+
+    /// Forgets folders whose parts hold nothing that is computed again from a snapshot.
+    pub fn forget_flushed(&mut self, base: &FilesMark) {
+        self.flushed.retain(|folder, end| *end > base.next || base.folders.contains(folder));
     }
 
     /// Writes the numbering and the rows that are in no part.
@@ -228,6 +241,39 @@ pub fn positions_in(bytes: Bytes) -> Result<Vec<String>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_no_snapshot_brings_again_is_forgotten() {
+        use arrow::array::{ArrayRef, Int64Array};
+        let rows = |n: i64| {
+            let column: ArrayRef = std::sync::Arc::new(Int64Array::from_iter_values(0..n));
+            RecordBatch::try_from_iter([("n", column)]).expect("rows")
+        };
+        let hour = |h: i64| h * 3_600_000;
+        let mut files = FileRows::default();
+        let push = |files: &mut FileRows, hours: &[i64]| {
+            let times: Vec<i64> = hours.iter().map(|h| hour(*h)).collect();
+            files.push(&rows(hours.len() as i64), &times, Some(FilePartition::Hour)).expect("rows");
+        };
+        let name = |h: i64| folder(bucket(hour(h), Some(FilePartition::Hour)), Some(FilePartition::Hour));
+        push(&mut files, &[1, 2, 3, 1]);
+        files.flush(&name(1));
+        files.flush(&name(3));
+        // A snapshot now has the row of hour 2. Behind it hour 2 is flushed, and hour 3 gets one more row.
+        let base = files.mark();
+        push(&mut files, &[3, 2]);
+        files.flush(&name(2));
+        files.flush(&name(3));
+        files.forget_flushed(&base);
+        assert_eq!(files.flushed().keys().collect::<Vec<_>>(), [&name(2), &name(3)], "hour 1 is in nobody's way");
+        // From the snapshot on the same rows come again, and none of them is left.
+        let mut again = FileRows { next: 4, ..FileRows::default() };
+        again.resume(files.flushed());
+        push(&mut again, &[3, 2]);
+        assert_eq!(again.buffers().count(), 0);
+        files.forget_flushed(&files.mark());
+        assert!(files.flushed().is_empty());
+    }
 
     #[test]
     fn folders_are_named_by_their_time() {

@@ -55,9 +55,13 @@ pub fn rows(spec: &StreamSpec, batch: &RecordBatch) -> (BTreeMap<usize, StreamRo
     let lines = writer.into_inner();
     let (mut out, mut failures) = (BTreeMap::new(), Vec::new());
     for (row, json) in lines.split(|b| *b == b'\n').take(batch.num_rows()).enumerate() {
-        let longest = if spec.topic { LONGEST_ROW } else { LONGEST_KEY };
+        let longest = (!spec.topic).then_some(LONGEST_KEY);
         let key = spec.partition_by.map(|column| key(batch, column, row, longest)).transpose();
-        let key = key.and_then(|key| if json.len() > LONGEST_ROW { Err("a record of a stream has at most 1 MiB") } else { Ok(key) });
+        let key = key.and_then(|key| {
+            // That of a stream has a bound of its own.
+            let of_key = key.as_ref().filter(|_| spec.topic).map_or(0, String::len);
+            if json.len() + of_key > LONGEST_ROW { Err("a record of a stream has at most 1 MiB") } else { Ok(key) }
+        });
         match key {
             Ok(key) => drop(out.insert(row, StreamRow { key, json: json.to_vec() })),
             Err(why) => failures.push(Failure::of(row, why.to_owned())),
@@ -66,7 +70,7 @@ pub fn rows(spec: &StreamSpec, batch: &RecordBatch) -> (BTreeMap<usize, StreamRo
     (out, failures)
 }
 
-fn key(batch: &RecordBatch, column: usize, row: usize, longest: usize) -> Result<String, &'static str> {
+fn key(batch: &RecordBatch, column: usize, row: usize, longest: Option<usize>) -> Result<String, &'static str> {
     let array = batch.column(column);
     let text = match attribute(&evaluate::value(array, row), array.data_type()) {
         Attribute::S(text) | Attribute::N(text) => text,
@@ -75,7 +79,7 @@ fn key(batch: &RecordBatch, column: usize, row: usize, longest: usize) -> Result
     };
     match text.chars().count() {
         0 => Err("the partition key is empty"),
-        n if n > longest => Err("the partition key has more than 256 characters"),
+        n if longest.is_some_and(|longest| n > longest) => Err("the partition key has more than 256 characters"),
         _ => Ok(text),
     }
 }

@@ -14,6 +14,8 @@ use crate::output::{Attribute, Item};
 /// Longest values of keys, in bytes (DynamoDB quotas).
 const LONGEST_PARTITION_KEY: usize = 2_048;
 const LONGEST_SORT_KEY: usize = 1_024;
+/// Most bytes of an item, names of attributes included (DynamoDB quotas: 400 KB), less what its guard takes.
+const LARGEST_ITEM: usize = (400 << 10) - 1_024;
 
 /// Why DynamoDB does not take a value as a key.
 fn refused_key(attribute: &Attribute, longest: usize) -> Option<&'static str> {
@@ -75,6 +77,15 @@ fn refused(attribute: &Attribute) -> Option<&'static str> {
     (!fits).then_some("the number is out of its range")
 }
 
+/// Bytes of an attribute, as DynamoDB counts them at most.
+fn size(name: &str, attribute: &Attribute) -> usize {
+    let value = match attribute {
+        Attribute::S(text) | Attribute::N(text) => text.len() + 1,
+        Attribute::Bool(_) | Attribute::Null => 1,
+    };
+    name.len() + value
+}
+
 /// A table's items, and the rows that cannot become one.
 pub fn items(spec: &TableSpec, rows: &RecordBatch) -> (Vec<Item>, Vec<Failure>) {
     let mut failures = Vec::new();
@@ -98,6 +109,11 @@ pub fn items(spec: &TableSpec, rows: &RecordBatch) -> (Vec<Item>, Vec<Failure>) 
         let of_any = (0..columns.len()).map(|i| (i, refused(&of(i))));
         if let Some((i, why)) = of_key.chain(of_any).find_map(|(i, why)| Some((i, why?))) {
             failures.push(Failure::of(row, format!("DynamoDB does not take `{}`: {why}", columns[i].0)));
+            continue;
+        }
+        let bytes: usize = (0..columns.len()).map(|i| size(columns[i].0, &of(i))).sum();
+        if bytes > LARGEST_ITEM {
+            failures.push(Failure::of(row, format!("DynamoDB does not take the row: it has {bytes} bytes, an item at most 400 KB")));
         }
     }
     let fine = |row: &usize| !failures.iter().any(|f| f.row == *row);
@@ -188,6 +204,13 @@ mod tests {
         assert_eq!(kept(&all, false), Attribute::S(object.to_owned()));
         let only = BTreeMap::from([("name".to_owned(), Attribute::S("a \"b\"".to_owned()))]);
         assert_eq!(kept(&only, true), Attribute::S("a \"b\"".to_owned()));
+    }
+
+    #[test]
+    fn bytes_of_an_item_are_those_of_names_and_values() {
+        assert_eq!(size("name", &Attribute::S("\u{e9}".to_owned())), 7);
+        assert_eq!(size("n", &Attribute::N("-12.5".to_owned())), 7);
+        assert_eq!(size("flag", &Attribute::Bool(true)), 5);
     }
 
     #[test]

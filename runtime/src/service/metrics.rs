@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::engine::task::Held;
 use crate::engine::worker::Shared;
 use leat_runtime_core::ledger::Counts;
 use leat_runtime_core::path::lineage_of;
@@ -109,9 +110,43 @@ pub const DISK: Metric = Metric {
     labels: &[],
 };
 
+/// Cuts and snapshots.
+pub const HELD: Metric =
+    Metric { name: "leat_tasks_held_total", kind: "counter", help: "Cuts and snapshots that tasks have made.", labels: &["kind"] };
+/// What cuts and snapshots cost.
+pub const HELD_SECONDS: Metric = Metric {
+    name: "leat_tasks_held_seconds_total",
+    kind: "counter",
+    help: "Time for which tasks were held up by their cuts and snapshots; writing them goes on beside.",
+    labels: &["kind"],
+};
+/// The most that one has cost.
+pub const HELD_LONGEST: Metric = Metric {
+    name: "leat_tasks_held_longest_seconds",
+    kind: "gauge",
+    help: "Longest time for which a cut or a snapshot of a task that runs now has held it up.",
+    labels: &["kind"],
+};
+
 /// All of them.
-pub const ALL: [Metric; 13] =
-    [TAKEN, WATERMARK, AT_TIP, WAITS, ROWS, WINDOWS, KEYED_WATERMARK, TASKS, FENCED, UNCLEAR, MEMORY, MEMORY_LIMIT, DISK];
+pub const ALL: [Metric; 16] = [
+    TAKEN,
+    WATERMARK,
+    AT_TIP,
+    WAITS,
+    ROWS,
+    WINDOWS,
+    KEYED_WATERMARK,
+    TASKS,
+    HELD,
+    HELD_SECONDS,
+    HELD_LONGEST,
+    FENCED,
+    UNCLEAR,
+    MEMORY,
+    MEMORY_LIMIT,
+    DISK,
+];
 
 fn head(out: &mut String, metric: Metric) {
     out.push_str(&format!("# HELP {} {}\n# TYPE {} {}\n", metric.name, metric.help, metric.name, metric.kind));
@@ -183,6 +218,21 @@ pub fn text(shared: &Shared) -> String {
     head(&mut out, TASKS);
     sample(&mut out, TASKS, &["source"], sources.len() as f64);
     sample(&mut out, TASKS, &["keyed"], keyed.len() as f64);
+    let of = |kind: &'static str, all: &mut dyn Iterator<Item = Held>| {
+        let mut sum = Held::default();
+        all.for_each(|held| sum.add(&held));
+        (kind, sum)
+    };
+    let held = [of("source", &mut sources.values().map(|p| p.held)), of("keyed", &mut keyed.values().map(|p| p.held))];
+    let values = [
+        (HELD, held.map(|(kind, held)| (kind, held.times as f64))),
+        (HELD_SECONDS, held.map(|(kind, held)| (kind, held.total.as_secs_f64()))),
+        (HELD_LONGEST, held.map(|(kind, held)| (kind, held.longest.as_secs_f64()))),
+    ];
+    for (metric, by_kind) in values {
+        head(&mut out, metric);
+        by_kind.iter().for_each(|(kind, value)| sample(&mut out, metric, &[kind], *value));
+    }
     head(&mut out, FENCED);
     sample(&mut out, FENCED, &[], shared.fenced() as f64);
     head(&mut out, UNCLEAR);

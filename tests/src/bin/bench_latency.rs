@@ -8,16 +8,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use leat_runtime::connectors::clock::SystemClock;
-use leat_runtime::connectors::local::folder::{LocalFiles, LocalObjects};
 use leat_runtime::connectors::local::shard::Record;
-use leat_runtime::connectors::local::store::Store;
-use leat_runtime::connectors::local::streams::{LocalLog, LocalSource, LocalStream};
-use leat_runtime::connectors::local::written::LocalStreams;
+use leat_runtime::connectors::local::streams::LocalStream;
 use leat_runtime::engine::ports::{Call, Ports, Streams};
 use leat_runtime::engine::task::Settings;
 use leat_runtime::engine::worker::Worker;
 use leat_runtime::output::StreamRecord;
+use leat_tests::laptop;
 use serde_json::Value;
 
 /// Time between two appends to the stream: what a producer collects.
@@ -93,20 +90,7 @@ fn run(folder: &Path, cut_interval: i64, rate: u64, seconds: u64) -> BTreeMap<St
     let program = leat::manifest::pipeline(&documents, leat::manifest::References::default()).expect("a pipeline").program;
     let stream = Arc::new(LocalStream::open(&folder.join("stream"), 2, 1).expect("a stream"));
     let arrivals = Arc::new(Arrivals { began: Instant::now(), taken: Mutex::default() });
-    let store = Arc::new(Store::open(&folder.join("store.redb")).expect("a store"));
-    let ports = Ports {
-        rows: Arc::clone(&store) as _,
-        objects: Arc::new(LocalObjects::new(&folder.join("objects"))),
-        files: Arc::new(LocalFiles::new(&folder.join("s3"), &folder.join("uploads"), "one")),
-        log: Arc::new(LocalLog::open(&folder.join("log"), program.document.repartition_partitions).expect("a log")),
-        source: Arc::new(LocalSource { streams: [("events".to_owned(), Arc::clone(&stream))].into(), files: BTreeMap::new() }),
-        tables: store,
-        streams: Arc::clone(&arrivals) as _,
-        topics: Arc::new(LocalStreams::new(&folder.join("written"))),
-        clock: Arc::new(SystemClock),
-        unclear: Arc::default(),
-        memory: Arc::default(),
-    };
+    let ports = Ports { streams: Arc::clone(&arrivals) as _, ..laptop::ports(folder, &program, &stream) };
     let wanted = rate * seconds.saturating_sub(WARM.as_secs());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     runtime.block_on(async {

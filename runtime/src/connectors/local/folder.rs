@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use leat_runtime_core::row::Part;
 
-use super::fatal;
+use super::{failed, fatal};
 use crate::engine::ports::{Call, Completed, Files, Objects, PortError};
 
 /// Writes a file whole; it is durable when this returns.
@@ -18,10 +18,12 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
         fs::create_dir_all(parent)?;
     }
     let beside = path.with_extension(format!("tmp-{}", std::process::id()));
-    let mut file = File::create(&beside)?;
-    file.write_all(bytes)?;
-    file.sync_data()?;
-    fs::rename(&beside, path)
+    let written = File::create(&beside).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_data()
+    });
+    // On a full disk half a file takes room that others wait for.
+    written.and_then(|()| fs::rename(&beside, path)).inspect_err(|_| drop(fs::remove_file(&beside)))
 }
 
 /// Objects below a folder.
@@ -44,7 +46,7 @@ impl Objects for LocalObjects {
             tokio::task::spawn_blocking(write)
                 .await
                 .map_err(|e| fatal("writing was stopped", e))?
-                .map_err(|e| fatal(&format!("cannot write {name}"), e))
+                .map_err(|e| failed(&format!("cannot write {name}"), &e))
         })
     }
 
@@ -85,6 +87,23 @@ impl LocalFiles {
         self.uploads.join(upload).join(format!("{number:05}"))
     }
 
+    /// Writes the parts into one file; answers whether they are those that are named.
+    fn join(&self, whole: &Path, upload: &str, parts: &[Part]) -> io::Result<bool> {
+        let mut out = File::create(whole)?;
+        for part in parts {
+            let mut file = match File::open(self.part_path(upload, part.number)) {
+                Ok(file) => file,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+                Err(e) => return Err(e),
+            };
+            if io::copy(&mut file, &mut out)? != part.size {
+                return Ok(false);
+            }
+        }
+        out.sync_data()?;
+        Ok(true)
+    }
+
     fn finish(&self, destination: &str, upload: &str, parts: &[Part]) -> io::Result<Completed> {
         let target = self.path(destination);
         if target.exists() {
@@ -92,18 +111,9 @@ impl LocalFiles {
             return Ok(Completed::Done);
         }
         let whole = self.uploads.join(upload).join(format!("whole-{}", self.session));
-        let mut out = File::create(&whole)?;
-        for part in parts {
-            let mut file = match File::open(self.part_path(upload, part.number)) {
-                Ok(file) => file,
-                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Completed::WrongPart),
-                Err(e) => return Err(e),
-            };
-            if io::copy(&mut file, &mut out)? != part.size {
-                return Ok(Completed::WrongPart);
-            }
+        if !self.join(&whole, upload, parts).inspect_err(|_| drop(fs::remove_file(&whole)))? {
+            return Ok(Completed::WrongPart);
         }
-        out.sync_data()?;
         if let Some(parent) = target.parent() {
             fs::create_dir_all(parent)?;
         }
@@ -124,7 +134,7 @@ impl Files for LocalFiles {
     fn create<'a>(&'a self, _destination: &'a str) -> Call<'a, String> {
         let id = format!("{}-{}", self.session, self.next.fetch_add(1, Ordering::Relaxed));
         Box::pin(async move {
-            fs::create_dir_all(self.uploads.join(&id)).map_err(|e| fatal("cannot begin an upload", e))?;
+            fs::create_dir_all(self.uploads.join(&id)).map_err(|e| failed("cannot begin an upload", &e))?;
             Ok(id)
         })
     }
@@ -142,7 +152,7 @@ impl Files for LocalFiles {
             tokio::task::spawn_blocking(move || write_durably(&path, &bytes))
                 .await
                 .map_err(|e| fatal("writing was stopped", e))?
-                .map_err(|e| fatal("cannot write a part", e))?;
+                .map_err(|e| failed("cannot write a part", &e))?;
             Ok(Some(tag))
         })
     }
@@ -154,11 +164,11 @@ impl Files for LocalFiles {
             tokio::task::spawn_blocking(write)
                 .await
                 .map_err(|e| fatal("writing was stopped", e))?
-                .map_err(|e| fatal(&format!("cannot write {destination}"), e))
+                .map_err(|e| failed(&format!("cannot write {destination}"), &e))
         })
     }
 
     fn complete<'a>(&'a self, destination: &'a str, upload: &'a str, parts: &'a [Part]) -> Call<'a, Completed> {
-        Box::pin(async move { self.finish(destination, upload, parts).map_err(|e| fatal(&format!("cannot complete {destination}"), e)) })
+        Box::pin(async move { self.finish(destination, upload, parts).map_err(|e| failed(&format!("cannot complete {destination}"), &e)) })
     }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -107,9 +107,9 @@ impl ShardLog {
         bytes.extend((records.len() as u64).to_le_bytes());
         bytes.extend(&compressed);
         let at = contents.end;
-        contents.file.seek(SeekFrom::Start(at))?;
-        contents.file.write_all(&bytes)?;
-        contents.file.sync_data()?;
+        let written = contents.file.write_all_at(&bytes, at).and_then(|()| contents.file.sync_data());
+        // Half a block takes room on a full disk; where it stays, the next one is written over it.
+        written.inspect_err(|_| drop(contents.file.set_len(at)))?;
         contents.end = at + bytes.len() as u64;
         contents.next = first + records.len() as u64;
         if let Some((name, position)) = feed {

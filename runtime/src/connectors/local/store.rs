@@ -1,9 +1,8 @@
 //! Rows and items in one embedded database. Writes that come together share one commit.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock, mpsc};
 
 use leat_runtime_core::path;
 use leat_runtime_core::row::{Expect, Fence};
@@ -12,7 +11,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::fatal;
+use super::{failed, fatal};
 use crate::engine::ports::{Call, Guard, PortError, Rows, StoredRow, Tables};
 use crate::output::{Attribute, Item};
 
@@ -44,27 +43,59 @@ enum Write {
     Note(String, Vec<u8>, oneshot::Sender<Result<(), PortError>>),
 }
 
+/// The database, and where it lies. After a write that failed it says nothing more until it is opened again.
+struct Opened {
+    file: PathBuf,
+    database: RwLock<Option<Database>>,
+}
+
+impl Opened {
+    fn with<T>(&self, what: &str, call: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, PortError> {
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(database) = &*database else { return Err(PortError::Unclear(format!("{what}: the database is not open"))) };
+        call(database).map_err(|error| unclear(what, error))
+    }
+
+    /// Opens it again where the last write has failed. One thread writes.
+    fn write<T>(&self, call: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, PortError> {
+        let set = |database| *self.database.write().unwrap_or_else(PoisonError::into_inner) = database;
+        if self.database.read().unwrap_or_else(PoisonError::into_inner).is_none() {
+            set(Some(open(&self.file).map_err(|error| unclear("cannot open the database again", error))?));
+        }
+        self.with("cannot write", call).inspect_err(|_| set(None))
+    }
+}
+
+fn unclear(what: &str, error: redb::Error) -> PortError {
+    match error {
+        redb::Error::Io(error) => failed(what, &error),
+        // It was said before why.
+        redb::Error::PreviousIo => PortError::Unclear(format!("{what}: {error}")),
+        error => fatal(what, error),
+    }
+}
+
+fn open(file: &Path) -> Result<Database, redb::Error> {
+    let database = Database::create(file)?;
+    let transaction = database.begin_write()?;
+    transaction.open_table(ROWS)?;
+    transaction.open_table(ITEMS)?;
+    transaction.open_table(NOTES)?;
+    transaction.commit()?;
+    Ok(database)
+}
+
 /// The embedded database.
 pub struct Store {
-    database: Arc<Database>,
+    database: Arc<Opened>,
     writes: mpsc::Sender<Write>,
 }
 
 impl Store {
     /// Opens or creates the database; one process at a time.
     pub fn open(file: &Path) -> Result<Self, PortError> {
-        let database =
-            Database::create(file).map_err(|e| fatal(&format!("cannot open {} (is another `leat dev` running?)", file.display()), e))?;
-        let prepare = || -> Result<(), redb::Error> {
-            let transaction = database.begin_write()?;
-            transaction.open_table(ROWS)?;
-            transaction.open_table(ITEMS)?;
-            transaction.open_table(NOTES)?;
-            transaction.commit()?;
-            Ok(())
-        };
-        prepare().map_err(|e| fatal("cannot prepare the database", e))?;
-        let database = Arc::new(database);
+        let database = open(file).map_err(|e| fatal(&format!("cannot open {} (is another `leat dev` running?)", file.display()), e))?;
+        let database = Arc::new(Opened { file: file.to_owned(), database: RwLock::new(Some(database)) });
         let (writes, queue) = mpsc::channel();
         let writer = Arc::clone(&database);
         std::thread::Builder::new()
@@ -77,8 +108,8 @@ impl Store {
     /// All items of a table, in the order of their keys.
     pub fn items(&self, table: &str) -> Result<Vec<StoredItem>, PortError> {
         let prefix = format!("{table}\u{0}");
-        let read = || -> Result<Vec<StoredItem>, redb::Error> {
-            let items = self.database.begin_read()?.open_table(ITEMS)?;
+        self.database.with("cannot read items", |database| {
+            let items = database.begin_read()?.open_table(ITEMS)?;
             let mut found = Vec::new();
             for entry in items.range(prefix.as_str()..)? {
                 let (key, value) = entry?;
@@ -88,16 +119,13 @@ impl Store {
                 found.extend(serde_json::from_slice::<StoredItem>(value.value()));
             }
             Ok(found)
-        };
-        read().map_err(|e| fatal("cannot read items", e))
+        })
     }
 
     /// A note that something besides the engine keeps.
     pub fn note(&self, key: &str) -> Result<Option<Vec<u8>>, PortError> {
-        let read = || -> Result<Option<Vec<u8>>, redb::Error> {
-            Ok(self.database.begin_read()?.open_table(NOTES)?.get(key)?.map(|v| v.value().to_vec()))
-        };
-        read().map_err(|e| fatal("cannot read a note", e))
+        let read = |database: &Database| Ok(database.begin_read()?.open_table(NOTES)?.get(key)?.map(|v| v.value().to_vec()));
+        self.database.with("cannot read a note", read)
     }
 
     /// Writes a note, durably.
@@ -112,15 +140,13 @@ impl Store {
     }
 
     fn read_row(&self, key: &str) -> Result<Option<StoredRow>, PortError> {
-        let read = || -> Result<Option<Vec<u8>>, redb::Error> {
-            Ok(self.database.begin_read()?.open_table(ROWS)?.get(key)?.map(|v| v.value().to_vec()))
-        };
-        read().map_err(|e| fatal("cannot read a row", e))?.map(|bytes| row(&bytes)).transpose()
+        let read = |database: &Database| Ok(database.begin_read()?.open_table(ROWS)?.get(key)?.map(|v| v.value().to_vec()));
+        self.database.with("cannot read a row", read)?.map(|bytes| row(&bytes)).transpose()
     }
 
     fn list_rows(&self, prefix: &str) -> Result<Vec<(String, StoredRow)>, PortError> {
-        let read = || -> Result<Vec<(String, Vec<u8>)>, redb::Error> {
-            let rows = self.database.begin_read()?.open_table(ROWS)?;
+        let rows = self.database.with("cannot list rows", |database| {
+            let rows = database.begin_read()?.open_table(ROWS)?;
             let mut found = Vec::new();
             for entry in rows.range(prefix..)? {
                 let (key, value) = entry?;
@@ -130,8 +156,7 @@ impl Store {
                 found.push((key.value().to_owned(), value.value().to_vec()));
             }
             Ok(found)
-        };
-        let rows = read().map_err(|e| fatal("cannot list rows", e))?;
+        })?;
         rows.into_iter().map(|(key, bytes)| Ok((key, row(&bytes)?))).collect()
     }
 }
@@ -142,12 +167,12 @@ fn row(bytes: &[u8]) -> Result<StoredRow, PortError> {
 }
 
 /// Takes all writes that wait into one transaction.
-fn write_all(database: &Database, queue: &mpsc::Receiver<Write>) {
+fn write_all(database: &Opened, queue: &mpsc::Receiver<Write>) {
     while let Ok(first) = queue.recv() {
         let writes: Vec<Write> = std::iter::once(first).chain(queue.try_iter()).collect();
-        let outcome = commit(database, &writes);
+        let outcome = database.write(|database| commit(database, &writes));
         for (i, write) in writes.into_iter().enumerate() {
-            let failed = outcome.as_ref().err().map(|e| fatal("cannot write", e));
+            let failed = outcome.as_ref().err().cloned();
             // Nobody waits for the answer any more when the task was dropped.
             match write {
                 Write::Row(.., reply) => drop(reply.send(failed.map_or_else(|| Ok(outcome.as_ref().is_ok_and(|done| done[i])), Err))),

@@ -11,8 +11,8 @@ use leat_runtime_core::key::{HashRange, partition_hash};
 use leat_runtime_core::position::{Lineage, Offset};
 use serde::{Deserialize, Serialize};
 
-use super::fatal;
 use super::shard::{Record, ShardLog};
+use super::{failed, fatal};
 use crate::engine::ports::{Call, Log, Place, PortError, Read, Shard, Source};
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -92,7 +92,7 @@ impl LocalStream {
             let Some(last) = records.last().map(|(position, _)| *position) else { continue };
             let plain: Vec<Record> = records.into_iter().map(|(_, r)| r).collect();
             // One block: either all of it is in the shard after a crash, or nothing.
-            log.append(&plain, feed.map(|f| (f, last))).map_err(|e| fatal("cannot append to a local stream", e))?;
+            log.append(&plain, feed.map(|f| (f, last))).map_err(|e| failed("cannot append to a local stream", &e))?;
         }
         Ok(())
     }
@@ -246,7 +246,7 @@ impl Log for LocalLog {
             tokio::task::spawn_blocking(move || log.append(&records, None))
                 .await
                 .map_err(|e| fatal("writing was stopped", e))?
-                .map_err(|e| fatal("cannot append to the repartition stream", e))?;
+                .map_err(|e| failed("cannot append to the repartition stream", &e))?;
             Ok(Vec::new())
         })
     }

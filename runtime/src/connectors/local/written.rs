@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::fatal;
 use super::folder::write_durably;
+use super::{failed, fatal};
 use crate::engine::ports::{Begun, Call, PortError, Streams, Topics, Transactions};
 use crate::output::{StreamRecord, TopicRecord};
 
@@ -76,13 +76,15 @@ impl Streams for LocalStreams {
             }
             let write = move || {
                 let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-                file.write_all(&lines).and_then(|()| file.sync_data())
+                let before = file.stream_position()?;
+                // What is written again must not stand there already.
+                file.write_all(&lines).and_then(|()| file.sync_data()).inspect_err(|_| drop(file.set_len(before)))
             };
             let written = tokio::task::spawn_blocking(write).await.map_err(|e| fatal("writing was stopped", e))?;
             written.map_err(|e| {
                 // Half a line may stand there: it is opened behind the last whole one.
                 self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(stream);
-                fatal(&format!("cannot write {}", self.path(stream).display()), e)
+                failed(&format!("cannot write {}", self.path(stream).display()), &e)
             })?;
             Ok(Vec::new())
         })
@@ -131,8 +133,9 @@ impl LocalTopic {
         committed.marks.insert(writer.to_owned(), mark.to_owned());
         if !lines.is_empty() {
             self.file.seek(SeekFrom::Start(committed.length))?;
-            self.file.write_all(lines)?;
-            self.file.sync_data()?;
+            let written = self.file.write_all(lines).and_then(|()| self.file.sync_data());
+            // What is behind the length is not there, and takes room on a full disk.
+            written.inspect_err(|_| drop(self.file.set_len(self.committed.length)))?;
             committed.length += lines.len() as u64;
         }
         write_durably(&beside(&self.path), &serde_json::to_vec(&committed)?)?;
@@ -166,7 +169,7 @@ impl Transactions for LocalWriter {
                 if topic.begun.get(&name) != Some(&number) {
                     return Err(PortError::Unclear(format!("another writer of the name {name} has begun")));
                 }
-                topic.commit(&lines, &name, &mark).map_err(|e| fatal(&format!("cannot write {}", topic.path.display()), e))
+                topic.commit(&lines, &name, &mark).map_err(|e| failed(&format!("cannot write {}", topic.path.display()), &e))
             };
             tokio::task::spawn_blocking(write).await.map_err(|e| fatal("writing was stopped", e))?
         })

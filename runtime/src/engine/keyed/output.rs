@@ -17,7 +17,7 @@ use super::{Event, KeyedTask};
 use crate::engine::file::{self, FileWriter};
 use crate::engine::outlet::{Marked, Outlet};
 use crate::engine::ports::{Guard, Ports};
-use crate::engine::task::{self, Control, TaskError};
+use crate::engine::task::{self, Control, TaskError, Tries};
 use crate::operators::files::{by_folder, read_batches};
 use crate::operators::source::millis;
 use crate::operators::stream;
@@ -183,11 +183,14 @@ async fn send_items(ports: &Ports, table: &str, staged: &Staged, born: i64) -> R
 async fn send_records(ports: &Ports, stream: &str, staged: &Staged, id: &str) -> Result<(), TaskError> {
     let bytes = ports.insist(|| ports.objects.get(&staged.object)).await?;
     let mut left: Vec<_> = stream::decode(&bytes)?.iter().enumerate().map(|(i, row)| row.record(&format!("{id}/{i}"))).collect();
+    let mut tries = Tries::default();
     while !left.is_empty() {
+        let pause = tries.with(left.len());
         let failed = ports.insist(|| ports.streams.put(stream, &left)).await?;
         left = failed.into_iter().filter_map(|i| left.get(i).cloned()).collect();
+        tries.left(left.len());
         if !left.is_empty() {
-            ports.clock.sleep(10).await;
+            ports.clock.sleep(pause).await;
         }
     }
     Ok(())

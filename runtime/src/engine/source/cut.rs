@@ -1,6 +1,8 @@
 //! The cut of a source task: what it covers is written down first, then one conditional write makes it true.
 
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
@@ -14,7 +16,7 @@ use leat_runtime_core::watermark::Watermark;
 use super::{Event, Pending, SourceTask};
 use crate::engine::file::{self, FileWriter};
 use crate::engine::ports::Ports;
-use crate::engine::task::{self, Base, Control, TaskError};
+use crate::engine::task::{self, Base, Control, TaskError, Tries};
 use crate::operators::keyed::cursor_of;
 
 /// To the repartition stream.
@@ -70,9 +72,11 @@ impl<C: Control> SourceTask<C> {
 
     /// Starts a cut of everything processed so far.
     pub(super) fn cut(&mut self, status: Status, drained: bool) -> Result<LocalBoxFuture<'static, Event>, TaskError> {
+        let began = Instant::now();
         self.cutting = true;
         self.changed = false;
         let draft = self.draft(status, drained)?;
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).held.note(began);
         let (ports, rules) = (self.ports.clone(), self.settings.rules);
         Ok(Box::pin(async move { Event::Cut(draft.write(&ports, rules).await.map(Box::new)) }))
     }
@@ -258,6 +262,7 @@ impl<C: Control> SourceTask<C> {
                 self.garbage.extend(task::replaced(&mut self.named, base.named));
             }
             self.raises.clone_from(&self.row.raises);
+            self.chain.files().zip(&self.filed).for_each(|((_, rows), base)| rows.forget_flushed(base));
         }
         for flush in done.open.into_iter().filter(|f| !f.close) {
             self.writers.insert((flush.index, flush.writer.file.folder.clone()), flush.writer);
@@ -266,7 +271,7 @@ impl<C: Control> SourceTask<C> {
             self.complete.entry(file.destination.clone()).or_insert_with(|| (file.clone(), false));
         }
         if let Some((staged, messages)) = done.staged {
-            self.pending.push(Pending { staged, left: Some(messages), busy: false });
+            self.pending.push(Pending { staged, left: Some(messages), busy: false, tries: Tries::default() });
         }
     }
 }

@@ -88,7 +88,7 @@ impl<C: Control> SourceTask<C> {
                 while self.replayable.bytes >= QUEUE_BYTES {
                     let outlets = self.outlets.get_or_insert_default();
                     let records = self.replayable.take(outlets, |_| true);
-                    self.replayable.again(leave(&self.ports, &self.job, outlets, records).await?);
+                    self.replayable.again(leave(&self.ports, &self.job, outlets, records, self.replayable.tries.pause()).await?);
                 }
                 at = stop.or(now.positions.last().copied());
                 self.apply_raises(&raises, at, false);

@@ -14,7 +14,7 @@ use leat_runtime_core::rules::Rule;
 use super::{Event, SourceJob, SourceTask};
 use crate::engine::outlet::{Marked, Outlets, keep};
 use crate::engine::ports::{PortError, Ports};
-use crate::engine::task::Control;
+use crate::engine::task::{Control, Tries};
 use crate::operators::source::{Leaving, Replayable};
 
 /// Least time between two cuts that others are shown, ms.
@@ -35,6 +35,7 @@ const MESSAGE_BYTES: usize = 256;
 pub(super) struct Queue {
     pub waiting: VecDeque<Replayable>,
     pub bytes: usize,
+    pub tries: Tries,
 }
 
 impl Queue {
@@ -52,11 +53,13 @@ impl Queue {
         free += self.waiting.iter().skip(free).take_while(|r| Some(r.position) == last && covered(r)).count();
         let taken: Vec<Replayable> = self.waiting.drain(..free).collect();
         self.bytes -= taken.iter().map(|r| r.what.bytes()).sum::<usize>();
+        self.tries.with(taken.len());
         taken
     }
 
     /// What was not accepted goes first the next time.
     pub fn again(&mut self, failed: Vec<Replayable>) {
+        self.tries.left(failed.len());
         self.bytes += failed.iter().map(|r| r.what.bytes()).sum::<usize>();
         failed.into_iter().rev().for_each(|r| self.waiting.push_front(r));
     }
@@ -80,8 +83,14 @@ fn bundles(messages: &[Message]) -> Vec<&[Message]> {
     bundles
 }
 
-/// Appends messages, those of one partition together; answers those that failed or whose fate is unclear.
-pub(super) async fn append(ports: &Ports, messages: Vec<Message>, groups: u16, partitions: u16) -> Result<Vec<Message>, PortError> {
+/// Appends messages, those of one partition together; answers those that failed or whose fate is unclear, after a pause.
+pub(super) async fn append(
+    ports: &Ports,
+    messages: Vec<Message>,
+    groups: u16,
+    partitions: u16,
+    pause: u64,
+) -> Result<Vec<Message>, PortError> {
     let mut by_partition: BTreeMap<u16, Vec<Message>> = BTreeMap::new();
     for message in messages {
         by_partition.entry(message.group.partition(groups, partitions)).or_default().push(message);
@@ -100,20 +109,21 @@ pub(super) async fn append(ports: &Ports, messages: Vec<Message>, groups: u16, p
         }
     }
     if !left.is_empty() {
-        ports.clock.sleep(10).await;
+        ports.clock.sleep(pause).await;
     }
     Ok(left)
 }
 
-/// Sends what was not staged; answers, in its order, what failed or whose fate is unclear.
+/// Sends what was not staged; answers, in its order, what failed or whose fate is unclear, after a pause.
 pub(super) async fn leave(
     ports: &Ports,
     job: &SourceJob,
     outlets: &mut Outlets,
     leaving: Vec<Replayable>,
+    pause: u64,
 ) -> Result<Vec<Replayable>, PortError> {
     let messages = leaving.iter().filter_map(|r| if let Leaving::Message(m) = &r.what { Some(m.clone()) } else { None });
-    let left = append(ports, messages.collect(), job.program.document.key_groups, job.partitions).await?;
+    let left = append(ports, messages.collect(), job.program.document.key_groups, job.partitions, 0).await?;
     let mut failed: BTreeSet<usize> = BTreeSet::new();
     if !left.is_empty() {
         let left: BTreeSet<(&str, u16, u64)> = left.iter().map(|m| (&*m.edge, m.group.0, m.number)).collect();
@@ -159,7 +169,7 @@ pub(super) async fn leave(
     }
     if !failed.is_empty() {
         let waits = outlets.values().any(|outlet| outlet.waits(ports));
-        ports.clock.sleep(if waits { 50 } else { 10 }).await;
+        ports.clock.sleep(if waits { 50 } else { pause }).await;
     }
     Ok(leaving.into_iter().enumerate().filter(|(i, _)| failed.contains(i)).map(|(_, r)| r).collect())
 }
@@ -195,9 +205,9 @@ impl<C: Control> SourceTask<C> {
             let records = self.replayable.take(&outlets, |r| Some(r.position) <= position || !rules.hold(Rule::AfterCut));
             if let Some(first) = records.first() {
                 self.sending_replayable = Some(first.position);
-                let (ports, job) = (self.ports.clone(), self.job.clone());
+                let (ports, job, pause) = (self.ports.clone(), self.job.clone(), self.replayable.tries.pause());
                 busy.push(Box::pin(async move {
-                    let left = leave(&ports, &job, &mut outlets, records).await;
+                    let left = leave(&ports, &job, &mut outlets, records, pause).await;
                     Event::SentReplayable(outlets, left)
                 }));
             } else if outlets.values().any(|outlet| outlet.is_old(&self.ports) && !outlet.waits(&self.ports)) {
