@@ -84,7 +84,7 @@ fn run(folder: &Path, workers: usize, threads: usize, events: u64) -> (f64, f64,
                 worker.round().await.expect("a round");
             }
             let keyed = fleet.iter().flat_map(|worker| worker.shared.keyed().into_values());
-            let judged: u64 = keyed.map(|k| k.ledger.0.get("unique").map_or(0, |counts| counts.taken)).sum();
+            let judged: u64 = keyed.map(|k| k.ledger.0.get("unique (keyed)").map_or(0, |counts| counts.taken)).sum();
             if judged == events {
                 break (began.elapsed().as_secs_f64(), cpu() - before);
             }
