@@ -320,7 +320,7 @@ impl<C: Control> KeyedTask<C> {
             .min();
         if update_every.is_some_and(|every| now - self.last_update >= every || draining) {
             self.last_update = now;
-            self.chain.emit_updates();
+            self.chain.emit_updates()?;
         }
         // Lineages that are ahead begin or cease to wait with the cut that says so.
         self.changed |= self.chain.has_outputs() || (!self.cutting && self.share.pressed() != self.row.pressed);

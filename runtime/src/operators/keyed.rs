@@ -16,7 +16,7 @@ use leat_runtime_core::merge::Cursors;
 use leat_runtime_core::message::Message;
 use leat_runtime_core::position::Lineage;
 use leat_runtime_core::rules::{Rule, Rules};
-use leat_runtime_core::value::{Cell, Value};
+use leat_runtime_core::value::Cell;
 use leat_runtime_core::watermark::Watermark;
 use leat_runtime_core::wire::{Damaged, Reader};
 
@@ -24,13 +24,14 @@ use super::cells::{Builders, Cells};
 use super::deduplicate::{Seen, Verdict};
 use super::evaluate::{self, Failure};
 use super::rows::Rows;
-use super::session::Sessions;
 use super::stream::{self, StreamRow};
 use super::table;
 use super::versions::Versions;
-use super::window::{Group, Windows, late};
+use super::window::{Closed, GroupTable, Sessions, Windows, late};
 use crate::output::Item;
 
+/// Rows that leave together.
+const BATCH: usize = 8192;
 /// Bytes of rows that wait for a cut when no more are taken.
 const CROWDED_BYTES: usize = 64 << 20;
 
@@ -74,6 +75,8 @@ pub struct KeyedChain {
     outputs: BTreeMap<usize, Output>,
     /// Bytes of the rows in `outputs`, about.
     waiting_bytes: usize,
+    /// The key that is looked at.
+    key: KeyWriter,
     /// A partial result met a window that was closed: the protocol was broken. Never true.
     pub broken: Option<String>,
 }
@@ -82,7 +85,7 @@ impl KeyedChain {
     /// The steps for `partition` of `partitions`, with empty state.
     pub fn new(program: &Arc<Program>, partition: u16, partitions: u16, rules: Rules) -> Self {
         let state = |edge: &Edge| match &edge.kind {
-            EdgeKind::Partial(WindowSpec { shape: Shape::Session(_), .. }) => State::Sessions(Sessions::default()),
+            EdgeKind::Partial(spec @ WindowSpec { shape: Shape::Session(_), .. }) => State::Sessions(Sessions::new(spec)),
             EdgeKind::Partial(_) => State::Windows(Windows::default()),
             EdgeKind::Rows(rows) => match &rows.then {
                 Then::Deduplicate(_) => State::Seen(Seen::default()),
@@ -102,6 +105,7 @@ impl KeyedChain {
             ledger: Ledger::default(),
             outputs: BTreeMap::new(),
             waiting_bytes: 0,
+            key: KeyWriter::default(),
             broken: None,
         }
     }
@@ -145,24 +149,24 @@ impl KeyedChain {
 
     fn partial(&mut self, i: usize, spec: &WindowSpec, message: &Message) -> Result<(), Damaged> {
         let state = &mut self.states[i];
-        let mut body = Reader::new(&message.body);
+        let (mut body, mut rows) = (Reader::new(&message.body), 0_u64);
         while !body.is_empty() {
-            let group = Group::read(&mut body, spec, message.group)?;
-            if late(group.start, self.watermark.0, spec) {
+            let partial = match state {
+                State::Windows(windows) => windows.take(&mut body, spec, message.group)?,
+                State::Sessions(sessions) => sessions.take(&mut body, spec, message.group)?,
+                _ => return Ok(()),
+            };
+            if late(partial.start, self.watermark.0, spec) {
                 self.broken = Some(format!(
                     "{}: a result of {} for the window {} came at watermark {}",
-                    message.edge, message.lineage, group.start, self.watermark
+                    message.edge, message.lineage, partial.start, self.watermark
                 ));
             }
-            let counts = self.ledger.of(&format!("{} (windows)", message.edge));
-            counts.taken = counts.taken.saturating_add(group.rows);
-            counts.absorbed = counts.absorbed.saturating_add(group.rows);
-            match state {
-                State::Windows(windows) => windows.merge(group, spec),
-                State::Sessions(sessions) => sessions.merge(group, spec),
-                _ => {}
-            }
+            rows = rows.saturating_add(partial.rows);
         }
+        let counts = self.ledger.of(&format!("{} (windows)", message.edge));
+        counts.taken = counts.taken.saturating_add(rows);
+        counts.absorbed = counts.absorbed.saturating_add(rows);
         Ok(())
     }
 
@@ -230,11 +234,11 @@ impl KeyedChain {
             let edge = &program.keyed.edges[i];
             let EdgeKind::Partial(spec) = &edge.kind else { continue };
             let closed = match &mut self.states[i] {
-                State::Windows(windows) => windows.close(watermark, spec),
-                State::Sessions(sessions) => sessions.close(watermark, spec),
+                State::Windows(windows) => windows.close(watermark, spec)?,
+                State::Sessions(sessions) => sessions.close(watermark, spec)?,
                 _ => continue,
             };
-            self.emit(i, edge, spec, &closed);
+            self.emit(i, edge, spec, closed)?;
         }
         self.advance_joins(true)
     }
@@ -250,43 +254,74 @@ impl KeyedChain {
     }
 
     /// Emits early and corrected rows of windows that changed.
-    pub fn emit_updates(&mut self) {
+    pub fn emit_updates(&mut self) -> Result<(), Damaged> {
         for i in 0..self.states.len() {
             let program = Arc::clone(&self.program);
             let edge = &program.keyed.edges[i];
             if let (State::Windows(windows), EdgeKind::Partial(spec)) = (&mut self.states[i], &edge.kind)
                 && spec.on_update.is_some()
             {
-                let changed = windows.changed();
-                self.emit(i, edge, spec, &changed);
+                let changed = windows.changed(spec)?;
+                self.emit(i, edge, spec, changed)?;
             }
         }
+        Ok(())
     }
 
-    fn emit(&mut self, i: usize, edge: &Edge, spec: &WindowSpec, groups: &[Group]) {
-        if groups.is_empty() {
+    /// Sends groups on; each table goes when its rows are made.
+    fn emit(&mut self, i: usize, edge: &Edge, spec: &WindowSpec, closed: Vec<Closed>) -> Result<(), Damaged> {
+        let width = edge.schema.fields().len();
+        let mut rows = Builders::new(&edge.schema, width);
+        for Closed { start, table } in closed {
+            for row in 0..table.groups() {
+                self.row(&mut rows, &table, row, start, spec)?;
+                if rows.rows() >= BATCH {
+                    let full = std::mem::replace(&mut rows, Builders::new(&edge.schema, width));
+                    self.leave(i, edge, full);
+                }
+            }
+        }
+        self.leave(i, edge, rows);
+        Ok(())
+    }
+
+    /// Adds the row of a group: its key, its window or session, and its results.
+    fn row(&mut self, rows: &mut Builders, table: &GroupTable, row: usize, start: i64, spec: &WindowSpec) -> Result<(), Damaged> {
+        let mut key = Reader::new(table.key(row));
+        let mut columns = 0..;
+        let mut add = |cell: Cell<'_>| columns.next().into_iter().for_each(|column| rows.cell(column, cell));
+        for _ in &spec.group_by {
+            add(Cell::read(&mut key)?);
+        }
+        let time = |ms: i64| Cell::Timestamp(ms.saturating_mul(1000));
+        match spec.shape {
+            Shape::Tumbling(size) | Shape::Sliding { size, .. } => {
+                add(time(start));
+                add(time(start.saturating_add(size.millis())));
+            }
+            Shape::Session(_) => {
+                let (first, last) = table.span(row);
+                table.canonical(row, spec, &mut self.key)?;
+                add(Cell::Text(&key::name(&[self.key.bytes(), &first.to_le_bytes()].concat())));
+                add(time(first));
+                add(time(last));
+            }
+        }
+        for (index, aggregate) in spec.aggregates.iter().enumerate() {
+            add(table.result(row, index, aggregate).cell());
+        }
+        rows.row();
+        Ok(())
+    }
+
+    fn leave(&mut self, i: usize, edge: &Edge, rows: Builders) {
+        let count = rows.rows() as u64;
+        if count == 0 {
             return;
         }
-        let rows: Vec<Vec<Value>> = groups
-            .iter()
-            .map(|g| {
-                let time = |ms: i64| Value::Timestamp(ms.saturating_mul(1000));
-                let own = match spec.shape {
-                    Shape::Tumbling(size) | Shape::Sliding { size, .. } => vec![time(g.start), time(g.start.saturating_add(size.millis()))],
-                    Shape::Session(_) => {
-                        let id = [g.key_bytes(spec), g.start.to_le_bytes().to_vec()].concat();
-                        vec![Value::Text(key::name(&id)), time(g.start), time(g.last)]
-                    }
-                };
-                let results = g.accumulators.iter().zip(&spec.aggregates).map(|(acc, aggregate)| acc.result(aggregate));
-                g.key.iter().cloned().chain(own).chain(results).collect()
-            })
-            .collect();
-        let columns =
-            edge.schema.fields().iter().enumerate().map(|(c, f)| evaluate::column(rows.iter().map(|r| &r[c]), f.data_type())).collect();
         #[expect(clippy::expect_used, reason = "the columns were made from the schema's types, one value per row")]
-        let rows = RecordBatch::try_new(Arc::clone(&edge.schema), columns).expect("rows fit the edge");
-        self.ledger.of(&format!("{} (windows)", edge.name)).emitted += groups.len() as u64;
+        let rows = RecordBatch::try_new(Arc::clone(&edge.schema), rows.finish()).expect("rows fit the edge");
+        self.ledger.of(&format!("{} (windows)", edge.name)).emitted += count;
         self.flow(From::Edge(i), rows);
     }
 

@@ -10,7 +10,6 @@ pub mod keyed;
 pub mod memory;
 pub mod rows;
 pub mod saved;
-pub mod session;
 pub mod source;
 pub mod stream;
 pub mod table;

@@ -1,7 +1,12 @@
 //! Windowed aggregates: partial results in source tasks, merged in keyed tasks. All partial results merge exactly in any
 //! order, so the result does not depend on how events were cut into batches.
 
-use std::collections::BTreeMap;
+mod journal;
+mod open;
+mod sessions;
+mod table;
+#[cfg(test)]
+mod tests;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::datatypes::{Decimal128Type, Int64Type};
@@ -11,7 +16,10 @@ use leat_runtime_core::key::{KeyGroup, KeyWriter};
 use leat_runtime_core::value::Value;
 use leat_runtime_core::wire::{Damaged, Reader, Writer};
 
-use super::cells::{Cells, scale_of};
+pub use self::open::Windows;
+pub use self::sessions::Sessions;
+pub use self::table::GroupTable;
+use super::cells::Cells;
 use super::evaluate::{self, Failure};
 
 /// Most bytes of a row's texts that make a group or a result of it; two of them fit into one message.
@@ -46,19 +54,6 @@ impl Accumulator {
             Accumulator::Count(_) => Accumulator::Count(0),
             Accumulator::Sum(..) => Accumulator::Sum(0, 0),
             Accumulator::Extreme(_) => Accumulator::Extreme(Value::Null),
-        }
-    }
-
-    /// Adds another partial result of the same aggregate.
-    fn merge(&mut self, other: &Accumulator, function: Function) {
-        match (self, other) {
-            (Accumulator::Count(a), Accumulator::Count(b)) => *a = a.saturating_add(*b),
-            (Accumulator::Sum(a, n), Accumulator::Sum(b, m)) => {
-                *a = a.saturating_add(*b);
-                *n = n.saturating_add(*m);
-            }
-            (Accumulator::Extreme(a), Accumulator::Extreme(b)) => take_extreme(a, b, function),
-            _ => {}
         }
     }
 
@@ -149,25 +144,6 @@ impl Group {
         out.number(self.rows);
     }
 
-    /// Reads a group of this window.
-    pub fn read(from: &mut Reader<'_>, spec: &WindowSpec, group: KeyGroup) -> Result<Self, Damaged> {
-        let start = from.signed()?;
-        let last = if let Shape::Session(_) = spec.shape { start.saturating_add(from.signed()?) } else { start };
-        let key = spec.group_by.iter().map(|_| Value::read(from)).collect::<Result<_, _>>()?;
-        let accumulators = spec.aggregates.iter().map(|_| Accumulator::read(from)).collect::<Result<_, _>>()?;
-        Ok(Self { start, last, key, group, accumulators, rows: from.number()? })
-    }
-
-    /// Adds another partial result of the same group.
-    pub fn merge(&mut self, other: &Group, spec: &WindowSpec) {
-        self.start = self.start.min(other.start);
-        self.last = self.last.max(other.last);
-        self.rows = self.rows.saturating_add(other.rows);
-        for ((mine, theirs), aggregate) in self.accumulators.iter_mut().zip(&other.accumulators).zip(&spec.aggregates) {
-            mine.merge(theirs, aggregate.function);
-        }
-    }
-
     /// Itself, or, when its texts are longer than this together, a part for each of its results: merged they are the whole.
     pub fn divide(self, longest: usize) -> Vec<Group> {
         let text = |value: &Value| if let Value::Text(text) = value { text.len() } else { 0 };
@@ -188,13 +164,6 @@ impl Group {
         let values = self.accumulators.iter().filter_map(|a| if let Accumulator::Extreme(value) = a { Some(value) } else { None });
         let texts = self.key.iter().chain(values).map(|value| if let Value::Text(text) = value { text.len() } else { 0 });
         size_of::<Self>() + size_of_val(&*self.accumulators) + size_of_val(&*self.key) + texts.sum::<usize>()
-    }
-
-    /// The canonical bytes of its key.
-    pub fn key_bytes(&self, spec: &WindowSpec) -> Vec<u8> {
-        let mut key = KeyWriter::default();
-        self.key.iter().zip(&spec.group_types).for_each(|(value, data_type)| value.write_key(scale_of(data_type), &mut key));
-        key.bytes().to_vec()
     }
 }
 
@@ -370,155 +339,35 @@ pub fn late(time: i64, watermark: i64, spec: &WindowSpec) -> bool {
     }
 }
 
-/// Windows of a keyed task, open until the watermark closes them.
-#[derive(Debug, Clone, Default)]
-pub struct Windows {
-    /// By start and key: windows, or the panes that several windows share.
-    open: BTreeMap<(i64, Vec<u8>), Open>,
-    /// Of windows that slide: those that end up to here have left; `None`: nobody knows yet.
-    left: Option<i64>,
+/// What is known of a partial result that was taken.
+#[derive(Debug, Clone, Copy)]
+pub struct Partial {
+    /// Start of the window, or the first event's time of a session, ms.
+    pub start: i64,
+    /// Rows that went in.
+    pub rows: u64,
 }
 
+/// Groups on their way out: of a window, or sessions.
 #[derive(Debug, Clone)]
-struct Open {
-    group: Group,
-    /// It changed since it was last emitted.
-    dirty: bool,
-    /// Of a pane: its windows that end up to here have left, in whatever task it was.
-    left: i64,
+pub struct Closed {
+    /// Start of the window, ms.
+    pub start: i64,
+    /// The groups.
+    pub table: GroupTable,
 }
 
-impl Windows {
-    /// Number of open windows.
-    pub fn len(&self) -> usize {
-        self.open.len()
-    }
+/// Reads over a partial result; answers its bytes.
+#[cfg(feature = "ablation")]
+pub fn pass<'a>(from: &mut Reader<'a>, spec: &WindowSpec) -> Result<&'a [u8], Damaged> {
+    let bytes = from.rest();
+    table::Begun::read(from, spec, &mut Writer::default())?;
+    table::skip(from, spec)?;
+    Ok(&bytes[..bytes.len() - from.rest().len()])
+}
 
-    /// Memory, bytes, about.
-    pub fn memory(&self) -> usize {
-        average(self.open.values().map(|o| &o.group)) * self.len()
-    }
-
-    /// Whether none is open.
-    pub fn is_empty(&self) -> bool {
-        self.open.is_empty()
-    }
-
-    /// Number of windows that changed since they were emitted.
-    pub fn dirty(&self) -> usize {
-        self.open.values().filter(|o| o.dirty).count()
-    }
-
-    /// Merges a partial result.
-    pub fn merge(&mut self, group: Group, spec: &WindowSpec) {
-        match self.open.entry((group.start, group.key_bytes(spec))) {
-            std::collections::btree_map::Entry::Vacant(v) => drop(v.insert(Open { group, dirty: true, left: i64::MIN })),
-            std::collections::btree_map::Entry::Occupied(mut o) => {
-                let open = o.get_mut();
-                open.dirty = true;
-                open.group.merge(&group, spec);
-            }
-        }
-    }
-
-    /// The windows that `watermark` closes, in the order of their starts; they are gone.
-    pub fn close(&mut self, watermark: leat_runtime_core::watermark::Watermark, spec: &WindowSpec) -> Vec<Group> {
-        if let Shape::Sliding { size, slide } = spec.shape {
-            return self.slide(watermark.0.saturating_sub(spec.allowed_lateness.millis()), size.millis(), slide.millis(), spec);
-        }
-        let mut closed = Vec::new();
-        while let Some(first) = self.open.first_entry() {
-            let end = first.key().0.saturating_add(spec.shape.length());
-            if !watermark.closes(end, spec.allowed_lateness.millis()) {
-                break;
-            }
-            closed.push(first.remove().group);
-        }
-        closed
-    }
-
-    /// Windows that `watermark` closes have left before: they are gone.
-    pub fn forget(&mut self, watermark: leat_runtime_core::watermark::Watermark, spec: &WindowSpec) {
-        let Shape::Sliding { size, slide } = spec.shape else { return drop(self.close(watermark, spec)) };
-        let left = start_of(watermark.0.saturating_sub(spec.allowed_lateness.millis()), slide.millis());
-        self.left = self.left.max(Some(left));
-        while let Some(pane) = self.open.first_entry().filter(|pane| pane.key().0.saturating_add(size.millis()) <= left) {
-            pane.remove();
-        }
-    }
-
-    /// The watermark that closes the next window that slides; `None`: none is open.
-    pub fn next(&self, spec: &WindowSpec) -> Option<leat_runtime_core::watermark::Watermark> {
-        let Shape::Sliding { slide, .. } = spec.shape else { return None };
-        let first = self.open.first_key_value()?.0.0;
-        let end = self.left.unwrap_or(i64::MIN).max(first).saturating_add(slide.millis());
-        Some(leat_runtime_core::watermark::Watermark(end.saturating_add(spec.allowed_lateness.millis())))
-    }
-
-    /// The windows that slide and end up to `until`, in the order of their ends. A pane is there until the last of its windows
-    /// has left.
-    fn slide(&mut self, until: i64, size: i64, slide: i64, spec: &WindowSpec) -> Vec<Group> {
-        let mut closed = Vec::new();
-        let mut end = self.left.unwrap_or(i64::MIN);
-        while let Some(first) = self.open.first_key_value().map(|((start, _), _)| *start) {
-            // The next one, or, where nothing lies between, the first that has rows.
-            end = end.saturating_add(slide).max(first.saturating_add(slide));
-            if end > until {
-                break;
-            }
-            let start = end.saturating_sub(size);
-            let mut window: BTreeMap<&[u8], Group> = BTreeMap::new();
-            for ((_, key), pane) in self.open.range((start, Vec::new())..(end, Vec::new())).filter(|(_, pane)| pane.left < end) {
-                match window.get_mut(&**key) {
-                    Some(group) => group.merge(&pane.group, spec),
-                    None => drop(window.insert(key, pane.group.clone())),
-                }
-            }
-            closed.extend(window.into_values().map(|group| Group { start, last: start, ..group }));
-            while let Some(pane) = self.open.first_entry().filter(|pane| pane.key().0.saturating_add(size) <= end) {
-                pane.remove();
-            }
-        }
-        // Aligned as ends are.
-        self.left = self.left.max(Some(start_of(until, slide)));
-        closed
-    }
-
-    /// The windows that changed since they were last emitted.
-    pub fn changed(&mut self) -> Vec<Group> {
-        self.open.values_mut().filter_map(|o| std::mem::take(&mut o.dirty).then(|| o.group.clone())).collect()
-    }
-
-    /// Marks all windows as changed: after a restart nobody knows what was emitted.
-    pub fn mark_all(&mut self) {
-        self.open.values_mut().for_each(|o| o.dirty = true);
-    }
-
-    /// Writes all windows.
-    pub fn write(&self, out: &mut Writer, spec: &WindowSpec) {
-        write_groups(self.open.values().map(|o| &o.group), self.open.len(), out, spec);
-        if let Shape::Sliding { .. } = spec.shape {
-            self.open.values().for_each(|pane| out.signed(pane.left.max(self.left.unwrap_or(i64::MIN))));
-        }
-    }
-
-    /// Reads windows and merges those whose key group is `mine`.
-    pub fn read(&mut self, from: &mut Reader<'_>, spec: &WindowSpec, mine: &dyn Fn(KeyGroup) -> bool) -> Result<(), Damaged> {
-        if !matches!(spec.shape, Shape::Sliding { .. }) {
-            return read_groups(from, spec, mine, |group| self.merge(group, spec));
-        }
-        let mut panes = Vec::new();
-        read_groups(from, spec, &|_| true, |group| panes.push(group))?;
-        for pane in panes {
-            let left = from.signed()?;
-            if mine(pane.group) {
-                let at = (pane.start, pane.key_bytes(spec));
-                self.merge(pane, spec);
-                self.open.entry(at).and_modify(|open| open.left = open.left.max(left));
-            }
-        }
-        Ok(())
-    }
+fn read_key_group(from: &mut Reader<'_>) -> Result<KeyGroup, Damaged> {
+    Ok(KeyGroup(u16::try_from(from.number()?).map_err(|_| Damaged("a key group is out of range"))?))
 }
 
 /// Memory that one of many groups takes where it is kept, by the first of them.
@@ -526,125 +375,4 @@ pub fn average<'a>(groups: impl Iterator<Item = &'a Group>) -> usize {
     let (count, bytes) = groups.take(WEIGHED).fold((0_usize, 0_usize), |(count, bytes), group| (count + 1, bytes + group.memory()));
     // Its key stands in an index too, in which there is some air.
     bytes.checked_div(count).map_or(0, |bytes| bytes * 3 / 2 + 64)
-}
-
-/// Writes groups, each with its key group.
-pub fn write_groups<'a>(groups: impl Iterator<Item = &'a Group>, count: usize, out: &mut Writer, spec: &WindowSpec) {
-    out.number(count as u64);
-    for group in groups {
-        out.number(u64::from(group.group.0));
-        group.write(out, spec.shape);
-    }
-}
-
-/// Reads what [`write_groups`] wrote and hands over the groups whose key group is `mine`.
-pub fn read_groups(
-    from: &mut Reader<'_>,
-    spec: &WindowSpec,
-    mine: &dyn Fn(KeyGroup) -> bool,
-    mut take: impl FnMut(Group),
-) -> Result<(), Damaged> {
-    for _ in 0..from.number()? {
-        let group = KeyGroup(u16::try_from(from.number()?).map_err(|_| Damaged("a key group is out of range"))?);
-        let read = Group::read(from, spec, group)?;
-        if mine(group) {
-            take(read);
-        }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use arrow::datatypes::DataType;
-    use leat_crds::values::Duration;
-    use leat_runtime_core::watermark::Watermark;
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        /// Whatever the order of rows and watermarks, and whatever is written and read again on the way: windows that slide
-        /// hold the rows of their time, and each leaves once.
-        #[test]
-        fn sliding_windows_hold_the_rows_of_their_time(
-            events in proptest::collection::vec((0..30_i64, 0..3_u8, prop_oneof![6 => Just(0_u8), 1 => 1..3_u8]), 1..150),
-            (slide, panes) in (1..9_i64, 1..6_i64),
-            lateness in 0..12_i64,
-            start in -40..40_i64,
-        ) {
-            let size = slide * panes;
-            let spec = WindowSpec {
-                shape: Shape::Sliding { size: Duration::from_millis(size), slide: Duration::from_millis(slide) },
-                allowed_lateness: Duration::from_millis(lateness),
-                on_update: None,
-                group_by: vec![0],
-                group_types: vec![DataType::Int64],
-                aggregates: Vec::new(),
-            };
-            let (mut windows, mut watermark, mut found) = (Windows::default(), Watermark::MIN, Vec::new());
-            let mut wanted: BTreeMap<(i64, i64), u64> = BTreeMap::new();
-            for (n, (behind, key, what)) in events.iter().enumerate() {
-                let time = start + n as i64 - behind;
-                if !late(time, watermark.0, &spec) {
-                    let pane = start_of(time, slide);
-                    let key = Value::Integer(i64::from(*key));
-                    windows.merge(Group { start: pane, last: pane, key: vec![key], group: KeyGroup(0), accumulators: Vec::new(), rows: 1 }, &spec);
-                    for end in (1..=panes).map(|nth| pane + nth * slide) {
-                        *wanted.entry((end - size, i64::from(events[n].1))).or_default() += 1;
-                    }
-                }
-                if *what == 2 {
-                    let mut out = Writer::default();
-                    windows.write(&mut out, &spec);
-                    windows = Windows::default();
-                    windows.read(&mut Reader::new(out.bytes()), &spec, &|_| true).expect("windows");
-                    // As after a restart: what the row's watermark closes has left before.
-                    windows.forget(watermark, &spec);
-                }
-                if *what > 0 || n % 3 == 0 {
-                    watermark = watermark.max(Watermark(start + n as i64 - 20));
-                    found.extend(windows.close(watermark, &spec));
-                }
-            }
-            found.extend(windows.close(Watermark::MAX, &spec));
-            prop_assert!(windows.is_empty());
-            let ends: Vec<i64> = found.iter().map(|g| g.start).collect();
-            prop_assert!(ends.is_sorted(), "{:?}", ends);
-            let count = found.len();
-            let found: BTreeMap<(i64, i64), u64> = found.iter().map(|g| ((g.start, if let Value::Integer(k) = g.key[0] { k } else { -1 }), g.rows)).collect();
-            prop_assert_eq!(found.len(), count, "a window left twice");
-            prop_assert_eq!(found, wanted);
-        }
-    }
-
-    #[test]
-    fn parts_of_a_group_are_the_whole_when_they_are_merged() {
-        let functions = [Function::Min, Function::Max, Function::Sum, Function::Count];
-        let aggregate = |function| Aggregate {
-            name: "a".to_owned(),
-            function,
-            argument: None,
-            filter: None,
-            input: DataType::Utf8,
-            output: DataType::Utf8,
-        };
-        let spec = WindowSpec {
-            shape: Shape::Tumbling(Duration::from_millis(10)),
-            allowed_lateness: Duration::from_millis(0),
-            on_update: None,
-            group_by: vec![0],
-            group_types: vec![DataType::Utf8],
-            aggregates: functions.map(aggregate).to_vec(),
-        };
-        let text = |c: &str| Accumulator::Extreme(Value::Text(c.repeat(100)));
-        let accumulators = vec![text("a"), text("b"), Accumulator::Sum(7, 3), Accumulator::Count(3)];
-        let whole = Group { start: 0, last: 0, key: vec![Value::Text("k".to_owned())], group: KeyGroup(1), accumulators, rows: 3 };
-        assert_eq!(whole.clone().divide(300), std::slice::from_ref(&whole));
-        let parts = whole.clone().divide(200);
-        assert_eq!(parts.len(), 4);
-        let mut windows = Windows::default();
-        parts.into_iter().rev().for_each(|part| windows.merge(part, &spec));
-        assert_eq!(windows.close(leat_runtime_core::watermark::Watermark::MAX, &spec), [whole]);
-    }
 }

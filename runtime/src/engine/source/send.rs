@@ -177,20 +177,17 @@ pub(super) async fn leave(
 /// The wrong variant that throws staged bytes away and makes the messages again, with other borders.
 #[cfg(feature = "ablation")]
 pub(super) fn computed_again(program: &Program, messages: Vec<Message>) -> Vec<Message> {
-    use crate::operators::window::Group;
+    use crate::operators::window::pass;
     use leat_compile::program::EdgeKind;
-    use leat_runtime_core::wire::{Reader, Writer};
+    use leat_runtime_core::wire::Reader;
     let mut out = Vec::new();
     for message in messages {
         let edge = program.keyed.edges.iter().find(|e| e.name == *message.edge);
         let Some(EdgeKind::Partial(spec)) = edge.map(|e| &e.kind) else { continue };
         let mut body = Reader::new(&message.body);
         let mut number = message.number;
-        while let (false, Ok(group)) = (body.is_empty(), Group::read(&mut body.clone(), spec, message.group)) {
-            drop(Group::read(&mut body, spec, message.group));
-            let mut one = Writer::default();
-            group.write(&mut one, spec.shape);
-            out.push(Message { number, body: one.finish().into(), ..message.clone() });
+        while let (false, Ok(one)) = (body.is_empty(), pass(&mut body, spec)) {
+            out.push(Message { number, body: one.to_vec().into(), ..message.clone() });
             number += 1;
         }
     }

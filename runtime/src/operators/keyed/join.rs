@@ -15,13 +15,10 @@ use leat_runtime_core::value::Cell;
 use leat_runtime_core::watermark::Watermark;
 use leat_runtime_core::wire::{Damaged, Reader};
 
-use super::{KeyedChain, State};
+use super::{BATCH, KeyedChain, State};
 use crate::operators::cells::{self, Builders, scale_of};
 use crate::operators::rows::{Rows, Wanted};
 use crate::operators::versions::Versions;
-
-/// Pairs that leave together, about.
-const BATCH: usize = 8192;
 
 /// State of one side of a join.
 pub(super) fn state(join: &JoinSpec, side: JoinSide) -> State {
@@ -156,13 +153,13 @@ impl KeyedChain {
             }
             if out.rows.rows() >= BATCH {
                 let full = std::mem::replace(&mut out, Pairs::new(program, join, left, right));
-                self.leave(program, full);
+                self.pairs(program, full);
             }
         }
         let counts = self.ledger.of(&format!("{} (join)", join.name));
         counts.taken += messages.len() as u64;
         counts.absorbed += messages.len() as u64;
-        self.leave(program, out);
+        self.pairs(program, out);
         Ok(())
     }
 
@@ -198,12 +195,12 @@ impl KeyedChain {
                 State::Versions(versions) => versions.finish(rights_done)?,
                 _ => {}
             }
-            self.leave(&program, out);
+            self.pairs(&program, out);
         }
         Ok(())
     }
 
-    fn leave(&mut self, program: &Program, pairs: Pairs<'_>) {
+    fn pairs(&mut self, program: &Program, pairs: Pairs<'_>) {
         let (edge, count) = (&program.keyed.edges[pairs.join.edges[0]], pairs.rows.rows());
         if count == 0 {
             return;

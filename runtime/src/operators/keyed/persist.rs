@@ -19,7 +19,7 @@ use crate::operators::saved::{Run, Saved, Saving};
 /// Bytes of rows that are worth a piece on the disk: what tells where it is takes about a tenth.
 const PIECE: usize = 512;
 /// Version of the encoding.
-const VERSION: u8 = 4;
+const VERSION: u8 = 5;
 
 impl KeyedChain {
     /// The state as it is now; rows that wait for a cut are no part of it. `ids`: so many ids go into an object of their
@@ -45,11 +45,11 @@ impl KeyedChain {
             match (state, &edge.kind) {
                 (State::Windows(windows), EdgeKind::Partial(spec)) => {
                     one.byte(1);
-                    windows.write(&mut one, spec);
+                    windows.write(&mut one, &mut saving, spec);
                 }
                 (State::Sessions(sessions), EdgeKind::Partial(spec)) => {
                     one.byte(3);
-                    sessions.write(&mut one, spec);
+                    sessions.write(&mut one, &mut saving, spec);
                 }
                 (State::Rows(rows), _) => {
                     one.byte(4);
@@ -79,7 +79,9 @@ impl KeyedChain {
                 State::Seen(seen) => seen.stored(objects),
                 State::Rows(rows) => rows.stored(objects),
                 State::Versions(versions) => versions.stored(objects),
-                State::Stateless | State::Windows(_) | State::Sessions(_) => {}
+                State::Windows(windows) => windows.stored(objects),
+                State::Sessions(sessions) => sessions.stored(objects),
+                State::Stateless => {}
             }
         }
     }
@@ -91,7 +93,8 @@ impl KeyedChain {
         if from.byte()? != VERSION {
             return Err(Damaged("a snapshot has an unknown version"));
         }
-        from.signed()?; // the watermark then; the row knows the one that holds
+        // The row knows the one that holds.
+        let at = Watermark(from.signed()?);
         let counts = serde_json::from_slice::<Ledger>(from.blob()?).map_err(|_| Damaged("a ledger cannot be read"))?;
         if own {
             self.ledger = counts;
@@ -127,8 +130,8 @@ impl KeyedChain {
             let heir = heir(groups, partitions, partition);
             let heir: Option<Heir<'_>> = if own { None } else { Some(&heir) };
             match (one.byte()?, &mut self.states[i], &program.keyed.edges[i].kind) {
-                (1, State::Windows(windows), EdgeKind::Partial(spec)) => windows.read(&mut one, spec, &mine)?,
-                (3, State::Sessions(sessions), EdgeKind::Partial(spec)) => sessions.read(&mut one, spec, &mine)?,
+                (1, State::Windows(windows), EdgeKind::Partial(spec)) => runs.extend(windows.read(i, &mut one, spec, own, at, &mine)?),
+                (3, State::Sessions(sessions), EdgeKind::Partial(spec)) => runs.extend(sessions.read(i, &mut one, spec, own, at, &mine)?),
                 (2, State::Seen(seen), _) => runs.extend(seen.read(i, &mut one, heir)?),
                 (4, State::Rows(rows), _) => runs.extend(rows.read(i, &mut one, heir)?),
                 (5, State::Versions(versions), _) => runs.extend(versions.read(i, &mut one, heir)?),
@@ -141,12 +144,16 @@ impl KeyedChain {
 
     /// Takes in an object that a snapshot named.
     pub fn load(&mut self, run: &Run, bytes: &[u8]) -> Result<(), Damaged> {
-        let heir = heir(self.program.document.key_groups, self.partitions, self.partition);
-        match &mut self.states[run.step] {
-            State::Seen(seen) => seen.load(run, bytes, &heir),
-            State::Rows(rows) => rows.load(run, bytes, &heir),
-            State::Versions(versions) => versions.load(run, bytes, &heir),
-            State::Stateless | State::Windows(_) | State::Sessions(_) => Ok(()),
+        let (groups, partition, partitions) = (self.program.document.key_groups, self.partition, self.partitions);
+        let heir = heir(groups, partitions, partition);
+        let mine = |group: KeyGroup| group.partition(groups, partitions) == partition;
+        match (&mut self.states[run.step], &self.program.keyed.edges[run.step].kind) {
+            (State::Windows(windows), EdgeKind::Partial(spec)) => windows.load(run, bytes, spec, &mine),
+            (State::Sessions(sessions), EdgeKind::Partial(spec)) => sessions.load(run, bytes, spec, &mine),
+            (State::Seen(seen), _) => seen.load(run, bytes, &heir),
+            (State::Rows(rows), _) => rows.load(run, bytes, &heir),
+            (State::Versions(versions), _) => versions.load(run, bytes, &heir),
+            (State::Stateless | State::Windows(_) | State::Sessions(_), _) => Ok(()),
         }
     }
 
@@ -157,10 +164,10 @@ impl KeyedChain {
         for (edge, state) in self.program.keyed.edges.iter().zip(&mut self.states) {
             match (state, &edge.kind) {
                 (State::Windows(windows), EdgeKind::Partial(spec)) => {
-                    windows.forget(self.watermark, spec);
+                    windows.forget(self.watermark, spec)?;
                     windows.mark_all();
                 }
-                (State::Sessions(sessions), EdgeKind::Partial(spec)) => drop(sessions.close(self.watermark, spec)),
+                (State::Sessions(sessions), EdgeKind::Partial(spec)) => drop(sessions.close(self.watermark, spec)?),
                 _ => {}
             }
         }
