@@ -234,8 +234,8 @@ impl KeyedChain {
             let edge = &program.keyed.edges[i];
             let EdgeKind::Partial(spec) = &edge.kind else { continue };
             let closed = match &mut self.states[i] {
-                State::Windows(windows) => windows.close(watermark, spec)?,
-                State::Sessions(sessions) => sessions.close(watermark, spec)?,
+                State::Windows(windows) => windows.close(watermark, spec),
+                State::Sessions(sessions) => sessions.close(watermark, spec),
                 _ => continue,
             };
             self.emit(i, edge, spec, closed)?;
@@ -261,7 +261,7 @@ impl KeyedChain {
             if let (State::Windows(windows), EdgeKind::Partial(spec)) = (&mut self.states[i], &edge.kind)
                 && spec.on_update.is_some()
             {
-                let changed = windows.changed(spec)?;
+                let changed = windows.changed(spec);
                 self.emit(i, edge, spec, changed)?;
             }
         }

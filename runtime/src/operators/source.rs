@@ -13,7 +13,7 @@ use std::sync::Arc;
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, Date32Type, Int64Type, TimestampMicrosecondType};
 use bytes::Bytes;
-use leat_compile::program::{EdgeKind, From, Op, Port, Program, Side, SourceProgram, Then, WindowSpec};
+use leat_compile::program::{EdgeKind, From, Op, Port, Program, Side, SourceProgram, Then};
 use leat_runtime_core::key::{self, HashRange, KeyGroup, KeyWriter, partition_hash};
 use leat_runtime_core::ledger::Ledger;
 use leat_runtime_core::message::Message;
@@ -55,7 +55,7 @@ enum State {
     Stateless,
     Seen(Seen),
     /// Partial results since the last cut; no state, they leave with the cut.
-    Groups(Groups),
+    Groups(Box<Groups>),
     /// Last numbers of a replayable edge.
     Numbers(Numbers),
     Files(FileRows),
@@ -128,7 +128,10 @@ impl SourceChain {
         let nodes = &program.sources[source].nodes;
         let states = nodes.iter().map(|n| match &n.op {
             Op::Deduplicate(_) => State::Seen(Seen::default()),
-            Op::Partial(_) => State::Groups(Groups::default()),
+            Op::Partial(edge) => match &program.keyed.edges[*edge].kind {
+                EdgeKind::Partial(spec) => State::Groups(Box::new(Groups::new(spec))),
+                EdgeKind::Rows(_) => State::Stateless,
+            },
             Op::Exchange(_) => State::Numbers(Numbers::default()),
             Op::Files(_) | Op::RawFiles(_) => State::Files(FileRows::default()),
             _ => State::Stateless,
@@ -502,17 +505,17 @@ impl SourceChain {
         for (node, state) in program.sources[self.source].nodes.iter().zip(&mut self.states) {
             let (Op::Partial(edge), State::Groups(groups)) = (&node.op, state) else { continue };
             // Several messages when one would be too large for a record of the repartition stream.
-            let EdgeKind::Partial(WindowSpec { shape, .. }) = &program.keyed.edges[*edge].kind else { continue };
+            let EdgeKind::Partial(spec) = &program.keyed.edges[*edge].kind else { continue };
             let mut by_group: BTreeMap<KeyGroup, Vec<Writer>> = BTreeMap::new();
-            for group in groups.take().into_iter().flat_map(|group| group.divide(PARTIALS_BYTES)) {
-                let bodies = by_group.entry(group.group).or_default();
+            groups.take(PARTIALS_BYTES, spec, |group, partial| {
+                let bodies = by_group.entry(group).or_default();
                 if bodies.last().is_none_or(|b| b.bytes().len() >= PARTIALS_BYTES) {
                     bodies.push(Writer::default());
                 }
                 if let Some(body) = bodies.last_mut() {
-                    group.write(body, *shape);
+                    body.raw(partial);
                 }
-            }
+            });
             let edge: Arc<str> = program.keyed.edges[*edge].name.as_str().into();
             let numbers = assigned.entry(edge.to_string()).or_default();
             for (group, body) in by_group.into_iter().flat_map(|(g, bodies)| bodies.into_iter().map(move |b| (g, b))) {

@@ -8,11 +8,9 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
-use arrow::datatypes::{Decimal128Type, Int64Type};
-use hashbrown::HashMap;
+use arrow::array::{ArrayRef, AsArray, RecordBatch};
 use leat_compile::program::{Aggregate, Function, Shape, WindowSpec};
-use leat_runtime_core::key::{KeyGroup, KeyWriter};
+use leat_runtime_core::key::{self, KeyGroup, KeyWriter};
 use leat_runtime_core::value::Value;
 use leat_runtime_core::wire::{Damaged, Reader, Writer};
 
@@ -24,9 +22,6 @@ use super::evaluate::{self, Failure};
 
 /// Most bytes of a row's texts that make a group or a result of it; two of them fit into one message.
 const LONGEST_TEXTS: usize = 256 << 10;
-
-/// Groups of many that are weighed.
-const WEIGHED: usize = 64;
 
 /// A result under way.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,14 +35,6 @@ pub enum Accumulator {
 }
 
 impl Accumulator {
-    fn new(function: Function) -> Self {
-        match function {
-            Function::Count => Accumulator::Count(0),
-            Function::Sum | Function::Avg => Accumulator::Sum(0, 0),
-            Function::Min | Function::Max => Accumulator::Extreme(Value::Null),
-        }
-    }
-
     /// What changes nothing when it is merged.
     fn neutral(&self) -> Self {
         match self {
@@ -115,89 +102,50 @@ fn take_extreme(best: &mut Value, other: &Value, function: Function) {
     }
 }
 
-/// One window of one group.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Group {
-    /// Start of the window, or the first event's time of a session: milliseconds since the epoch.
-    pub start: i64,
-    /// Of a session, the last event's time.
-    pub last: i64,
-    /// Values of the group's columns.
-    pub key: Vec<Value>,
-    /// Key group of the key.
-    pub group: KeyGroup,
-    /// Results under way, in the order of the aggregates.
-    pub accumulators: Vec<Accumulator>,
-    /// Rows that went in.
-    pub rows: u64,
-}
-
-impl Group {
-    /// Writes the group; its key group is not written, it follows from where the bytes are kept.
-    pub fn write(&self, out: &mut Writer, shape: Shape) {
-        out.signed(self.start);
-        if let Shape::Session(_) = shape {
-            out.signed(self.last.saturating_sub(self.start));
-        }
-        self.key.iter().for_each(|v| v.write(out));
-        self.accumulators.iter().for_each(|a| a.write(out));
-        out.number(self.rows);
-    }
-
-    /// Itself, or, when its texts are longer than this together, a part for each of its results: merged they are the whole.
-    pub fn divide(self, longest: usize) -> Vec<Group> {
-        let text = |value: &Value| if let Value::Text(text) = value { text.len() } else { 0 };
-        let of = |accumulator: &Accumulator| if let Accumulator::Extreme(value) = accumulator { text(value) } else { 0 };
-        if self.key.iter().map(text).sum::<usize>() + self.accumulators.iter().map(of).sum::<usize>() <= longest {
-            return vec![self];
-        }
-        let part = |i: usize| {
-            let neutral = |(j, whole): (usize, &Accumulator)| if i == j { whole.clone() } else { whole.neutral() };
-            let accumulators = self.accumulators.iter().enumerate().map(neutral).collect();
-            Group { accumulators, rows: if i == 0 { self.rows } else { 0 }, ..self.clone() }
-        };
-        (0..self.accumulators.len().max(1)).map(part).collect()
-    }
-
-    /// Memory, bytes, about.
-    pub fn memory(&self) -> usize {
-        let values = self.accumulators.iter().filter_map(|a| if let Accumulator::Extreme(value) = a { Some(value) } else { None });
-        let texts = self.key.iter().chain(values).map(|value| if let Value::Text(text) = value { text.len() } else { 0 });
-        size_of::<Self>() + size_of_val(&*self.accumulators) + size_of_val(&*self.key) + texts.sum::<usize>()
-    }
-}
-
-/// Groups by window and key.
-#[derive(Debug, Clone, Default)]
+/// Groups of a source task by window and key, since the last cut.
+#[derive(Debug, Clone)]
 pub struct Groups {
-    index: HashMap<Box<[u8]>, usize>,
-    groups: Vec<Group>,
+    table: GroupTable,
+    /// Rows that went into each.
+    rows: Vec<u64>,
     /// Places of the key's columns among those of the key.
     columns: Vec<usize>,
-    scratch: KeyWriter,
-    bytes: Vec<u8>,
+    canonical: KeyWriter,
+    /// Cells of the key that is looked at.
+    key: Writer,
 }
 
 impl Groups {
+    /// None, for such windows.
+    pub fn new(spec: &WindowSpec) -> Self {
+        let columns = (0..spec.group_by.len()).collect();
+        Self { table: GroupTable::new(spec), rows: Vec::new(), columns, canonical: KeyWriter::default(), key: Writer::default() }
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.groups.is_empty()
+        self.table.groups() == 0
     }
 
-    /// All groups, in no order; nothing is left.
-    pub fn take(&mut self) -> Vec<Group> {
-        self.index.clear();
-        std::mem::take(&mut self.groups)
-    }
-
-    /// All groups.
-    pub fn iter(&self) -> impl Iterator<Item = &Group> {
-        self.groups.iter()
+    /// All groups as partial results, in no order; nothing is left. One whose texts are longer than `longest` together leaves in a
+    /// part for each of its results: merged they are the whole.
+    pub fn take(&mut self, longest: usize, spec: &WindowSpec, mut each: impl FnMut(KeyGroup, &[u8])) {
+        let (table, rows) = (std::mem::replace(&mut self.table, GroupTable::new(spec)), std::mem::take(&mut self.rows));
+        let mut out = Writer::default();
+        for row in 0..table.groups() {
+            let parts = if table.texts_of(row) > longest { spec.aggregates.len() } else { 0 };
+            for part in 0..parts.max(1) {
+                out.truncate(0);
+                let count = if part == 0 { rows[row] } else { 0 };
+                table.write_partial(row, table.span(row), (parts > 0).then_some(part), count, &mut out, spec);
+                each(table.key_group(row), out.bytes());
+            }
+        }
     }
 
     /// Memory, bytes, about.
     pub fn memory(&self) -> usize {
-        average(self.groups.iter()) * self.groups.len()
+        self.table.memory() + self.rows.capacity() * size_of::<u64>()
     }
 
     /// Adds rows to their windows. `times` has each row's event time in ms. Rows for which an argument or filter fails
@@ -226,89 +174,42 @@ impl Groups {
         failures.sort_by_key(|f| f.row);
         failures.dedup_by_key(|f| f.row);
         let cells = Cells::among(keys.iter().copied());
-        self.columns = (0..keys.len()).collect();
         let mut failed = failures.iter().map(|f| f.row).peekable();
         let mut at: Vec<usize> = Vec::with_capacity(times.len());
         for (row, time) in times.iter().enumerate() {
             if failed.next_if_eq(&row).is_some() {
-                at.push(usize::MAX);
+                at.push(table::NOWHERE);
                 continue;
             }
-            let group = self.find(*time, &keys, &cells, row, spec, key_groups);
-            self.groups[group].rows += 1;
+            let group = self.find(*time, &cells, row, spec, key_groups);
+            self.rows[group] += 1;
             at.push(group);
         }
         for (i, (aggregate, (argument, filter, _))) in spec.aggregates.iter().zip(&evaluated).enumerate() {
-            self.accumulate(i, aggregate, argument.as_ref(), filter.as_ref(), &at);
+            self.table.accumulate(i, aggregate, argument.as_ref(), filter.as_ref(), &at);
         }
         failures
     }
 
     /// Index of the group of a row, made when it is new. Of a session there may be several that the keyed task makes one.
-    fn find(&mut self, time: i64, keys: &[&ArrayRef], cells: &Cells<'_>, row: usize, spec: &WindowSpec, key_groups: u16) -> usize {
-        self.bytes.clear();
-        let start = match spec.shape.pane() {
-            Some(pane) => {
-                let start = start_of(time, pane);
-                self.bytes.extend(start.to_le_bytes());
-                start
-            }
-            None => time,
-        };
-        self.bytes.extend(cells.key(row, &self.columns, &mut self.scratch));
-        if let Some(found) = self.index.get(&self.bytes[..]).copied() {
-            let Shape::Session(gap) = spec.shape else { return found };
-            let group = &mut self.groups[found];
-            if (group.start.saturating_sub(gap.millis())..=group.last.saturating_add(gap.millis())).contains(&time) {
-                (group.start, group.last) = (group.start.min(time), group.last.max(time));
-                return found;
-            }
-        }
-        let group = Group {
-            start,
-            last: start,
-            key: keys.iter().map(|a| evaluate::value(a, row)).collect(),
-            group: KeyGroup::of(self.scratch.bytes(), key_groups),
-            accumulators: spec.aggregates.iter().map(|a| Accumulator::new(a.function)).collect(),
-            rows: 0,
-        };
-        self.index.insert(self.bytes.as_slice().into(), self.groups.len());
-        self.groups.push(group);
-        self.groups.len() - 1
-    }
-
-    fn accumulate(&mut self, i: usize, aggregate: &Aggregate, argument: Option<&ArrayRef>, filter: Option<&ArrayRef>, at: &[usize]) {
-        let filter = filter.and_then(|f| f.as_boolean_opt());
-        let takes = |row: usize| filter.is_none_or(|f| f.is_valid(row) && f.value(row));
-        let rows = at.iter().enumerate().filter(|(_, group)| **group != usize::MAX);
-        match (aggregate.function, argument) {
-            (Function::Count, argument) => {
-                rows.filter(|(row, _)| takes(*row) && argument.is_none_or(|a| a.is_valid(*row))).for_each(|(_, group)| {
-                    if let Accumulator::Count(n) = &mut self.groups[*group].accumulators[i] {
-                        *n += 1;
-                    }
-                })
-            }
-            (Function::Sum | Function::Avg, Some(argument)) => {
-                let decimals = argument.as_primitive_opt::<Decimal128Type>();
-                let integers = argument.as_primitive_opt::<Int64Type>();
-                for (row, group) in rows.filter(|(row, _)| takes(*row) && argument.is_valid(*row)) {
-                    let value = decimals.map(|d| d.value(row)).or_else(|| integers.map(|v| i128::from(v.value(row))));
-                    if let (Accumulator::Sum(sum, n), Some(value)) = (&mut self.groups[*group].accumulators[i], value) {
-                        *sum = sum.saturating_add(value);
-                        *n += 1;
-                    }
-                }
-            }
-            (function, Some(argument)) => {
-                for (row, group) in rows.filter(|(row, _)| takes(*row) && argument.is_valid(*row)) {
-                    if let Accumulator::Extreme(best) = &mut self.groups[*group].accumulators[i] {
-                        take_extreme(best, &evaluate::value(argument, row), function);
-                    }
-                }
-            }
-            (_, None) => {}
-        }
+    fn find(&mut self, time: i64, cells: &Cells<'_>, row: usize, spec: &WindowSpec, key_groups: u16) -> usize {
+        let start = spec.shape.pane().map_or(time, |pane| start_of(time, pane));
+        self.key.truncate(0);
+        cells.write(row, &mut self.key);
+        let gap = if let Shape::Session(gap) = spec.shape { gap.millis() } else { 0 };
+        // Windows of a key are told apart by the hash, sessions are not.
+        let window = if let Shape::Session(_) = spec.shape { 0 } else { start as u64 };
+        let hash = key::hash(self.key.bytes()) ^ window.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let near = |(first, last): (i64, i64)| (first.saturating_sub(gap)..=last.saturating_add(gap)).contains(&start);
+        let found = self.table.of(hash, self.key.bytes()).find(|group| near(self.table.span(*group)));
+        let group = found.unwrap_or_else(|| {
+            let key_group = KeyGroup::of(cells.key(row, &self.columns, &mut self.canonical), key_groups);
+            self.rows.push(0);
+            self.table.push(hash, self.key.bytes(), key_group)
+        });
+        let (first, last) = if found.is_some() { self.table.span(group) } else { (start, start) };
+        self.table.set_span(group, (first.min(start), last.max(start)));
+        group
     }
 }
 
@@ -368,11 +269,4 @@ pub fn pass<'a>(from: &mut Reader<'a>, spec: &WindowSpec) -> Result<&'a [u8], Da
 
 fn read_key_group(from: &mut Reader<'_>) -> Result<KeyGroup, Damaged> {
     Ok(KeyGroup(u16::try_from(from.number()?).map_err(|_| Damaged("a key group is out of range"))?))
-}
-
-/// Memory that one of many groups takes where it is kept, by the first of them.
-pub fn average<'a>(groups: impl Iterator<Item = &'a Group>) -> usize {
-    let (count, bytes) = groups.take(WEIGHED).fold((0_usize, 0_usize), |(count, bytes), group| (count + 1, bytes + group.memory()));
-    // Its key stands in an index too, in which there is some air.
-    bytes.checked_div(count).map_or(0, |bytes| bytes * 3 / 2 + 64)
 }

@@ -164,10 +164,10 @@ impl KeyedChain {
         for (edge, state) in self.program.keyed.edges.iter().zip(&mut self.states) {
             match (state, &edge.kind) {
                 (State::Windows(windows), EdgeKind::Partial(spec)) => {
-                    windows.forget(self.watermark, spec)?;
+                    windows.forget(self.watermark, spec);
                     windows.mark_all();
                 }
-                (State::Sessions(sessions), EdgeKind::Partial(spec)) => drop(sessions.close(self.watermark, spec)?),
+                (State::Sessions(sessions), EdgeKind::Partial(spec)) => drop(sessions.close(self.watermark, spec)),
                 _ => {}
             }
         }

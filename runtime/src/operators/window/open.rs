@@ -29,20 +29,20 @@ impl Window {
     }
 
     /// The table of a key, and the group in it, made where there is none; and whether it was.
-    fn find(&mut self, hash: u64, key: &[u8], group: KeyGroup, spec: &WindowSpec) -> Result<(&mut GroupTable, usize, bool), Damaged> {
+    fn find(&mut self, hash: u64, key: &[u8], group: KeyGroup, spec: &WindowSpec) -> (&mut GroupTable, usize, bool) {
         if self.tables.len() == 1 && self.tables[0].groups() >= DIVIDED {
             let mut parts = vec![GroupTable::new(spec); PARTS];
             let whole = &self.tables[0];
             for row in 0..whole.groups() {
-                parts[part(whole.hash(row))].copy(whole, row, spec)?;
+                parts[part(whole.hash(row))].copy(whole, row, spec);
             }
             self.tables = parts;
         }
         let table = if self.tables.len() == 1 { 0 } else { part(hash) };
         let table = &mut self.tables[table];
         let found = table.of(hash, key).next();
-        let row = found.map_or_else(|| table.push(hash, key, group), Ok)?;
-        Ok((table, row, found.is_none()))
+        let row = found.unwrap_or_else(|| table.push(hash, key, group));
+        (table, row, found.is_none())
     }
 
     /// All groups.
@@ -112,7 +112,7 @@ impl Windows {
 
     fn add(&mut self, begun: Begun, from: &mut Reader<'_>, spec: &WindowSpec, group: KeyGroup) -> Result<u64, Damaged> {
         let window = self.open.entry(begun.start).or_insert_with(|| Window { tables: vec![GroupTable::new(spec)] });
-        let (table, row, new) = window.find(begun.hash, self.key.bytes(), group, spec)?;
+        let (table, row, new) = window.find(begun.hash, self.key.bytes(), group, spec);
         self.groups += usize::from(new);
         self.dirty += usize::from(!table.set_dirty(row, true));
         table.read(row, from, spec)
@@ -133,23 +133,22 @@ impl Windows {
     }
 
     /// The windows that `watermark` closes, in the order of their starts; they are gone.
-    pub fn close(&mut self, watermark: Watermark, spec: &WindowSpec) -> Result<Vec<Closed>, Damaged> {
+    pub fn close(&mut self, watermark: Watermark, spec: &WindowSpec) -> Vec<Closed> {
         if let Shape::Sliding { size, slide } = spec.shape {
             return self.slide(watermark.0.saturating_sub(spec.allowed_lateness.millis()), size.millis(), slide.millis(), spec);
         }
         let closes = |start: &i64| watermark.closes(start.saturating_add(spec.shape.length()), spec.allowed_lateness.millis());
         let starts: Vec<i64> = self.open.keys().copied().take_while(closes).collect();
         let closed = starts.into_iter().filter_map(|start| Some((start, self.remove(start)?)));
-        Ok(closed.flat_map(|(start, window)| window.tables.into_iter().map(move |table| Closed { start, table })).collect())
+        closed.flat_map(|(start, window)| window.tables.into_iter().map(move |table| Closed { start, table })).collect()
     }
 
     /// Windows that `watermark` closes have left before: they are gone.
-    pub fn forget(&mut self, watermark: Watermark, spec: &WindowSpec) -> Result<(), Damaged> {
-        let Shape::Sliding { size, slide } = spec.shape else { return self.close(watermark, spec).map(drop) };
+    pub fn forget(&mut self, watermark: Watermark, spec: &WindowSpec) {
+        let Shape::Sliding { size, slide } = spec.shape else { return drop(self.close(watermark, spec)) };
         let left = left_at(watermark, slide.millis(), spec);
         self.left = self.left.max(Some(left));
         self.remove_before(left.saturating_sub(size.millis()).saturating_add(1));
-        Ok(())
     }
 
     /// The watermark that closes the next window that slides; `None`: none is open.
@@ -162,7 +161,7 @@ impl Windows {
 
     /// The windows that slide and end up to `until`, in the order of their ends. A pane is there until the last of its windows
     /// has left.
-    fn slide(&mut self, until: i64, size: i64, slide: i64, spec: &WindowSpec) -> Result<Vec<Closed>, Damaged> {
+    fn slide(&mut self, until: i64, size: i64, slide: i64, spec: &WindowSpec) -> Vec<Closed> {
         let mut closed = Vec::new();
         let mut end = self.left.unwrap_or(i64::MIN);
         while let Some(first) = self.open.first_key_value().map(|(start, _)| *start) {
@@ -182,7 +181,7 @@ impl Windows {
                     let found = window.of(table.hash(row), table.key(row)).next();
                     match found {
                         Some(group) => window.add(group, table, row, spec),
-                        None => drop(window.copy(table, row, spec)?),
+                        None => _ = window.copy(table, row, spec),
                     }
                 }
             }
@@ -191,25 +190,25 @@ impl Windows {
         }
         // Aligned as ends are.
         self.left = self.left.max(Some(start_of(until, slide)));
-        Ok(closed)
+        closed
     }
 
     /// The groups that changed since they were last emitted.
-    pub fn changed(&mut self, spec: &WindowSpec) -> Result<Vec<Closed>, Damaged> {
+    pub fn changed(&mut self, spec: &WindowSpec) -> Vec<Closed> {
         let mut changed = Vec::new();
         for (start, window) in &mut self.open {
             for table in &mut window.tables {
                 let mut copies = GroupTable::new(spec);
                 for row in 0..table.groups() {
                     if table.set_dirty(row, false) {
-                        copies.copy(table, row, spec)?;
+                        copies.copy(table, row, spec);
                     }
                 }
                 changed.push(Closed { start: *start, table: copies });
             }
         }
         self.dirty = 0;
-        Ok(changed)
+        changed
     }
 
     /// Marks all groups as changed: after a restart nobody knows what was emitted.

@@ -73,7 +73,7 @@ impl Sessions {
         let met: Vec<usize> = table.of(begun.hash, self.key.bytes()).filter(|row| near(table.span(*row))).collect();
         let (mut first, mut last) = (begun.start, begun.last);
         let row = match met.split_first() {
-            None => table.push(begun.hash, self.key.bytes(), group)?,
+            None => table.push(begun.hash, self.key.bytes(), group),
             Some((row, others)) => {
                 for other in others {
                     table.unite(*row, *other, spec);
@@ -94,13 +94,13 @@ impl Sessions {
     }
 
     /// The sessions that `watermark` closes, in the order of their ends; they are gone.
-    pub fn close(&mut self, watermark: Watermark, spec: &WindowSpec) -> Result<Vec<Closed>, Damaged> {
+    pub fn close(&mut self, watermark: Watermark, spec: &WindowSpec) -> Vec<Closed> {
         let mut closed = GroupTable::new(spec);
         while let Some((last, row)) = self.ends.first().copied() {
             if !watermark.closes(last.saturating_add(spec.shape.length()).saturating_add(1), spec.allowed_lateness.millis()) {
                 break;
             }
-            closed.copy(&self.table, row as usize, spec)?;
+            closed.copy(&self.table, row as usize, spec);
             self.table.unlink(row as usize);
             self.table.set_span(row as usize, LEFT);
             self.ends.pop_first();
@@ -108,12 +108,12 @@ impl Sessions {
         if self.table.groups() > 2 * self.ends.len() + GONE {
             let mut left = Self { table: GroupTable::new(spec), ..Self::default() };
             for (last, row) in &self.ends {
-                let row = left.table.copy(&self.table, *row as usize, spec)?;
+                let row = left.table.copy(&self.table, *row as usize, spec);
                 left.ends.insert((*last, row as u32));
             }
             (self.table, self.ends) = (left.table, left.ends);
         }
-        Ok(if closed.groups() == 0 { Vec::new() } else { vec![Closed { start: 0, table: closed }] })
+        if closed.groups() == 0 { Vec::new() } else { vec![Closed { start: 0, table: closed }] }
     }
 
     /// Writes what a snapshot says of the sessions.
@@ -147,7 +147,7 @@ impl Sessions {
         let mut loading = Box::new(Self::new(spec));
         loading.take_in(Reader::new(rest), spec, mine, &|_| true)?;
         self.loading = Some((loading, runs.len()));
-        self.settle(at, spec)?;
+        self.settle(at, spec);
         Ok(runs)
     }
 
@@ -156,18 +156,18 @@ impl Sessions {
         let Some((loading, missing)) = &mut self.loading else { return Ok(()) };
         self.journal.load(run, bytes, |groups, counts| loading.take_in(groups, spec, mine, counts))?;
         *missing -= 1;
-        self.settle(Watermark(run.horizon), spec)
+        self.settle(Watermark(run.horizon), spec);
+        Ok(())
     }
 
     /// All of a snapshot is loaded: what its watermark had closed has left, though parts of it may still be stored.
-    fn settle(&mut self, at: Watermark, spec: &WindowSpec) -> Result<(), Damaged> {
-        let Some((mut loaded, _)) = self.loading.take_if(|(_, missing)| *missing == 0) else { return Ok(()) };
-        drop(loaded.close(at, spec)?);
+    fn settle(&mut self, at: Watermark, spec: &WindowSpec) {
+        let Some((mut loaded, _)) = self.loading.take_if(|(_, missing)| *missing == 0) else { return };
+        drop(loaded.close(at, spec));
         for (last, row) in &loaded.ends {
-            let row = self.table.copy(&loaded.table, *row as usize, spec)?;
+            let row = self.table.copy(&loaded.table, *row as usize, spec);
             self.ends.insert((*last, row as u32));
         }
-        Ok(())
     }
 
     fn take_in(

@@ -1,6 +1,8 @@
 //! Groups with their results under way, column by column: a group takes tens of bytes, and one that is there already is found
 //! and added to without making anything.
 
+use arrow::array::{Array, ArrayRef, AsArray};
+use arrow::datatypes::{Decimal128Type, Int64Type};
 use hashbrown::HashTable;
 use leat_compile::program::{Aggregate, Function, Shape, WindowSpec};
 use leat_runtime_core::key::{self, KeyGroup, KeyWriter};
@@ -9,9 +11,10 @@ use leat_runtime_core::wire::{Damaged, Reader, Writer};
 
 use super::{Accumulator, take_extreme};
 use crate::operators::cells::scale_of;
+use crate::operators::evaluate;
 
-/// Most groups of one table.
-const MOST: usize = u32::MAX as usize;
+/// The group of a row that is in none.
+pub const NOWHERE: usize = usize::MAX;
 
 /// Results under way of one aggregate, by group.
 #[derive(Debug, Clone)]
@@ -195,11 +198,9 @@ impl GroupTable {
     }
 
     /// A group that nothing was added to yet.
-    pub fn push(&mut self, hash: u64, key: &[u8], key_group: KeyGroup) -> Result<usize, Damaged> {
+    pub fn push(&mut self, hash: u64, key: &[u8], key_group: KeyGroup) -> usize {
+        // Four thousand million groups would be a hundred gigabytes of memory.
         let row = self.groups();
-        if row >= MOST {
-            return Err(Damaged("a window has more groups than can be counted"));
-        }
         self.index.insert_unique(hash, row as u32, |i| self.hashes[*i as usize]);
         self.hashes.push(hash);
         self.keys.extend(key);
@@ -207,7 +208,7 @@ impl GroupTable {
         self.key_groups.push(key_group);
         self.results.iter_mut().for_each(Results::push);
         self.dirty.push(false);
-        Ok(row)
+        row
     }
 
     /// The group is not found any more. Its memory is that of the table.
@@ -224,6 +225,42 @@ impl GroupTable {
             self.texts = self.texts.saturating_add_signed(more);
         }
         from.number()
+    }
+
+    /// Adds the rows of a batch to one result of their groups; `at` says which those are, for each row.
+    pub fn accumulate(
+        &mut self,
+        index: usize,
+        aggregate: &Aggregate,
+        argument: Option<&ArrayRef>,
+        filter: Option<&ArrayRef>,
+        at: &[usize],
+    ) {
+        let filter = filter.and_then(|f| f.as_boolean_opt());
+        let takes = |row: usize| filter.is_none_or(|f| f.is_valid(row) && f.value(row)) && argument.is_none_or(|a| a.is_valid(row));
+        let rows = at.iter().copied().enumerate().filter(|(row, group)| *group != NOWHERE && takes(*row));
+        match (&mut self.results[index], argument) {
+            (Results::Counts(counts), _) => rows.for_each(|(_, group)| counts[group] += 1),
+            (Results::Sums(sums, counts), Some(argument)) => {
+                let decimals = argument.as_primitive_opt::<Decimal128Type>();
+                let integers = argument.as_primitive_opt::<Int64Type>();
+                for (row, group) in rows {
+                    let value = decimals.map(|d| d.value(row)).or_else(|| integers.map(|v| i128::from(v.value(row))));
+                    if let Some(value) = value {
+                        sums[group] = sums[group].saturating_add(value);
+                        counts[group] += 1;
+                    }
+                }
+            }
+            (Results::Extremes(values), Some(argument)) => {
+                for (row, group) in rows {
+                    let before = text(&values[group]);
+                    take_extreme(&mut values[group], &evaluate::value(argument, row), aggregate.function);
+                    self.texts = (self.texts + text(&values[group])).saturating_sub(before);
+                }
+            }
+            (_, None) => {}
+        }
     }
 
     /// Adds the results of a group of another table.
@@ -243,12 +280,12 @@ impl GroupTable {
     }
 
     /// Takes in a group of another table, of which it has none.
-    pub fn copy(&mut self, other: &GroupTable, at: usize, spec: &WindowSpec) -> Result<usize, Damaged> {
-        let row = self.push(other.hashes[at], other.key(at), other.key_groups[at])?;
+    pub fn copy(&mut self, other: &GroupTable, at: usize, spec: &WindowSpec) -> usize {
+        let row = self.push(other.hashes[at], other.key(at), other.key_groups[at]);
         self.add(row, other, at, spec);
         self.dirty[row] = other.dirty[at];
         self.spans.extend(other.spans.get(at));
-        Ok(row)
+        row
     }
 
     /// First and last time of a session, ms.
@@ -281,16 +318,34 @@ impl GroupTable {
     /// when they came.
     pub fn write(&self, row: usize, start: i64, out: &mut Writer, spec: &WindowSpec) {
         out.number(u64::from(self.key_groups[row].0));
+        let span = if let Shape::Session(_) = spec.shape { self.span(row) } else { (start, start) };
+        self.write_partial(row, span, None, 0, out, spec);
+    }
+
+    /// Writes a group as a partial result of so many rows, which [`Begun::read`] and [`Self::read`] read. `only`: with that result
+    /// alone. Its key group is not written, it follows from where the bytes are kept.
+    pub fn write_partial(&self, row: usize, span: (i64, i64), only: Option<usize>, rows: u64, out: &mut Writer, spec: &WindowSpec) {
+        out.signed(span.0);
         if let Shape::Session(_) = spec.shape {
-            let (first, last) = self.span(row);
-            out.signed(first);
-            out.signed(last.saturating_sub(first));
-        } else {
-            out.signed(start);
+            out.signed(span.1.saturating_sub(span.0));
         }
         out.raw(self.key(row));
-        self.results.iter().for_each(|results| results.get(row).write(out));
-        out.number(0);
+        for (index, results) in self.results.iter().enumerate() {
+            let whole = results.get(row);
+            if only.is_none_or(|only| only == index) { whole.write(out) } else { whole.neutral().write(out) }
+        }
+        out.number(rows);
+    }
+
+    /// Bytes of the texts of a group's key and results, about.
+    pub fn texts_of(&self, row: usize) -> usize {
+        let text_at = |results: &Results| if let Results::Extremes(values) = results { text(&values[row]) } else { 0 };
+        self.key(row).len() + self.results.iter().map(text_at).sum::<usize>()
+    }
+
+    /// Key group of a group.
+    pub fn key_group(&self, row: usize) -> KeyGroup {
+        self.key_groups[row]
     }
 
     /// The canonical bytes of a group's key.

@@ -35,6 +35,17 @@ fn spec(shape: Shape, lateness: i64) -> WindowSpec {
     }
 }
 
+/// A partial result of one row.
+fn write(start: i64, key: &Value, accumulators: &[Accumulator], spec: &WindowSpec, out: &mut Writer) {
+    out.signed(start);
+    if let Shape::Session(_) = spec.shape {
+        out.signed(0);
+    }
+    key.write(out);
+    accumulators.iter().for_each(|accumulator| accumulator.write(out));
+    out.number(1);
+}
+
 /// Windows or sessions.
 enum Open {
     Windows(Windows),
@@ -51,10 +62,8 @@ impl Open {
         let start = spec.shape.pane().map_or(time, |pane| start_of(time, pane));
         let accumulators =
             vec![Accumulator::Count(1), Accumulator::Sum(i128::from(n), 1), Accumulator::Extreme(Value::Text(format!("{n:04}")))];
-        let key = vec![Value::Integer(i64::from(key))];
-        let group = group_of(event);
-        let mut out = Writer::default();
-        Group { start, last: start, key, group, accumulators, rows: 1 }.write(&mut out, spec.shape);
+        let (group, mut out) = (group_of(event), Writer::default());
+        write(start, &Value::Integer(i64::from(key)), &accumulators, spec, &mut out);
         let mut from = Reader::new(out.bytes());
         let taken = match self {
             Open::Windows(windows) => windows.take(&mut from, spec, group),
@@ -65,16 +74,16 @@ impl Open {
 
     fn close(&mut self, watermark: Watermark, spec: &WindowSpec) -> Vec<Closed> {
         match self {
-            Open::Windows(windows) => windows.close(watermark, spec).expect("groups"),
-            Open::Sessions(sessions) => sessions.close(watermark, spec).expect("groups"),
+            Open::Windows(windows) => windows.close(watermark, spec),
+            Open::Sessions(sessions) => sessions.close(watermark, spec),
         }
     }
 
     /// As after a restart: what the row's watermark closes has left before.
     fn resume(&mut self, watermark: Watermark, spec: &WindowSpec) {
         match self {
-            Open::Windows(windows) => windows.forget(watermark, spec).expect("groups"),
-            Open::Sessions(sessions) => drop(sessions.close(watermark, spec).expect("groups")),
+            Open::Windows(windows) => windows.forget(watermark, spec),
+            Open::Sessions(sessions) => drop(sessions.close(watermark, spec)),
         }
     }
 
@@ -334,9 +343,8 @@ fn add(windows: &mut Windows, keys: std::ops::Range<i64>, spec: &WindowSpec) -> 
     let mut out = Writer::default();
     for key in keys {
         out.truncate(0);
-        let accumulators = vec![Accumulator::Count(1), Accumulator::Sum(7, 1), Accumulator::Extreme(Value::Null)];
-        let group = Group { start: 0, last: 0, key: vec![Value::Integer(key)], group: KeyGroup(0), accumulators, rows: 1 };
-        group.write(&mut out, spec.shape);
+        let accumulators = [Accumulator::Count(1), Accumulator::Sum(7, 1), Accumulator::Extreme(Value::Null)];
+        write(0, &Value::Integer(key), &accumulators, spec, &mut out);
         windows.take(&mut Reader::new(out.bytes()), spec, KeyGroup(0)).expect("a partial result");
     }
     out.bytes().len()
@@ -375,10 +383,9 @@ fn keys_are_one_whatever_their_zero_and_their_nan() {
     let spec = WindowSpec { group_types: vec![DataType::Float64], ..spec(Shape::Tumbling(Duration::from_millis(10)), 0) };
     let mut windows = Windows::default();
     for key in [0.0, -0.0, f64::NAN, -f64::NAN, 1.0] {
-        let accumulators = vec![Accumulator::Count(1), Accumulator::Sum(1, 1), Accumulator::Extreme(Value::Null)];
+        let accumulators = [Accumulator::Count(1), Accumulator::Sum(1, 1), Accumulator::Extreme(Value::Null)];
         let mut out = Writer::default();
-        let group = Group { start: 0, last: 0, key: vec![Value::Double(key)], group: KeyGroup(0), accumulators, rows: 1 };
-        group.write(&mut out, spec.shape);
+        write(0, &Value::Double(key), &accumulators, &spec, &mut out);
         windows.take(&mut Reader::new(out.bytes()), &spec, KeyGroup(0)).expect("a partial result");
     }
     assert_eq!(windows.len(), 3);
@@ -392,21 +399,34 @@ fn parts_of_a_group_are_the_whole_when_they_are_merged() {
     spec.aggregates = functions.map(|function| Aggregate { function, ..like.clone() }).to_vec();
     spec.group_types = vec![DataType::Utf8];
     let text = |c: &str| Accumulator::Extreme(Value::Text(c.repeat(100)));
-    let accumulators = vec![text("a"), text("b"), Accumulator::Sum(7, 3), Accumulator::Count(3)];
-    let whole = Group { start: 0, last: 0, key: vec![Value::Text("k".to_owned())], group: KeyGroup(1), accumulators, rows: 3 };
-    assert_eq!(whole.clone().divide(300), std::slice::from_ref(&whole));
-    let parts = whole.clone().divide(200);
-    assert_eq!(parts.len(), 4);
-    let (mut windows, mut rows) = (Windows::default(), 0);
-    for part in parts.into_iter().rev() {
-        let mut out = Writer::default();
-        part.write(&mut out, spec.shape);
-        rows += windows.take(&mut Reader::new(out.bytes()), &spec, KeyGroup(1)).expect("a partial result").rows;
-    }
-    let closed = windows.close(Watermark::MAX, &spec).expect("groups");
-    assert_eq!((closed.len(), closed[0].table.groups(), rows), (1, 1, 3));
-    for (index, accumulator) in whole.accumulators.iter().enumerate() {
-        let aggregate = &spec.aggregates[index];
-        assert_eq!(closed[0].table.result(0, index, aggregate), accumulator.result(aggregate));
+    let accumulators = [text("a"), text("b"), Accumulator::Sum(7, 3), Accumulator::Count(3)];
+    let mut whole = Writer::default();
+    write(0, &Value::Text("k".to_owned()), &accumulators, &spec, &mut whole);
+    // As a source task has it, with three rows.
+    let partials = |longest: usize| {
+        let (mut groups, mut from) = (Groups::new(&spec), Reader::new(whole.bytes()));
+        let begun = table::Begun::read(&mut from, &spec, &mut groups.key).expect("a partial result");
+        let row = groups.table.push(begun.hash, groups.key.bytes(), KeyGroup(1));
+        groups.table.read(row, &mut from, &spec).expect("results");
+        groups.table.set_span(row, (0, 0));
+        groups.rows.push(3);
+        let mut partials = Vec::new();
+        groups.take(longest, &spec, |group, bytes| partials.push((group, bytes.to_vec())));
+        assert!(groups.is_empty());
+        partials
+    };
+    for (longest, count) in [(300, 1), (200, 4)] {
+        let partials = partials(longest);
+        assert_eq!(partials.len(), count);
+        let (mut windows, mut rows) = (Windows::default(), 0);
+        for (group, bytes) in partials.into_iter().rev() {
+            rows += windows.take(&mut Reader::new(&bytes), &spec, group).expect("a partial result").rows;
+        }
+        let closed = windows.close(Watermark::MAX, &spec);
+        assert_eq!((closed.len(), closed[0].table.groups(), closed[0].table.key_group(0), rows), (1, 1, KeyGroup(1), 3));
+        for (index, accumulator) in accumulators.iter().enumerate() {
+            let aggregate = &spec.aggregates[index];
+            assert_eq!(closed[0].table.result(0, index, aggregate), accumulator.result(aggregate));
+        }
     }
 }
