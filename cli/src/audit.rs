@@ -1,13 +1,13 @@
 //! `leat audit`: whether what a pipeline has written is what its ledger says: nothing missing, nothing twice.
 //!
 //! Everything it looks at is durable: the rows of the tasks (positions, ledgers, what is on its way), the objects that they
-//! name, and the files of sinks. Each file says in its name which task wrote it and with which cut, so the books of each task
+//! name, the files of sinks, and the items of tables. Each file says in its name which task wrote it and with which cut, so the books of each task
 //! are compared by themselves, as of its cut: a pipeline may run meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
-use leat_compile::program::{FilesSpec, Node, Op, Program};
+use leat_compile::program::{EdgeKind, FilesSpec, From, Node, Op, Program, TableKind, TableSpec};
 use leat_crds::spec::FileFormat;
 use leat_runtime::engine::ports::StoredRow;
 use leat_runtime::operators::files::{positions_in, rows_in};
@@ -39,9 +39,9 @@ pub struct Finding {
 pub struct Account {
     /// The sink.
     pub sink: String,
-    /// Files of this pipeline.
+    /// Files of this pipeline; of a table none.
     pub files: u64,
-    /// Rows in them.
+    /// Rows in them, or items.
     pub rows: u64,
     /// Rows that are not in a file yet: they wait for a part, or their file is not closed.
     pub on_their_way: u64,
@@ -57,7 +57,7 @@ pub struct Audit {
     pub lineages: (usize, usize),
     /// Records taken.
     pub taken: u64,
-    /// Sinks of files.
+    /// Sinks of files and, where every item was counted, of tables.
     pub accounts: Vec<Account>,
     /// Positions of the Raw archive that were compared.
     pub positions: u64,
@@ -84,7 +84,7 @@ struct Task {
     objects: Vec<String>,
 }
 
-/// Audits a pipeline. `deep`: every position in the Raw archive is read.
+/// Audits a pipeline. `deep`: every position in the Raw archive is read, and all items of tables are counted.
 pub async fn audit(program: &Program, place: &dyn Place, deep: bool) -> Result<Audit> {
     let pipeline = place.rows(path::PIPELINE).await?.pop().context("the pipeline has no row: nothing ran yet")?;
     let pipeline: PipelineRow = body(&pipeline)?;
@@ -113,7 +113,49 @@ pub async fn audit(program: &Program, place: &dyn Place, deep: bool) -> Result<A
         }
         sink(place, spec, &unique, &tasks, deep, &mut audit).await?;
     }
+    if deep {
+        for (node, table) in program.keyed.nodes.iter().filter_map(|node| if let Op::Table(i) = node.op { Some((node, i)) } else { None }) {
+            items(place, program, node, &program.tables[table], pipeline.born, &mut audit).await?;
+        }
+    }
     Ok(audit)
+}
+
+/// Compares the items of a table with the books of the tasks that write it. An item says what came last and not who wrote it, so
+/// they are counted; books from before and from behind the count let a pipeline run meanwhile.
+async fn items(place: &dyn Place, program: &Program, node: &Node, table: &TableSpec, born: i64, audit: &mut Audit) -> Result<()> {
+    if table.kind != TableKind::DynamoDb {
+        return Ok(());
+    }
+    // Rows that went in, and of them those that may not be there yet.
+    let books = async || -> Result<(u64, u64)> {
+        let tasks = keyed(place).await?;
+        let absorbed = tasks.iter().filter_map(|task| task.ledger.0.get(&node.name)).map(|counts| counts.absorbed).sum();
+        let staged = tasks.iter().flat_map(|task| &task.staged).filter(|(to, ..)| *to == table.name).map(|(.., rows)| rows).sum();
+        Ok((absorbed, staged))
+    };
+    let (before, waiting) = books().await?;
+    let found = place.items(&table.table, born).await?;
+    let (after, _) = books().await?;
+    let sink = table.name.trim_end_matches(" (sink)").to_owned();
+    if found > after {
+        audit.find("repeat", format!("{sink}: there are {found} items of this pipeline, and its books know {after} rows"));
+    }
+    // Rows that correct each other are one item, and those that have expired are gone.
+    if found + waiting < before && table.time_to_live.is_none() && !corrected(program, node) {
+        audit.find("gap", format!("{sink}: there are {found} items, and its books say {before} rows, of which {waiting} are on their way"));
+    }
+    audit.accounts.push(Account { sink, files: 0, rows: found, on_their_way: waiting, ledger: before });
+    Ok(())
+}
+
+/// Whether later rows take the place of earlier ones.
+fn corrected(program: &Program, node: &Node) -> bool {
+    node.inputs.iter().any(|input| match input.from {
+        From::Edge(edge) => matches!(&program.keyed.edges[edge].kind, EdgeKind::Partial(spec) if spec.on_update.is_some()),
+        From::Node(index) => corrected(program, &program.keyed.nodes[index]),
+        From::Source => false,
+    })
 }
 
 fn body<T: DeserializeOwned>((key, row): &(String, StoredRow)) -> Result<T> {

@@ -89,6 +89,8 @@ pub trait Place {
     fn rows<'a>(&'a self, prefix: &'a str) -> LocalBoxFuture<'a, Result<Vec<(String, StoredRow)>>>;
     /// The names of all objects of its tasks.
     fn objects(&self) -> LocalBoxFuture<'_, Result<BTreeSet<String>>>;
+    /// Number of items of a declared table that the pipeline of this life wrote last. All items are read.
+    fn items<'a>(&'a self, table: &'a str, born: i64) -> LocalBoxFuture<'a, Result<u64>>;
     /// The names of all files below a location, in order.
     fn files<'a>(&'a self, location: &'a str) -> LocalBoxFuture<'a, Result<Vec<String>>>;
     /// The bytes of a file; `None`: there is none.

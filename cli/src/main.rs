@@ -47,7 +47,7 @@ struct Audit {
     /// What `leat dev` has left, in the folder of its state; else what is in AWS, with the credentials of the environment.
     #[arg(long, value_name = "FOLDER")]
     state: Option<PathBuf>,
-    /// Read each position in the Raw archive too, and find those that are there twice.
+    /// Read each position in the Raw archive too, and find those that are there twice; and count the items of tables.
     #[arg(long)]
     deep: bool,
     /// How the outcome is printed.

@@ -4,7 +4,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::process::{Program, tool, until};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
+
+use crate::process::{Program, free_port, tool, until};
 
 /// A Java program of Kafka's, with a small heap.
 pub fn java() -> Command {
@@ -28,6 +32,21 @@ pub fn clients(folder: &Path) -> impl Fn() -> Command + use<> {
     }
 }
 
+/// Runs commands of `Kafka.java`, separated by `+`, as `client.properties` in a folder says; answers the lines that it prints.
+pub fn ask(clients: &dyn Fn() -> Command, folder: &Path, commands: &str) -> Vec<Value> {
+    let mut java = clients();
+    let output = java.arg(folder.join("client.properties")).args(commands.split_whitespace()).output().expect("java starts");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{commands}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// The text of a record's value.
+pub fn value(line: &Value) -> String {
+    let bytes = STANDARD.decode(line["value"].as_str().expect("a text")).expect("base64");
+    String::from_utf8(bytes).expect("a text")
+}
+
 /// Starts a broker that clients reach at `address`, which may be an address of the machine or of a cluster's node.
 pub async fn start(folder: &Path, address: &str, port: u16, controller: u16) -> Program {
     let file = configure(folder, address, port, controller, None);
@@ -44,6 +63,13 @@ pub struct Doors {
     pub token: u16,
     /// Without TLS, by a road to it (port of the road, port behind it).
     pub road: (u16, u16),
+}
+
+impl Doors {
+    /// At ports that are free.
+    pub fn free() -> Self {
+        Self { scram: free_port(), certificate: free_port(), token: free_port(), road: (free_port(), free_port()) }
+    }
 }
 
 /// Sets a broker up; `doors`: with these, and certificates that [`certificates`] has made in the folder.

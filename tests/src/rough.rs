@@ -74,7 +74,7 @@ impl Road {
         let fate = match drawn_of {
             met if met < rough => fates[(drawn / 1000 % 6) as usize],
             // They are few.
-            met if batch && met < 4 * rough => Fate::Half,
+            met if batch && met < 7 * rough => Fate::Half,
             _ => Fate::Fine,
         };
         *self.met.lock().expect("a map").entry(fate).or_default() += 1;

@@ -10,6 +10,16 @@ use crate::clouds::Clouds;
 use crate::process::{Program, free_port};
 use crate::program;
 
+/// Writes the job of a manifest to `folder/job`, where a worker looks for it.
+pub fn show(folder: &Path, manifest: &str, revision: &str) {
+    let documents = leat::manifest::documents("pipeline.yaml", manifest).expect("YAML");
+    let program = leat::manifest::pipeline(&documents, leat::manifest::References::default()).expect("a pipeline").program;
+    let job = folder.join("job");
+    std::fs::create_dir_all(&job).expect("a folder");
+    std::fs::write(job.join("revision"), revision).expect("a file");
+    std::fs::write(job.join("job.json"), serde_json::to_string(&program.document).expect("JSON")).expect("a file");
+}
+
 /// Starts a worker for the job in `folder/job`, with one thread; `roads`: endpoints that are others than the emulators'.
 pub fn start(clouds: &Clouds, roads: &BTreeMap<&'static str, String>, folder: &Path, name: &str) -> Program {
     let mut command = program("leat-worker");

@@ -193,7 +193,7 @@ async fn tables(tables: &dyn Tables, read: impl AsyncFn() -> BTreeMap<String, St
         version,
     };
     let put = async |key: &str, value: &str, version: i64, born: i64, cut: u64| {
-        tables.put("t", &[item(key, value, version)], Guard { born, cut }).await.expect("written");
+        assert_eq!(tables.put("t", &[item(key, value, version)], Guard { born, cut }).await, Ok(Vec::new()));
     };
     put("a", "first", 10, 1, 5).await;
     put("a", "repeated", 10, 1, 5).await;
@@ -577,7 +577,7 @@ async fn client_library(clouds: &Clouds) {
 struct Fields(RedisTables);
 
 impl Tables for Fields {
-    fn put<'a>(&'a self, table: &'a str, items: &'a [Item], guard: Guard) -> Call<'a, ()> {
+    fn put<'a>(&'a self, table: &'a str, items: &'a [Item], guard: Guard) -> Call<'a, Vec<usize>> {
         Box::pin(async move {
             let hash = (String::from("leat_key"), Attribute::S("all".to_owned()));
             let of_hash = |item: &Item| Item { key: [vec![hash.clone()], item.key.clone()].concat(), ..item.clone() };
@@ -663,14 +663,14 @@ async fn redis_conforms() {
     let fields = |secret| Fields(of(Values { secret, time_to_live: Some(Duration::from_secs(60)), ..values(6) }));
     let not_allowed = fields(half).put("t", &[item("f", "1")], guard(1)).await;
     assert!(matches!(&not_allowed, Err(PortError::Fatal(why)) if why.contains("key `all`")), "{not_allowed:?}");
-    assert_eq!(fields(secret("right", &[])).put("t", &[item("f", "1")], guard(1)).await, Ok(()));
+    assert_eq!(fields(secret("right", &[])).put("t", &[item("f", "1")], guard(1)).await, Ok(Vec::new()));
     assert!(redis.ask(&["-n", "6", "PTTL", "all"]).parse::<i64>().expect("a number") > 0, "it lives as long as it should");
     // Full, and with room again.
     redis.ask(&["CONFIG", "SET", "maxmemory", "1"]);
     let full = many.put("t", &[only(300)], guard(300)).await;
     assert!(matches!(&full, Err(PortError::Unclear(why)) if why.contains("OOM")), "{full:?}");
     redis.ask(&["CONFIG", "SET", "maxmemory", "0"]);
-    assert_eq!(many.put("t", &[only(300)], guard(300)).await, Ok(()));
+    assert_eq!(many.put("t", &[only(300)], guard(300)).await, Ok(Vec::new()));
     for (folder, files, said) in
         [("wrong", &[("password", "wrong")][..], "does not let this worker in"), ("nothing", &[][..], "has no `password`")]
     {
@@ -685,7 +685,7 @@ async fn redis_conforms() {
     let ca = std::fs::read_to_string(folder.path().join("ca.crt")).expect("a certificate");
     let known = secret("known", &[("password", "pass-word"), ("username", "default"), ("ca.crt", &ca)]);
     let encrypted = |secret| of(Values { url: format!("rediss://127.0.0.1:{}/5", redis.tls), secret, ..values(5) });
-    assert_eq!(encrypted(known).put("t", &[only(7)], guard(1)).await, Ok(()));
+    assert_eq!(encrypted(known).put("t", &[only(7)], guard(1)).await, Ok(Vec::new()));
     assert_eq!(redis.ask(&["-n", "5", "GET", "k"]), "7");
     let stranger = encrypted(secret("right", &[])).put("t", &[only(8)], guard(2)).await;
     assert!(matches!(&stranger, Err(PortError::Unclear(why)) if why.to_lowercase().contains("certificate")), "{stranger:?}");

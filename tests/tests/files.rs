@@ -17,7 +17,7 @@ use leat_runtime_core::position::Lineage;
 use leat_tests::clouds::{Clouds, Kinesis};
 use leat_tests::process::until;
 use leat_tests::rough::Road;
-use leat_tests::workers::{rows, start, table};
+use leat_tests::workers::{rows, show, start, table};
 use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -110,12 +110,7 @@ async fn each_record_of_each_file_is_taken_once() {
     put(&s3, "day/empty/", Vec::new()).await;
     put(&s3, "days/0000.jsonl", event(9_999_999).to_string().into_bytes()).await;
 
-    let documents = leat::manifest::documents("pipeline.yaml", MANIFEST).expect("YAML");
-    let program = leat::manifest::pipeline(&documents, leat::manifest::References::default()).expect("a pipeline").program;
-    let job = folder.path().join("job");
-    std::fs::create_dir(&job).expect("a folder");
-    std::fs::write(job.join("revision"), "1").expect("a file");
-    std::fs::write(job.join("job.json"), serde_json::to_string(&program.document).expect("JSON")).expect("a file");
+    show(folder.path(), MANIFEST, "1");
     let (mut roads, mut all) = (BTreeMap::new(), Vec::new());
     for (seed, (service, behind)) in clouds.endpoints.iter().enumerate() {
         let (address, road) = Road::to(behind, seed as u64 + 1, 80).await;

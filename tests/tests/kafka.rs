@@ -52,11 +52,7 @@ struct Cluster {
 
 impl Cluster {
     async fn start(folder: &Path) -> Self {
-        let (port, controller, doors) = (
-            free_port(),
-            free_port(),
-            Doors { scram: free_port(), certificate: free_port(), token: free_port(), road: (free_port(), free_port()) },
-        );
+        let (port, controller, doors) = (free_port(), free_port(), Doors::free());
         kafka::certificates(folder, ADDRESS);
         let configured = kafka::configure(folder, ADDRESS, port, controller, Some(&doors));
         let broker = kafka::run(folder, ADDRESS, port, &configured).await;
@@ -67,11 +63,7 @@ impl Cluster {
 
     /// Runs commands of `Kafka.java`, separated by `+`; answers the lines that it prints.
     fn run(&self, commands: &str) -> Vec<Value> {
-        let mut java = (self.clients)();
-        let output = java.arg(self.folder.join("client.properties")).args(commands.split_whitespace()).output().expect("java starts");
-        let text = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success(), "{commands}: {text}{}", String::from_utf8_lossy(&output.stderr));
-        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        kafka::ask(&*self.clients, &self.folder, commands)
     }
 
     fn topic(&self, name: &str) -> Topic {
@@ -600,9 +592,8 @@ async fn a_pipeline(cluster: &mut Cluster) {
         if shown.len() == 3 { Ok(shown) } else { Err(format!("{shown:?}")) }
     });
     assert!(shown.await.iter().all(|s| s["offset"].as_u64() > Some(0)));
-    let text = |line: &Value| String::from_utf8(STANDARD.decode(line["value"].as_str().expect("a text")).expect("base64")).expect("a text");
-    let mut sent: Vec<Value> =
-        lines.iter().filter(|l| l["value"] != "").map(|l| serde_json::from_str::<Value>(&text(l)).expect("JSON")["id"].clone()).collect();
+    let id = |line: &Value| serde_json::from_str::<Value>(&kafka::value(line)).expect("JSON")["id"].clone();
+    let mut sent: Vec<Value> = lines.iter().filter(|l| l["value"] != "").map(id).collect();
     sent.sort_by_key(ToString::to_string);
     let files = folder.join("s3/example-lake/topic/**/*.parquet").display().to_string();
     let delivered = until("all files", PATIENCE, async || {
@@ -619,8 +610,7 @@ async fn a_pipeline(cluster: &mut Cluster) {
         let copied = cluster.run("read copied");
         if copied.len() >= sent.len() { Ok(copied) } else { Err(format!("{} of {} are there", copied.len(), sent.len())) }
     });
-    let mut copied: Vec<Value> =
-        copied.await.iter().map(|l| serde_json::from_str::<Value>(&text(l)).expect("JSON")["id"].clone()).collect();
+    let mut copied: Vec<Value> = copied.await.iter().map(id).collect();
     copied.sort_by_key(ToString::to_string);
     assert_eq!(copied, sent);
     let rejects: u64 = second.shared.sources().values().flat_map(|p| p.ledger.0.values().map(Counts::rejects).collect::<Vec<_>>()).sum();

@@ -54,7 +54,7 @@ pub const ALL: &[Stage] = &[
     },
     Stage {
         name: "fuzz",
-        commands: &[&["run", "--quiet", "--package", "leat-tests", "--bin", "fuzz", "--", "--seconds", "45"]],
+        commands: &[&["run", "--quiet", "--package", "leat-tests", "--bin", "fuzz", "--", "--seconds", "60"]],
         node: false,
     },
     Stage { name: "simulation", commands: &[&["test", "--quiet", "--package", "leat-simulation", "--no-fail-fast"]], node: false },

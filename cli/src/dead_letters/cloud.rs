@@ -1,6 +1,6 @@
 //! Dead letters of a pipeline in AWS: files in S3, streams of Kinesis.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -8,7 +8,7 @@ use futures::future::LocalBoxFuture;
 use leat_aws::{Retries, Target};
 use leat_compile::program::Program;
 use leat_crds::names;
-use leat_runtime::connectors::aws::dynamodb::LeaseTable;
+use leat_runtime::connectors::aws::dynamodb::{LeaseTable, SinkTables};
 use leat_runtime::connectors::aws::kinesis::{KinesisStreams, Stream};
 use leat_runtime::connectors::aws::s3::Folder;
 use leat_runtime::engine::ports::{PortError, Rows, StoredRow, Streams};
@@ -25,6 +25,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 pub struct Cloud {
     files: Folder,
     streams: KinesisStreams,
+    tables: SinkTables,
     topics: Vec<String>,
     leases: LeaseTable,
     /// Where the objects of tasks are.
@@ -42,10 +43,17 @@ impl Cloud {
             let config = leat_aws::connect(&Target::of(spec.aws.as_ref(), stream.aws.as_ref()), Retries::Sdk).await;
             streams.insert(stream.name.clone(), Stream::of(&config, &kinesis.stream_name));
         }
+        let mut tables = HashMap::new();
+        for table in &spec.tables {
+            let Some(dynamodb) = &table.dynamodb else { continue };
+            let config = leat_aws::connect(&Target::of(spec.aws.as_ref(), table.aws.as_ref()), Retries::Sdk).await;
+            tables.insert(table.name.clone(), (config, dynamodb.table_name.clone()));
+        }
         let topics = spec.streams.iter().filter(|s| s.kafka.is_some()).map(|s| s.name.clone()).collect();
         Self {
             files: Folder::new(&home, spec.storage.as_ref().and_then(|s| s.kms_key_id.clone())),
             streams: KinesisStreams::new(streams),
+            tables: SinkTables::of(tables),
             topics,
             leases: LeaseTable::of(&home, &names::lease_table(&program.document.namespace, &program.document.name)),
             objects: names::objects(spec.storage.as_ref().map_or("", |s| &s.location), &program.document.namespace, &program.document.name),
@@ -80,6 +88,10 @@ impl Place for Cloud {
 
     fn objects(&self) -> LocalBoxFuture<'_, Result<BTreeSet<String>>> {
         Box::pin(async move { Ok(self.files.list(in_s3(&self.objects)?).await.map_err(without_credentials)?.into_iter().collect()) })
+    }
+
+    fn items<'a>(&'a self, table: &'a str, born: i64) -> LocalBoxFuture<'a, Result<u64>> {
+        Box::pin(async move { self.tables.count(table, born).await.map_err(without_credentials) })
     }
 
     fn files<'a>(&'a self, location: &'a str) -> LocalBoxFuture<'a, Result<Vec<String>>> {

@@ -73,6 +73,13 @@ impl Place for Laptop {
         })
     }
 
+    fn items<'a>(&'a self, table: &'a str, born: i64) -> LocalBoxFuture<'a, Result<u64>> {
+        Box::pin(async move {
+            let items = self.lock.as_ref().context("the state was not opened")?.items(table)?;
+            Ok(items.iter().filter(|item| item.born == born).count() as u64)
+        })
+    }
+
     fn files<'a>(&'a self, location: &'a str) -> LocalBoxFuture<'a, Result<Vec<String>>> {
         Box::pin(async move {
             let (root, mut files) = (self.root(location), Vec::new());

@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::{StreamExt, TryStreamExt};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, ErrorKind, IntoConnectionInfo, RedisError, Script, ServerErrorKind, TlsCertificates};
 
+use super::tables::one_by_one;
 use crate::engine::ports::{Call, Guard, PortError, Tables};
 use crate::operators::table::GUARDS;
 use crate::output::{Attribute, Item};
@@ -184,7 +184,7 @@ fn text(attribute: &Attribute) -> &str {
 }
 
 impl Tables for RedisTables {
-    fn put<'a>(&'a self, table: &'a str, items: &'a [Item], guard: Guard) -> Call<'a, ()> {
+    fn put<'a>(&'a self, table: &'a str, items: &'a [Item], guard: Guard) -> Call<'a, Vec<usize>> {
         Box::pin(async move {
             let server = self.servers.get(table).ok_or_else(|| PortError::Fatal(format!("there is no table `{table}`")))?;
             let connection = server.connection().await?;
@@ -201,7 +201,7 @@ impl Tables for RedisTables {
                     call.invoke_async::<i64>(&mut connection).await.map(drop).map_err(|error| server.failed(&error, Some(key)))
                 }
             });
-            futures::stream::iter(writes).buffer_unordered(AT_ONCE).try_collect().await
+            one_by_one(writes, AT_ONCE).await
         })
     }
 }

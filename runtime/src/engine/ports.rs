@@ -211,8 +211,8 @@ pub struct Guard {
 ///
 /// Guarantees: an item is written only when its guard is above that of what is there.
 pub trait Tables: Send + Sync {
-    /// Writes items.
-    fn put<'a>(&'a self, table: &'a str, items: &'a [Item], guard: Guard) -> Call<'a, ()>;
+    /// Writes items, each of another key; answers the indexes of those that may not have been written.
+    fn put<'a>(&'a self, table: &'a str, items: &'a [Item], guard: Guard) -> Call<'a, Vec<usize>>;
 }
 
 /// Streams of sinks.

@@ -299,10 +299,16 @@ impl Source for Sim {
 }
 
 impl Tables for Sim {
-    fn put<'a>(&'a self, table: &'a str, items: &'a [Item], guard: Guard) -> Call<'a, ()> {
+    fn put<'a>(&'a self, table: &'a str, items: &'a [Item], guard: Guard) -> Call<'a, Vec<usize>> {
         let (table, items, cut) = (table.to_owned(), items.to_vec(), guard.cut);
         self.call(move |w| {
-            for item in &items {
+            let mut failed = Vec::new();
+            for (i, item) in items.iter().enumerate() {
+                let fails = 3.0 * w.faults;
+                if w.random.chance(fails) {
+                    failed.push(i);
+                    continue;
+                }
                 let key: Vec<String> = item.key.iter().map(|(_, v)| text(v)).collect();
                 let slot = (table.clone(), key.join("|"));
                 let newer = w.items.get(&slot).is_none_or(|(old, at)| (old.version, *at) < (item.version, cut));
@@ -316,7 +322,7 @@ impl Tables for Sim {
                     w.items.insert(slot, (item.clone(), cut));
                 }
             }
-            Ok(())
+            Ok(failed)
         })
     }
 }

@@ -72,7 +72,7 @@ fn kind(rule: Rule) -> Kind {
 
 /// Where the search begins: what one of some thousand seeds meets is looked for where it is met early.
 fn first(rule: Rule) -> u64 {
-    if rule == Rule::Fresh { 20_800 } else { 0 }
+    if rule == Rule::Fresh { 9_000 } else { 0 }
 }
 
 #[test]

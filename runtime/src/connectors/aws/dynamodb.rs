@@ -7,13 +7,13 @@ use std::collections::HashMap;
 
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::primitives::Blob;
-use aws_sdk_dynamodb::types::{AttributeValue, ConditionCheck, Put, TransactWriteItem};
+use aws_sdk_dynamodb::types::{AttributeValue, ConditionCheck, Put, Select, TransactWriteItem};
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
 use leat_aws::{Call as Tried, Failure};
 use leat_runtime_core::path;
 use leat_runtime_core::row::{Expect, Fence};
 
+use crate::connectors::tables::one_by_one;
 use crate::engine::ports::{Call, Guard, PortError, Rows, StoredRow, Tables};
 use crate::output::{Attribute, Item};
 
@@ -270,6 +270,28 @@ impl SinkTables {
     pub fn new(tables: HashMap<String, (Client, String)>) -> Self {
         Self { tables }
     }
+
+    /// Those that are in the accounts of these configurations: name in the manifest → configuration and name in DynamoDB.
+    pub fn of(tables: HashMap<String, (leat_aws::SdkConfig, String)>) -> Self {
+        Self::new(tables.into_iter().map(|(table, (config, name))| (table, (Client::new(&config), name))).collect())
+    }
+
+    /// Number of a table's items that the pipeline of this life wrote last. All items are read.
+    pub async fn count(&self, table: &str, born: i64) -> Result<u64, PortError> {
+        let (client, name) = self.tables.get(table).ok_or_else(|| PortError::Fatal(format!("there is no table `{table}`")))?;
+        let (mut count, mut from) = (0, None);
+        loop {
+            let request = client.scan().table_name(name).consistent_read(true).select(Select::Count).set_exclusive_start_key(from);
+            let request = request.filter_expression("#born = :born").expression_attribute_names("#born", BORN);
+            let request = request.expression_attribute_values(":born", AttributeValue::N(born.to_string()));
+            let answer = request.send().await.map_err(|e| Failure::of(Tried::new("DynamoDB Scan", name), &e))?;
+            count += u64::try_from(answer.count()).unwrap_or_default();
+            from = answer.last_evaluated_key.filter(|key| !key.is_empty());
+            if from.is_none() {
+                return Ok(count);
+            }
+        }
+    }
 }
 
 fn value(attribute: &Attribute) -> AttributeValue {
@@ -282,7 +304,7 @@ fn value(attribute: &Attribute) -> AttributeValue {
 }
 
 impl Tables for SinkTables {
-    fn put<'a>(&'a self, table: &'a str, items: &'a [Item], guard: Guard) -> Call<'a, ()> {
+    fn put<'a>(&'a self, table: &'a str, items: &'a [Item], guard: Guard) -> Call<'a, Vec<usize>> {
         Box::pin(async move {
             let (client, name) = self.tables.get(table).ok_or_else(|| PortError::Fatal(format!("there is no table `{table}`")))?;
             let writes = items.iter().map(|item| async move {
@@ -314,7 +336,7 @@ impl Tables for SinkTables {
                     }
                 }
             });
-            futures::stream::iter(writes).buffer_unordered(AT_ONCE).try_collect().await
+            one_by_one(writes, AT_ONCE).await
         })
     }
 }

@@ -457,7 +457,7 @@ async fn put_records(stream: &Stream, mut entries: Vec<PutRecordsRequestEntry>) 
         let why = format!("a record has {large} bytes; a record of Kinesis has at most {RECORD_BYTES}");
         return Err(PortError::Fatal(format!("{}: {why}", stream.name)));
     }
-    let mut failed = Vec::new();
+    let (mut failed, all) = (Vec::new(), entries.len());
     let mut start = 0;
     while !entries.is_empty() {
         let mut bytes = 0;
@@ -468,7 +468,14 @@ async fn put_records(stream: &Stream, mut entries: Vec<PutRecordsRequestEntry>) 
         let count = fit.count();
         let rest = entries.split_off(count);
         let request = stream.client.put_records().stream_name(&stream.name).set_records(Some(entries));
-        let answer = request.send().await.map_err(|e| Failure::of(stream.tried("Kinesis PutRecords"), &e))?;
+        let answer = match request.send().await.map_err(|e| PortError::from(Failure::of(stream.tried("Kinesis PutRecords"), &e))) {
+            // What the calls before took is not sent again.
+            Err(PortError::Unclear(_)) if start > failed.len() => {
+                failed.extend(start..all);
+                return Ok(failed);
+            }
+            answer => answer?,
+        };
         failed.extend(answer.records().iter().enumerate().filter(|(_, r)| r.error_code().is_some()).map(|(i, _)| start + i));
         start += count;
         entries = rest;

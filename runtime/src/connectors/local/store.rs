@@ -269,8 +269,10 @@ impl Rows for Store {
 }
 
 impl Tables for Store {
-    fn put<'a>(&'a self, table: &'a str, items: &'a [Item], guard: Guard) -> Call<'a, ()> {
-        Box::pin(self.send(move |reply| Write::Items(table.to_owned(), items.to_vec(), guard, reply)))
+    fn put<'a>(&'a self, table: &'a str, items: &'a [Item], guard: Guard) -> Call<'a, Vec<usize>> {
+        // All of them are in one transaction.
+        let written = self.send(move |reply| Write::Items(table.to_owned(), items.to_vec(), guard, reply));
+        Box::pin(async move { written.await.map(|()| Vec::new()) })
     }
 }
 

@@ -16,7 +16,7 @@ use leat_runtime_core::rules::Rules;
 use super::{Event, KeyedTask};
 use crate::engine::file::{self, FileWriter};
 use crate::engine::outlet::{Marked, Outlet};
-use crate::engine::ports::{Guard, Ports};
+use crate::engine::ports::{Guard, PortError, Ports};
 use crate::engine::task::{self, Control, TaskError, Tries};
 use crate::operators::files::{by_folder, read_batches};
 use crate::operators::source::millis;
@@ -175,18 +175,26 @@ async fn send_items(ports: &Ports, table: &str, staged: &Staged, born: i64) -> R
     let bytes = ports.insist(|| ports.objects.get(&staged.object)).await?;
     let items: Vec<Item> = task::decode(&bytes)?;
     let guard = Guard { born, cut: staged.cut };
-    ports.insist(|| ports.tables.put(table, &items, guard)).await?;
-    Ok(())
+    until_accepted(ports, items, async |left| ports.insist(|| ports.tables.put(table, left, guard)).await).await
 }
 
 /// Sends staged rows until the stream has accepted all of them; `id` and its number identify a row.
 async fn send_records(ports: &Ports, stream: &str, staged: &Staged, id: &str) -> Result<(), TaskError> {
     let bytes = ports.insist(|| ports.objects.get(&staged.object)).await?;
-    let mut left: Vec<_> = stream::decode(&bytes)?.iter().enumerate().map(|(i, row)| row.record(&format!("{id}/{i}"))).collect();
+    let records = stream::decode(&bytes)?.iter().enumerate().map(|(i, row)| row.record(&format!("{id}/{i}"))).collect();
+    until_accepted(ports, records, async |left| ports.insist(|| ports.streams.put(stream, left)).await).await
+}
+
+/// Puts all of them, and again those that `put` says were not accepted.
+async fn until_accepted<T: Clone>(
+    ports: &Ports,
+    mut left: Vec<T>,
+    put: impl AsyncFn(&[T]) -> Result<Vec<usize>, PortError>,
+) -> Result<(), TaskError> {
     let mut tries = Tries::default();
     while !left.is_empty() {
         let pause = tries.with(left.len());
-        let failed = ports.insist(|| ports.streams.put(stream, &left)).await?;
+        let failed = put(&left).await?;
         left = failed.into_iter().filter_map(|i| left.get(i).cloned()).collect();
         tries.left(left.len());
         if !left.is_empty() {

@@ -155,7 +155,7 @@ impl Sessions {
     pub fn load(&mut self, run: &Run, bytes: &[u8], spec: &WindowSpec, mine: &dyn Fn(KeyGroup) -> bool) -> Result<(), Damaged> {
         let Some((loading, missing)) = &mut self.loading else { return Ok(()) };
         self.journal.load(run, bytes, |groups, counts| loading.take_in(groups, spec, mine, counts))?;
-        *missing -= 1;
+        *missing = missing.saturating_sub(1);
         self.settle(Watermark(run.horizon), spec);
         Ok(())
     }

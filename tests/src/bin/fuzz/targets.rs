@@ -9,11 +9,13 @@ use kafka_protocol::records::{Compression, Record, RecordBatchEncoder, RecordEnc
 use leat_compile::program::Program;
 use leat_runtime::batch::SourceBatch;
 use leat_runtime::codecs::decoder::Decoder;
+use leat_runtime::codecs::framing::Framing;
 use leat_runtime::codecs::kpl;
 use leat_runtime::connectors::kafka::records;
 use leat_runtime::operators::keyed::KeyedChain;
 use leat_runtime::operators::saved::Saved;
 use leat_runtime::operators::source::{Leaving, SourceChain};
+use leat_runtime::operators::stream;
 use leat_runtime_core::key::{HashRange, hash, partition_hash};
 use leat_runtime_core::message::{self, Message};
 use leat_runtime_core::position::{Lineage, Offset};
@@ -35,9 +37,11 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 12] = [
     Target { name: "json", make: json, corpus: json_events, seal: |input| input },
     Target { name: "csv", make: csv, corpus: csv_events, seal: |input| input },
+    Target { name: "framing", make: framing, corpus: csv_events, seal: |input| input },
+    Target { name: "staged", make: staged_rows, corpus: staged_corpus, seal: sealed },
     Target { name: "kpl", make: kpl_records, corpus: kpl_messages, seal: |input| input },
     Target { name: "kafka", make: kafka, corpus: kafka_batches, seal: with_checksums },
     Target { name: "message", make: messages, corpus: message_records, seal: sealed },
@@ -146,6 +150,53 @@ fn csv_events() -> Vec<Vec<u8>> {
     ]
     .map(|text| text.as_bytes().to_vec())
     .to_vec()
+}
+
+/// A file as one reader takes it, and as another one that gets it in pieces: the same records, which are all of it.
+fn framing() -> Run {
+    Box::new(|input| {
+        let mut count = 0;
+        for framing in [Framing::Lines, Framing::Csv { header: false, delimiter: b',' }] {
+            let (mut rest, mut whole) = (input, Vec::new());
+            while framing.next(&mut rest, &mut whole).map_err(|e| e.to_string())? {
+                whole.push(b'\n');
+            }
+            let (mut held, mut pieces, mut in_pieces) = (Vec::new(), input.chunks(7).peekable(), Vec::new());
+            while let Some(piece) = pieces.next() {
+                held.extend(piece);
+                while let Some((record, length)) = framing.split(&held, pieces.peek().is_none()) {
+                    in_pieces.extend(&held[..record]);
+                    in_pieces.push(b'\n');
+                    held.drain(..length);
+                    count += 1;
+                }
+            }
+            if whole != in_pieces || !held.is_empty() {
+                return Err(format!("{framing:?}: in pieces it is something else, {} bytes are left", held.len()));
+            }
+        }
+        Ok(count.min(20).to_string())
+    })
+}
+
+/// Rows that wait for a stream: what is read is written so that it is read the same, and makes records.
+fn staged_rows() -> Run {
+    Box::new(|input| {
+        let rows = match stream::decode(input) {
+            Err(why) => return Ok(why.to_string()),
+            Ok(rows) => rows,
+        };
+        let records = rows.iter().map(|row| row.record("id").data.len() + row.topic_record().value.len()).sum::<usize>();
+        match stream::decode(&stream::encode(&rows)) {
+            Ok(again) if again == rows => Ok(format!("{} {}", rows.len().min(9), records > 0)),
+            _ => Err("what was written is read as something else".to_owned()),
+        }
+    })
+}
+
+fn staged_corpus() -> Vec<Vec<u8>> {
+    let row = |key: Option<&str>, json: &[u8]| stream::StreamRow { key: key.map(str::to_owned), json: json.to_vec() };
+    vec![stream::encode(&[row(None, b"{}"), row(Some("user-7"), br#"{"n":7,"user":"user-7"}"#)]), stream::encode(&[])]
 }
 
 /// The message of an aggregated record; what begins and ends one is put around it.
