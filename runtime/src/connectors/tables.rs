@@ -2,29 +2,30 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::stream::{self, StreamExt};
 
 use crate::engine::ports::{Call, Guard, PortError, Tables};
 use crate::output::Item;
 
-/// Writes items one by one, so many at a time; answers the indexes of those that may not have been written. When one gets no clear
-/// answer, no more are begun, and it comes last: so a table that takes few takes others next time, none twice.
+/// Writes items one by one, so many at a time; answers the indexes of those that may not have been written. When as many as that
+/// have got no clear answer, no more are begun, and they come last: so a table that takes few takes others next time, none twice, one
+/// that is gone is known soon, and one item that is not taken holds up no other.
 pub async fn one_by_one(
     writes: impl ExactSizeIterator<Item = impl Future<Output = Result<(), PortError>>>,
     at_once: usize,
 ) -> Result<Vec<usize>, PortError> {
-    let (count, stopped) = (writes.len(), AtomicBool::new(false));
+    let (count, failed) = (writes.len(), AtomicUsize::new(0));
     let (mut left, mut unclear, mut why) = (Vec::new(), Vec::new(), None);
     let tried = writes.enumerate().map(|(index, write)| {
-        let stopped = &stopped;
+        let failed = &failed;
         async move {
-            if stopped.load(Ordering::Relaxed) {
+            if failed.load(Ordering::Relaxed) >= at_once {
                 return (index, None);
             }
             let outcome = write.await;
-            stopped.fetch_or(outcome.is_err(), Ordering::Relaxed);
+            failed.fetch_add(usize::from(outcome.is_err()), Ordering::Relaxed);
             (index, Some(outcome))
         }
     });
