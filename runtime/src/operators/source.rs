@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::{DataType, Date32Type, Int64Type, TimestampMicrosecondType};
+use arrow::datatypes::{DataType, Date32Type, Int64Type, TimeUnit, TimestampMicrosecondType};
 use bytes::Bytes;
 use leat_compile::program::{EdgeKind, From, Op, Port, Program, Side, SourceProgram, Then};
 use leat_runtime_core::key::{self, HashRange, KeyGroup, KeyWriter, partition_hash};
@@ -581,6 +581,11 @@ impl SourceChain {
             _ => None,
         })
     }
+}
+
+/// Whether `millis` reads columns of this type.
+pub fn is_time(of: &DataType) -> bool {
+    matches!(of, DataType::Int64 | DataType::Date32 | DataType::Timestamp(TimeUnit::Microsecond, _))
 }
 
 /// Event time in milliseconds.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use arrow::array::RecordBatch;
+use arrow::array::{ArrayRef, RecordBatch};
 use arrow::error::ArrowError;
 use bytes::Bytes;
 use futures::future::LocalBoxFuture;
@@ -12,6 +12,7 @@ use leat_runtime_core::mark::Mark;
 use leat_runtime_core::path;
 use leat_runtime_core::row::{Fence, KeyedRow, Staged};
 use leat_runtime_core::rules::Rules;
+use leat_runtime_core::wire::Damaged;
 
 use super::{Event, KeyedTask};
 use crate::engine::file::{self, FileWriter};
@@ -19,7 +20,7 @@ use crate::engine::outlet::{Marked, Outlet};
 use crate::engine::ports::{Guard, PortError, Ports};
 use crate::engine::task::{self, Control, TaskError, Tries};
 use crate::operators::files::{by_folder, read_batches};
-use crate::operators::source::millis;
+use crate::operators::source::{is_time, millis};
 use crate::operators::stream;
 use crate::output::Item;
 
@@ -133,7 +134,7 @@ impl Roll {
         let mut folders: BTreeMap<String, Vec<RecordBatch>> = BTreeMap::new();
         for object in &self.covers {
             for rows in read_batches(&ports.insist(|| ports.objects.get(object)).await?)? {
-                let column = self.spec.time_column.map(|i| rows.column(i));
+                let column = self.spec.time_column.map(|i| time_column(&rows, i)).transpose()?;
                 let partition = self.spec.partition.filter(|_| column.is_some());
                 let time = |row| column.and_then(|c| millis(c, row)).unwrap_or_default();
                 for (folder, rows) in by_folder(&rows, time, partition).map_err(failed)? {
@@ -150,6 +151,12 @@ impl Roll {
         }
         Ok(files)
     }
+}
+
+/// The column of event times; staged rows that have none there are those of another job.
+fn time_column(rows: &RecordBatch, index: usize) -> Result<&ArrayRef, Damaged> {
+    let column = rows.columns().get(index).filter(|c| is_time(c.data_type()));
+    column.ok_or(Damaged("staged rows have no event time where their sink looks for it"))
 }
 
 /// Sends staged rows to a topic, in transactions.
