@@ -317,7 +317,11 @@ async fn drive(world: &World, options: &Options, stop: &Arc<AtomicBool>) -> Resu
     if let Ok(left) = tokio::time::timeout(Duration::from_millis(PATIENCE as u64 + 1_000), worker.leave(PATIENCE)).await {
         left?;
     }
-    outcome::report(world, done, before, started.elapsed().as_secs_f64()).await
+    let report = outcome::report(world, done, before, started.elapsed().as_secs_f64());
+    match tokio::time::timeout(Duration::from_millis(PATIENCE as u64), report).await {
+        Ok(report) => report,
+        Err(_) => bail!("it was stopped, and what it did cannot be read: {}", world.ports.unclear.seen().1),
+    }
 }
 
 /// Works until everything is delivered, or `stop` is set; answers whether it is.
@@ -370,15 +374,16 @@ async fn stopped(stop: &AtomicBool) {
 
 /// Says when calls are made again for a while, and when that is over: a run that stands still must not be silent.
 async fn say(unclear: Arc<Unclear>) {
-    let (mut seen, mut again, mut said) = (0, 0, false);
+    let (mut seen, mut again, mut quiet, mut said) = (0, 0, 0, false);
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let (count, why) = unclear.seen();
-        again = if count > seen { again + 1 } else { 0 };
+        (again, quiet) = if count > seen { (again + 1, 0) } else { (0, quiet + 1) };
         seen = count;
         if again >= 2 && !std::mem::replace(&mut said, true) {
             eprintln!("  waits: {why}");
-        } else if again == 0 && std::mem::take(&mut said) {
+        // Whoever waits tries every two seconds.
+        } else if quiet >= 4 && std::mem::take(&mut said) {
             eprintln!("  goes on");
         }
     }
@@ -391,7 +396,7 @@ async fn taken(world: &World) -> Result<u64> {
 
 async fn sources(world: &World) -> Result<BTreeMap<Lineage, SourceRow>> {
     let mut rows = BTreeMap::new();
-    for (key, row) in world.ports.rows.list(path::SOURCES).await? {
+    for (key, row) in world.ports.insist(|| world.ports.rows.list(path::SOURCES)).await? {
         rows.insert(path::lineage_of(&key), task::decode(&row.body)?);
     }
     Ok(rows)
@@ -399,7 +404,7 @@ async fn sources(world: &World) -> Result<BTreeMap<Lineage, SourceRow>> {
 
 /// Rows of keyed tasks, by partition; a job with fewer partitions leaves those of the others.
 async fn keyed(world: &World) -> Result<BTreeMap<u16, KeyedRow>> {
-    let rows = world.ports.rows.list(path::KEYED).await?;
+    let rows = world.ports.insist(|| world.ports.rows.list(path::KEYED)).await?;
     let row =
         |(key, row): (String, StoredRow)| -> Result<(u16, KeyedRow)> { Ok((key[path::KEYED.len()..].parse()?, task::decode(&row.body)?)) };
     rows.into_iter().map(row).collect()
@@ -490,7 +495,7 @@ async fn seal(world: &World, shared: &Shared) -> Result<bool> {
 async fn nothing_under_way(world: &World, shared: &Shared, partitions: usize) -> Result<bool> {
     let mut cuts = BTreeMap::new();
     let mut live = 0;
-    for (key, row) in world.ports.rows.list(path::SOURCES).await? {
+    for (key, row) in world.ports.insist(|| world.ports.rows.list(path::SOURCES)).await? {
         let (source, lineage) = (task::decode::<SourceRow>(&row.body)?, path::lineage_of(&key));
         // Nobody runs lineages of sources that an earlier job had.
         if world.program.sources.iter().any(|s| s.name == lineage.source()) {

@@ -136,6 +136,8 @@ impl Sink<'_> {
             match why {
                 // A part may be there: each shard knows how far it was fed.
                 PortError::Unclear(why) if !fed.stop.load(Ordering::Relaxed) => fed.unclear.note(&why),
+                // The next run feeds it.
+                PortError::Unclear(_) => return Ok(()),
                 why => return Err(why.into()),
             }
             std::thread::sleep(AGAIN);

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::{Request, Response, StatusCode};
+use axum::http::request::Parts;
+use axum::http::{Method, Request, Response, StatusCode, response};
+use futures::StreamExt;
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -42,6 +44,8 @@ pub struct Road {
     random: Mutex<u64>,
     /// Of a thousand calls, those that something happens to.
     rough: Mutex<u64>,
+    /// An object that is never read to its end.
+    half: Mutex<Option<String>>,
     /// What happened so far.
     pub met: Mutex<BTreeMap<Fate, u64>>,
 }
@@ -52,8 +56,8 @@ impl Road {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = format!("http://{}", listener.local_addr().expect("an address"));
         let client = Client::builder(TokioExecutor::new()).build_http();
-        let road =
-            Arc::new(Self { client, behind: behind.to_owned(), random: Mutex::new(seed), rough: Mutex::new(rough), met: Mutex::default() });
+        let (random, rough) = (Mutex::new(seed), Mutex::new(rough));
+        let road = Arc::new(Self { client, behind: behind.to_owned(), random, rough, half: Mutex::default(), met: Mutex::default() });
         let app = axum::Router::new().fallback(pass).layer(axum::extract::DefaultBodyLimit::max(64 << 20)).with_state(Arc::clone(&road));
         tokio::spawn(async move { axum::serve(listener, app).await });
         (address, road)
@@ -62,6 +66,20 @@ impl Road {
     /// From now on everything goes through.
     pub fn smooth(&self) {
         *self.rough.lock().expect("a number") = 0;
+    }
+
+    /// From now on nobody gets beyond the middle of this object: the first half of its bytes arrives, and what asks for later
+    /// ones is lost.
+    pub fn halve(&self, object: &str) {
+        *self.half.lock().expect("a name") = Some(object.to_owned());
+    }
+
+    /// What happens to a read of the object that has only a first half.
+    fn half(&self, parts: &Parts) -> Option<Fate> {
+        let half = self.half.lock().expect("a name");
+        let met = parts.method == Method::GET && half.as_ref().is_some_and(|object| parts.uri.path().ends_with(object));
+        let begins = parts.headers.get("range").is_none_or(|range| range.as_bytes().starts_with(b"bytes=0-"));
+        met.then_some(if begins { Fate::Cut } else { Fate::Lost })
     }
 
     /// What happens to the next call; `batch`: whether each of its records is answered.
@@ -101,20 +119,39 @@ fn with_refused(bytes: &Bytes, records: usize) -> Bytes {
     answer.to_string().into()
 }
 
-/// An answer that breaks off: the server ends the connection where a body is an error.
-fn broken_off(status: StatusCode, begin: Bytes) -> Response<Body> {
-    let parts = [Ok(begin), Err(std::io::Error::other("the road ends here"))];
-    let answer = Response::builder().status(status).header("content-length", "1000000");
-    answer.body(Body::from_stream(futures::stream::iter(parts))).expect("an answer")
+/// No answer: a body that is an error at once takes the head with it.
+fn lost() -> Response<Body> {
+    let parts = [Ok(Bytes::new()), Err(std::io::Error::other("the road ends here"))];
+    Response::builder().header("content-length", "1").body(Body::from_stream(futures::stream::iter(parts))).expect("an answer")
+}
+
+/// An answer that breaks off: its head and the first half of these bytes are on their way when the connection ends.
+fn broken_off(head: &response::Parts, bytes: &Bytes) -> Response<Body> {
+    let end = async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        Err(std::io::Error::other("the road ends here"))
+    };
+    let half = Ok(bytes.slice(..bytes.len() / 2));
+    answer(head, Body::from_stream(futures::stream::iter([half]).chain(futures::stream::once(end))))
+}
+
+/// An answer with the head of another one.
+fn answer(head: &response::Parts, body: Body) -> Response<Body> {
+    let mut out = Response::builder().status(head.status);
+    for (name, value) in head.headers.iter().filter(|(name, _)| !["transfer-encoding"].contains(&name.as_str())) {
+        out = out.header(name, value);
+    }
+    out.body(body).expect("an answer")
 }
 
 async fn pass(State(road): State<Arc<Road>>, request: Request<Body>) -> Response<Body> {
     let (parts, body) = request.into_parts();
     let Ok(body) = body.collect().await.map(http_body_util::Collected::to_bytes) else {
-        return broken_off(StatusCode::BAD_REQUEST, Bytes::new());
+        return lost();
     };
     let batch = parts.headers.get("x-amz-target").is_some_and(|t| t.as_bytes().ends_with(b".PutRecords"));
     let (fate, drawn) = road.fate(batch);
+    let fate = road.half(&parts).unwrap_or(fate);
     let (body, records) = if fate == Fate::Half { every_second(&body) } else { (body, 0) };
     let target = parts.uri.path_and_query().map_or("/", |p| p.as_str());
     let uri = format!("{}{target}", road.behind);
@@ -126,7 +163,7 @@ async fn pass(State(road): State<Arc<Road>>, request: Request<Body>) -> Response
         road.client.request(forward.body(Full::new(body.clone())).expect("a request"))
     };
     match fate {
-        Fate::Lost => return broken_off(StatusCode::OK, Bytes::new()),
+        Fate::Lost => return lost(),
         Fate::Refused => {
             let answer = Response::builder().status(StatusCode::SERVICE_UNAVAILABLE).header("content-type", "application/x-amz-json-1.0");
             return answer.body(Body::from(r#"{"__type":"ServiceUnavailable","message":"slow down"}"#)).expect("an answer");
@@ -135,31 +172,27 @@ async fn pass(State(road): State<Arc<Road>>, request: Request<Body>) -> Response
         Fate::Twice => drop(once().await),
         Fate::Fine | Fate::Unheard | Fate::Cut | Fate::Half => {}
     }
-    let Ok(answer) = once().await else { return broken_off(StatusCode::OK, Bytes::new()) };
-    let (head, mut body) = answer.into_parts();
+    let Ok(answered) = once().await else { return lost() };
+    let (head, mut body) = answered.into_parts();
     // A stream of events goes on and on; one that is cut off has begun.
     if head.headers.get("content-type").is_some_and(|t| t == "application/vnd.amazon.eventstream") {
         return match fate {
-            Fate::Unheard => broken_off(StatusCode::OK, Bytes::new()),
+            Fate::Unheard => lost(),
             Fate::Cut => {
                 let begin = body.frame().await.and_then(|f| f.ok()?.into_data().ok()).unwrap_or_default();
-                broken_off(head.status, begin.slice(..begin.len() / 2))
+                broken_off(&head, &begin)
             }
             _ => Response::from_parts(head, Body::new(body)),
         };
     }
     let Ok(bytes) = body.collect().await.map(http_body_util::Collected::to_bytes) else {
-        return broken_off(StatusCode::OK, Bytes::new());
+        return lost();
     };
     match fate {
-        Fate::Unheard => return broken_off(StatusCode::OK, Bytes::new()),
-        Fate::Cut => return broken_off(head.status, bytes.slice(..bytes.len() / 2)),
+        Fate::Unheard => return lost(),
+        Fate::Cut => return broken_off(&head, &bytes),
         _ => {}
     }
     let bytes = if fate == Fate::Half && head.status.is_success() { with_refused(&bytes, records) } else { bytes };
-    let mut out = Response::builder().status(head.status);
-    for (name, value) in head.headers.iter().filter(|(name, _)| !["transfer-encoding"].contains(&name.as_str())) {
-        out = out.header(name, value);
-    }
-    out.body(Body::from(bytes)).expect("an answer")
+    answer(&head, Body::from(bytes))
 }

@@ -165,6 +165,67 @@ async fn each_record_of_each_file_is_taken_once() {
     assert_eq!(found, (0..last).collect::<Vec<_>>());
 }
 
+/// The next job reads other files while one of the first ones is read in part: what was taken is delivered once, the rest is
+/// left, and nobody waits for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_that_the_next_job_does_not_read_are_left_in_the_middle() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let clouds = Clouds::start(folder.path(), Kinesis::Ferrokinesis, "127.0.0.1").await;
+    make(&clouds).await;
+    let s3 = clouds.s3().await;
+    for n in 0..8 {
+        let (name, bytes) = file(n);
+        put(&s3, &name, bytes).await;
+    }
+    let other = |id: u64| json!({"id": 1_000_000 + id, "campaign": "other", "ts": START + 864_000_000 + id * 100, "spend": 1});
+    let lines = |ids: std::ops::Range<u64>| ids.map(|id| format!("{}\n", other(id))).collect::<String>().into_bytes();
+    put(&s3, "other/a.jsonl", lines(0..900)).await;
+    put(&s3, "other/b.jsonl.zst", zstd(&lines(900..1_800))).await;
+    show(folder.path(), MANIFEST, "1");
+    // The long one comes to its middle and no further.
+    let (address, road) = Road::to(&clouds.endpoints["AWS_ENDPOINT_URL_S3"], 1, 0).await;
+    road.halve(&file(7).0);
+    let mut one = start(&clouds, &BTreeMap::from([("AWS_ENDPOINT_URL_S3", address)]), folder.path(), "one-1");
+    let long = |found: &[Value]| found.iter().filter(|r| r["id"].as_u64().is_some_and(|id| ids(7).contains(&id))).count() as u64;
+    until("rows of the long file", PATIENCE, async || {
+        let found = long(&rows(&clouds, "curated/").await?);
+        if found > 0 { Ok(()) } else { Err(one.output()) }
+    })
+    .await;
+    one.kill();
+    let next = folder.path().join("next");
+    show(
+        &next,
+        &MANIFEST
+            .replace("{name: events, files: {path: \"s3://example-in/day\"", "{name: others, files: {path: \"s3://example-in/other\"")
+            .replace("[events]", "[others]"),
+        "2",
+    );
+    let mut two = start(&clouds, &BTreeMap::new(), &next, "two-1");
+    let found = until("all rows of the other files", PATIENCE, async || {
+        let mut found: Vec<u64> = rows(&clouds, "curated/").await?.iter().filter_map(|r| r["id"].as_u64()).collect();
+        found.sort_unstable();
+        let others = found.iter().filter(|id| **id >= 1_000_000).count();
+        if others >= 1_800 { Ok(found) } else { Err(format!("{others} rows\n{}", two.output())) }
+    })
+    .await;
+    assert!(found.windows(2).all(|pair| pair[0] < pair[1]), "nothing comes twice");
+    let of_long = found.iter().filter(|id| ids(7).contains(*id)).count() as u64;
+    assert!(0 < of_long && of_long < LONG, "{of_long} of {LONG}");
+    // The end of these files closes their windows: three minutes.
+    let sums = until("their sums", PATIENCE, async || {
+        let found = rows(&clouds, "sums/").await?;
+        let others: Vec<u64> = found.iter().filter(|r| r["campaign"] == "other").filter_map(|r| r["rows"].as_u64()).collect();
+        if others.len() >= 3 { Ok(others) } else { Err(format!("{found:?}\n{}", two.output())) }
+    });
+    assert_eq!(sums.await, [600, 600, 600]);
+    two.signal("TERM");
+    assert!(two.ended(PATIENCE).await, "{}", two.output());
+    let mut after: Vec<u64> = rows(&clouds, "curated/").await.expect("rows").iter().filter_map(|r| r["id"].as_u64()).collect();
+    after.sort_unstable();
+    assert_eq!(after, found, "what was left is left");
+}
+
 /// A source that has listed what is below a prefix, or knows what another has.
 async fn source(s3: &aws_sdk_s3::Client, location: &str, contents: Contents, known: Option<&Arc<Begin>>) -> (S3Source, Arc<Begin>) {
     let source = S3Source::new(BTreeMap::from([("s".to_owned(), Prefix::new(s3.clone(), location, contents, 2))]));

@@ -1,6 +1,6 @@
 //! Worker processes on a rough road: calls to Kinesis, DynamoDB and S3 are lost, doubled, delayed and cut off, connections to a
-//! broker of Kafka end, while workers are killed and held, AWS and the broker are gone for a while, and the job
-//! changes. Each event is in the files and in a topic once, and the sums are exact.
+//! broker of Kafka end, while workers are killed and held, AWS and the broker are gone for a while, a shard is split, and the
+//! job changes. Each event is in the files and in a topic once, and the sums are exact.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -103,6 +103,23 @@ async fn put(clouds: &Clouds, events: Vec<(String, Value)>) {
         let answer = kinesis.put_records().stream_name("rough-events").set_records(Some(some.iter().map(entry).collect())).send().await;
         assert_eq!(answer.expect("records").failed_record_count(), Some(0));
     }
+}
+
+/// Splits a shard in the middle.
+async fn split(clouds: &Clouds) {
+    let kinesis = clouds.kinesis().await;
+    let listed = kinesis.list_shards().stream_name("rough-events").send().await.expect("shards");
+    let shard = &listed.shards()[1];
+    let range = shard.hash_key_range().expect("a range");
+    let [first, last] = [range.starting_hash_key(), range.ending_hash_key()].map(|key| key.parse::<u128>().expect("a number"));
+    let middle = (first + (last - first) / 2).to_string();
+    let split = kinesis.split_shard().stream_name("rough-events").shard_to_split(shard.shard_id()).new_starting_hash_key(middle);
+    split.send().await.expect("SplitShard");
+    until("the split", PATIENCE, async || {
+        let listed = kinesis.list_shards().stream_name("rough-events").send().await.map_err(|e| e.to_string())?;
+        if listed.shards().len() == 5 { Ok(()) } else { Err(format!("{} shards", listed.shards().len())) }
+    })
+    .await;
 }
 
 /// Sums by campaign and minute, of the table.
@@ -221,6 +238,7 @@ async fn on_a_rough_road_nothing_is_lost_and_nothing_repeated() {
     gate.set(true);
     broker = kafka::run(folder.path(), ADDRESS, port, &configured).await;
     ask("send read 1 500 gzip");
+    split(&clouds).await;
     // The next job begins, with a sink more, while there is much to read: its workers take over where those of the one before have
     // come to.
     put(&clouds, some(2 * third + 600, EVENTS - 400).collect()).await;

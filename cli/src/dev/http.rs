@@ -55,7 +55,9 @@ async fn append(State(world): State<Arc<Streams>>, Path(name): Path<String>, bod
     match wrote.await {
         Ok(Ok(count)) => (StatusCode::OK, format!("{{\"accepted\":{count}}}\n")),
         // There may be room later; what went to some of the shards stays there.
-        Ok(Err(error @ PortError::Unclear(_))) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),
+        Ok(Err(error @ PortError::Unclear(_))) => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("{error}; some of the events may have been taken: posted again they come twice\n"))
+        }
         Ok(Err(error)) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }

@@ -1,8 +1,12 @@
 //! Rows and items in one embedded database. Writes that come together share one commit.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock, mpsc};
+use std::fmt::Display;
+use std::fs::File;
+use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use leat_runtime_core::path;
 use leat_runtime_core::row::{Expect, Fence};
@@ -18,6 +22,9 @@ use crate::output::{Attribute, Item};
 const ROWS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("rows");
 const ITEMS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("items");
 const NOTES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("notes");
+
+/// After a write that failed the database is opened again after so long.
+const OPEN_AGAIN: Duration = Duration::from_millis(100);
 
 #[derive(Serialize, Deserialize)]
 struct RowOnDisk {
@@ -43,9 +50,12 @@ enum Write {
     Note(String, Vec<u8>, oneshot::Sender<Result<(), PortError>>),
 }
 
-/// The database, and where it lies. After a write that failed it says nothing more until it is opened again.
+/// How the database is opened.
+type Open = Box<dyn Fn() -> Result<Database, redb::Error> + Send + Sync>;
+
+/// The database. After a write that failed it says nothing more until it is opened again.
 struct Opened {
-    file: PathBuf,
+    open: Open,
     database: RwLock<Option<Database>>,
 }
 
@@ -56,13 +66,25 @@ impl Opened {
         call(database).map_err(|error| unclear(what, error))
     }
 
+    fn set(&self, database: Option<Database>) {
+        *self.database.write().unwrap_or_else(PoisonError::into_inner) = database;
+    }
+
+    fn is_open(&self) -> bool {
+        self.database.read().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Opens it again where the last write has failed. One thread writes.
-    fn write<T>(&self, call: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, PortError> {
-        let set = |database| *self.database.write().unwrap_or_else(PoisonError::into_inner) = database;
-        if self.database.read().unwrap_or_else(PoisonError::into_inner).is_none() {
-            set(Some(open(&self.file).map_err(|error| unclear("cannot open the database again", error))?));
+    fn open_again(&self) -> Result<(), PortError> {
+        if !self.is_open() {
+            self.set(Some(prepared((self.open)()).map_err(|error| unclear("cannot open the database again", error))?));
         }
-        self.with("cannot write", call).inspect_err(|_| set(None))
+        Ok(())
+    }
+
+    fn write<T>(&self, call: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, PortError> {
+        self.open_again()?;
+        self.with("cannot write", call).inspect_err(|_| self.set(None))
     }
 }
 
@@ -75,8 +97,9 @@ fn unclear(what: &str, error: redb::Error) -> PortError {
     }
 }
 
-fn open(file: &Path) -> Result<Database, redb::Error> {
-    let database = Database::create(file)?;
+/// A database that was opened, with its tables.
+fn prepared(database: Result<Database, redb::Error>) -> Result<Database, redb::Error> {
+    let database = database?;
     let transaction = database.begin_write()?;
     transaction.open_table(ROWS)?;
     transaction.open_table(ITEMS)?;
@@ -89,20 +112,30 @@ fn open(file: &Path) -> Result<Database, redb::Error> {
 pub struct Store {
     database: Arc<Opened>,
     writes: mpsc::Sender<Write>,
+    /// The state is this process's own, also while the database is not open.
+    _lock: File,
 }
 
 impl Store {
     /// Opens or creates the database; one process at a time.
     pub fn open(file: &Path) -> Result<Self, PortError> {
-        let database = open(file).map_err(|e| fatal(&format!("cannot open {} (is another `leat dev` running?)", file.display()), e))?;
-        let database = Arc::new(Opened { file: file.to_owned(), database: RwLock::new(Some(database)) });
+        let path = file.to_owned();
+        Self::over(file, Box::new(move || Ok(Database::create(&path)?)))
+    }
+
+    fn over(file: &Path, open: Open) -> Result<Self, PortError> {
+        let cannot = |e: &dyn Display| fatal(&format!("cannot open {} (is another `leat dev` running?)", file.display()), e);
+        let lock = File::create(file.with_extension("lock")).map_err(|e| cannot(&e))?;
+        lock.try_lock().map_err(|e| cannot(&e))?;
+        let database = prepared(open()).map_err(|e| cannot(&e))?;
+        let database = Arc::new(Opened { open, database: RwLock::new(Some(database)) });
         let (writes, queue) = mpsc::channel();
         let writer = Arc::clone(&database);
         std::thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || write_all(&writer, &queue))
             .map_err(|e| fatal("cannot start a thread", e))?;
-        Ok(Self { database, writes })
+        Ok(Self { database, writes, _lock: lock })
     }
 
     /// All items of a table, in the order of their keys.
@@ -166,9 +199,23 @@ fn row(bytes: &[u8]) -> Result<StoredRow, PortError> {
     Ok(StoredRow { fence: on_disk.fence, body: serde_json::to_vec(&on_disk.body).unwrap_or_default().into() })
 }
 
-/// Takes all writes that wait into one transaction.
+/// Takes all writes that wait into one transaction. Where one has failed, whoever made it may look before it writes again: the
+/// database is opened again without being asked.
 fn write_all(database: &Opened, queue: &mpsc::Receiver<Write>) {
-    while let Ok(first) = queue.recv() {
+    loop {
+        let first = match database.is_open() {
+            true => queue.recv().map_err(RecvTimeoutError::from),
+            false => queue.recv_timeout(OPEN_AGAIN),
+        };
+        let first = match first {
+            Ok(first) => first,
+            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => {
+                // Who waits for it hears why it is not open.
+                drop(database.open_again());
+                continue;
+            }
+        };
         let writes: Vec<Write> = std::iter::once(first).chain(queue.try_iter()).collect();
         let outcome = database.write(|database| commit(database, &writes));
         for (i, write) in writes.into_iter().enumerate() {
@@ -279,4 +326,77 @@ impl Tables for Store {
 /// Attributes of an item, key and others together.
 pub fn attributes(item: &Item) -> BTreeMap<&str, &Attribute> {
     item.key.iter().map(|(k, v)| (k.as_str(), v)).chain(item.attributes.iter().map(|(k, v)| (k.as_str(), v))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error, ErrorKind};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use redb::StorageBackend;
+    use redb::backends::FileBackend;
+
+    use super::*;
+
+    /// A file on a disk where each write needs room, as on file systems that never overwrite.
+    #[derive(Debug)]
+    struct Disk {
+        file: FileBackend,
+        full: Arc<AtomicBool>,
+    }
+
+    impl StorageBackend for Disk {
+        fn len(&self) -> Result<u64, Error> {
+            self.file.len()
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), Error> {
+            self.file.read(offset, out)
+        }
+
+        fn set_len(&self, len: u64) -> Result<(), Error> {
+            self.file.set_len(len)
+        }
+
+        fn sync_data(&self) -> Result<(), Error> {
+            self.file.sync_data()
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> Result<(), Error> {
+            if self.full.load(Ordering::Relaxed) { Err(ErrorKind::StorageFull.into()) } else { self.file.write(offset, data) }
+        }
+    }
+
+    fn on(path: &Path, full: &Arc<AtomicBool>) -> Result<Store, PortError> {
+        let (file, full) = (path.to_owned(), Arc::clone(full));
+        let open = move || {
+            let disk = File::options().read(true).write(true).create(true).truncate(false).open(&file)?;
+            let disk = Disk { file: FileBackend::new(disk)?, full: Arc::clone(&full) };
+            Ok(Database::builder().create_with_backend(disk)?)
+        };
+        Store::over(path, Box::new(open))
+    }
+
+    #[tokio::test]
+    async fn who_only_reads_finds_the_database_again_when_there_is_room() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, full) = (folder.path().join("store.redb"), Arc::new(AtomicBool::new(false)));
+        let store = on(&path, &full).expect("a store");
+        store.put_note("a", b"1".to_vec()).await.expect("written");
+        full.store(true, Ordering::Relaxed);
+        assert!(matches!(store.put_note("a", b"2".to_vec()).await, Err(PortError::Unclear(why)) if why.starts_with("the disk is full")));
+        assert!(matches!(store.note("a"), Err(PortError::Unclear(_))));
+        // The state is still this process's, open or not.
+        assert!(matches!(Store::open(&path), Err(PortError::Fatal(why)) if why.contains("is another `leat dev` running?")));
+        full.store(false, Ordering::Relaxed);
+        let found = tokio::time::timeout(Duration::from_secs(20), async {
+            loop {
+                match store.note("a") {
+                    Err(PortError::Unclear(_)) => tokio::task::yield_now().await,
+                    found => return found,
+                }
+            }
+        });
+        assert_eq!(found.await.expect("it is open again").expect("a note").as_deref(), Some(b"1".as_slice()));
+    }
 }

@@ -16,7 +16,7 @@ use crate::output::{StreamRecord, TopicRecord};
 /// Streams that sinks write, by the names that the manifest gives them.
 pub struct LocalStreams {
     folder: PathBuf,
-    open: Mutex<BTreeMap<String, Arc<Mutex<File>>>>,
+    open: Mutex<BTreeMap<String, Arc<Mutex<Lines>>>>,
     topics: Mutex<BTreeMap<String, Arc<Mutex<LocalTopic>>>>,
 }
 
@@ -31,16 +31,48 @@ impl LocalStreams {
         self.folder.join(format!("{stream}.jsonl"))
     }
 
-    fn file(&self, stream: &str) -> Result<Arc<Mutex<File>>, PortError> {
+    fn file(&self, stream: &str) -> Result<Arc<Mutex<Lines>>, PortError> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(file) = open.get(stream) {
             return Ok(Arc::clone(file));
         }
         let path = self.path(stream);
-        let file = std::fs::create_dir_all(&self.folder).and_then(|()| open_whole(&path));
-        let file = Arc::new(Mutex::new(file.map_err(|e| fatal(&format!("cannot open {}", path.display()), e))?));
-        open.insert(stream.to_owned(), Arc::clone(&file));
-        Ok(file)
+        let lines = std::fs::create_dir_all(&self.folder).and_then(|()| Lines::open(&path));
+        let lines = Arc::new(Mutex::new(lines.map_err(|e| failed(&format!("cannot open {}", path.display()), &e))?));
+        open.insert(stream.to_owned(), Arc::clone(&lines));
+        Ok(lines)
+    }
+}
+
+/// A file of whole lines.
+struct Lines {
+    file: File,
+    /// Where the last whole line ends.
+    end: u64,
+    /// Something may stand behind it.
+    torn: bool,
+}
+
+impl Lines {
+    fn open(path: &Path) -> std::io::Result<Self> {
+        let file = open_whole(path)?;
+        let end = file.metadata()?.len();
+        Ok(Self { file, end, torn: false })
+    }
+
+    /// Adds lines, durably. Those that are written again must not stand there already, in part or as a whole.
+    fn append(&mut self, lines: &[u8]) -> std::io::Result<()> {
+        if self.torn {
+            self.file.set_len(self.end)?;
+        }
+        self.torn = true;
+        self.file.seek(SeekFrom::Start(self.end))?;
+        let written = self.file.write_all(lines).and_then(|()| self.file.sync_data());
+        // On a full disk it takes room that others wait for.
+        written.inspect_err(|_| self.torn = self.file.set_len(self.end).is_err())?;
+        self.end += lines.len() as u64;
+        self.torn = false;
+        Ok(())
     }
 }
 
@@ -74,18 +106,9 @@ impl Streams for LocalStreams {
                 lines.extend_from_slice(&record.data);
                 lines.push(b'\n');
             }
-            let write = move || {
-                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-                let before = file.stream_position()?;
-                // What is written again must not stand there already.
-                file.write_all(&lines).and_then(|()| file.sync_data()).inspect_err(|_| drop(file.set_len(before)))
-            };
+            let write = move || file.lock().unwrap_or_else(PoisonError::into_inner).append(&lines);
             let written = tokio::task::spawn_blocking(write).await.map_err(|e| fatal("writing was stopped", e))?;
-            written.map_err(|e| {
-                // Half a line may stand there: it is opened behind the last whole one.
-                self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(stream);
-                failed(&format!("cannot write {}", self.path(stream).display()), &e)
-            })?;
+            written.map_err(|e| failed(&format!("cannot write {}", self.path(stream).display()), &e))?;
             Ok(Vec::new())
         })
     }
@@ -129,13 +152,16 @@ impl LocalTopic {
     }
 
     fn commit(&mut self, lines: &[u8], writer: &str, mark: &str) -> std::io::Result<()> {
+        // What is behind the length is not there: readers must not see it, and it takes room on a full disk.
+        self.write(lines, writer, mark).inspect_err(|_| drop(self.file.set_len(self.committed.length)))
+    }
+
+    fn write(&mut self, lines: &[u8], writer: &str, mark: &str) -> std::io::Result<()> {
         let mut committed = self.committed.clone();
         committed.marks.insert(writer.to_owned(), mark.to_owned());
         if !lines.is_empty() {
             self.file.seek(SeekFrom::Start(committed.length))?;
-            let written = self.file.write_all(lines).and_then(|()| self.file.sync_data());
-            // What is behind the length is not there, and takes room on a full disk.
-            written.inspect_err(|_| drop(self.file.set_len(self.committed.length)))?;
+            self.file.write_all(lines).and_then(|()| self.file.sync_data())?;
             committed.length += lines.len() as u64;
         }
         write_durably(&beside(&self.path), &serde_json::to_vec(&committed)?)?;
@@ -184,7 +210,7 @@ impl Topics for LocalStreams {
                 Some(topic) => Arc::clone(topic),
                 None => {
                     let path = self.path(stream);
-                    let topic = LocalTopic::open(&path).map_err(|e| fatal(&format!("cannot open {}", path.display()), e))?;
+                    let topic = LocalTopic::open(&path).map_err(|e| failed(&format!("cannot open {}", path.display()), &e))?;
                     Arc::clone(topics.entry(stream.to_owned()).or_insert(Arc::new(Mutex::new(topic))))
                 }
             };
