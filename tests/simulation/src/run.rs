@@ -24,6 +24,9 @@ use crate::{joins, oracle};
 /// Steps after which a run counts as stuck.
 const LONGEST: u64 = 120_000;
 
+/// Steps after which somebody else takes what its owner does not run any more.
+const RENEWED: u64 = 40_000;
+
 /// What the seed is aimed at, besides what happens anyway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Aim {
@@ -296,12 +299,31 @@ impl Run {
             })
             .collect();
         let pipeline = world.pipeline();
+        let processes: Vec<String> = self
+            .processes
+            .iter()
+            .map(|(id, p)| {
+                let calls = world.calls.values().filter(|c| c.process == *id);
+                let held = world.rows.get(&p.key).is_some_and(|r| r.fence.owner == p.session);
+                let calls: Vec<String> =
+                    calls.map(|c| format!("{}{:?}", if c.answer.is_some() { "answered " } else { "" }, c.due)).collect();
+                format!(
+                    "{id} {}{}{} calls {}",
+                    p.key,
+                    if held { " (holds it)" } else { "" },
+                    if p.paused_until > self.step { " paused" } else { "" },
+                    calls.join(" ")
+                )
+            })
+            .collect();
         let text = format!(
-            "stuck: {}; {}; draining {:?}, joining {:?}",
+            "stuck: {}; {}; draining {:?}, joining {:?}; now {}; processes {}",
             rows.join(", "),
             keyed.join(", "),
             pipeline.draining_for,
-            pipeline.joining
+            pipeline.joining,
+            world.now,
+            processes.join(", ")
         );
         world.violations.push(text);
     }
@@ -415,7 +437,11 @@ impl Run {
 
     /// Somebody takes what nobody runs.
     fn start_missing(&mut self) {
-        let running: BTreeSet<String> = self.processes.values().filter(|p| p.paused_until <= self.step).map(|p| p.key.clone()).collect();
+        // Who has lost its row learns it from its lease, which is not simulated: nobody waits for it for ever.
+        let looked_after = self.step.is_multiple_of(RENEWED);
+        let holds = |p: &Process| lock(&self.world).rows.get(&p.key).is_none_or(|row| row.fence.owner == p.session);
+        let runs = |p: &&Process| p.paused_until <= self.step && (!looked_after || holds(p));
+        let running: BTreeSet<String> = self.processes.values().filter(runs).map(|p| p.key.clone()).collect();
         let mut missing: Vec<String> = self.tasks().into_iter().filter(|k| !running.contains(k)).collect();
         if !running.contains("coordinator") {
             missing.push("coordinator".to_owned());
